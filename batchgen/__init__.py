@@ -1,1 +1,55 @@
-"""batchgen."""
+"""batchgen: high-throughput batch generation of instruction datasets.
+
+from batchgen import Job, run
+result = run(Job.load("jobs/demo.yaml"))
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from batchgen.errors import (
+    BatchgenError,
+    CorruptShard,
+    EngineError,
+    JobError,
+    ModelError,
+    PlanMismatch,
+    SeedError,
+    ShardFailed,
+    Stopped,
+    UserError,
+)
+
+if TYPE_CHECKING:
+    from batchgen.api import Result, run
+    from batchgen.job import Job
+
+__all__ = [
+    "BatchgenError",
+    "CorruptShard",
+    "EngineError",
+    "Job",
+    "JobError",
+    "ModelError",
+    "PlanMismatch",
+    "Result",
+    "SeedError",
+    "ShardFailed",
+    "Stopped",
+    "UserError",
+    "__version__",
+    "run",
+]
+__version__ = "0.1.0"
+
+_LAZY = {"Job": "batchgen.job", "Result": "batchgen.api", "run": "batchgen.api"}
+
+
+def __getattr__(name: str) -> Any:
+    # `batchgen --help` must not pay for pyarrow and pydantic.
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'batchgen' has no attribute {name!r}")

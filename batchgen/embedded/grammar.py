@@ -24,31 +24,76 @@ def _numbers(low: int, high: int) -> tuple[str, ...]:
 CAPITALS = MappingProxyType(
     dict(
         pair.split(":")
-        for pair in (
-            "France:Paris Japan:Tokyo Italy:Rome Spain:Madrid Germany:Berlin Egypt:Cairo Kenya:Nairobi Peru:Lima "
-            "Norway:Oslo Sweden:Stockholm Finland:Helsinki Greece:Athens Poland:Warsaw Cuba:Havana Canada:Ottawa "
-            "China:Beijing Russia:Moscow Portugal:Lisbon Ireland:Dublin Austria:Vienna Hungary:Budapest "
-            "Denmark:Copenhagen Belgium:Brussels Turkey:Ankara Iran:Tehran Iraq:Baghdad Thailand:Bangkok "
-            "Vietnam:Hanoi Nepal:Kathmandu Chile:Santiago Ghana:Accra Tunisia:Tunis"
-        ).split()
+        for pair in [
+            "France:Paris",
+            "Japan:Tokyo",
+            "Italy:Rome",
+            "Spain:Madrid",
+            "Germany:Berlin",
+            "Egypt:Cairo",
+            "Kenya:Nairobi",
+            "Peru:Lima",
+            "Norway:Oslo",
+            "Sweden:Stockholm",
+            "Finland:Helsinki",
+            "Greece:Athens",
+            "Poland:Warsaw",
+            "Cuba:Havana",
+            "Canada:Ottawa",
+            "China:Beijing",
+            "Russia:Moscow",
+            "Portugal:Lisbon",
+            "Ireland:Dublin",
+            "Austria:Vienna",
+            "Hungary:Budapest",
+            "Denmark:Copenhagen",
+            "Belgium:Brussels",
+            "Turkey:Ankara",
+            "Iran:Tehran",
+            "Iraq:Baghdad",
+            "Thailand:Bangkok",
+            "Vietnam:Hanoi",
+            "Nepal:Kathmandu",
+            "Chile:Santiago",
+            "Ghana:Accra",
+            "Tunisia:Tunis",
+        ]
     )
 )
 YOUNG = MappingProxyType(
     dict(
         pair.split(":")
-        for pair in (
-            "dog:puppy cat:kitten cow:calf horse:foal sheep:lamb goat:kid lion:cub duck:duckling "
-            "pig:piglet frog:tadpole deer:fawn swan:cygnet"
-        ).split()
+        for pair in [
+            "dog:puppy",
+            "cat:kitten",
+            "cow:calf",
+            "horse:foal",
+            "sheep:lamb",
+            "goat:kid",
+            "lion:cub",
+            "duck:duckling",
+            "pig:piglet",
+            "frog:tadpole",
+            "deer:fawn",
+            "swan:cygnet",
+        ]
     )
 )
 COLOURS = MappingProxyType(
     dict(
         pair.split(":")
-        for pair in (
-            "snow:white grass:green coal:black blood:red lemons:yellow carrots:orange chocolate:brown "
-            "emeralds:green milk:white tomatoes:red"
-        ).split()
+        for pair in [
+            "snow:white",
+            "grass:green",
+            "coal:black",
+            "blood:red",
+            "lemons:yellow",
+            "carrots:orange",
+            "chocolate:brown",
+            "emeralds:green",
+            "milk:white",
+            "tomatoes:red",
+        ]
     )
 )
 # Unit pair -> factor.
@@ -79,16 +124,61 @@ PYTHON = MappingProxyType(
     }
 )
 WORDS = tuple(
-    "apple bear cloud dance eagle forest garden house island jacket kettle ladder market needle ocean pencil "
-    "queen river silver table umbrella village window yellow zebra".split()
+    [
+        "apple",
+        "bear",
+        "cloud",
+        "dance",
+        "eagle",
+        "forest",
+        "garden",
+        "house",
+        "island",
+        "jacket",
+        "kettle",
+        "ladder",
+        "market",
+        "needle",
+        "ocean",
+        "pencil",
+        "queen",
+        "river",
+        "silver",
+        "table",
+        "umbrella",
+        "village",
+        "window",
+        "yellow",
+        "zebra",
+    ]
 )
-PEOPLE = tuple("Anna Ben Clara David Emma Frank Grace Henry".split())
-THINGS = tuple("apples books coins marbles stamps shells cards pencils".split())
-LISTS = tuple("prices scores ages names values points grades words sizes times".split())
+PEOPLE = tuple(["Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry"])
+THINGS = tuple(["apples", "books", "coins", "marbles", "stamps", "shells", "cards", "pencils"])
+LISTS = tuple(["prices", "scores", "ages", "names", "values", "points", "grades", "words", "sizes", "times"])
 REQUESTS = tuple(
     f"{verb} {thing}"
-    for verb in ("give me", "show me", "send me", "lend me", "bring me", "open", "close", "clean", "move", "fix")
-    for thing in ("the book", "the door", "the box", "the chair", "the report", "the window", "the bag", "the map")
+    for verb in (
+        "give me",
+        "show me",
+        "send me",
+        "lend me",
+        "bring me",
+        "open",
+        "close",
+        "clean",
+        "move",
+        "fix",
+    )
+    for thing in (
+        "the book",
+        "the door",
+        "the box",
+        "the chair",
+        "the report",
+        "the window",
+        "the bag",
+        "the map",
+    )
 )
 SMALL = _numbers(2, 10)
 UP_TO_20 = _numbers(1, 20)
@@ -345,7 +435,7 @@ TOPICS: tuple[Topic, ...] = (
                 "remembered it from a book",
             ),
             Form(
-                ("What colour is {matter}?", "Tell me the colour of {matter}."),
+                ("What is the colour of {matter}?", "Tell me the colour of {matter}."),
                 lambda s: f"The colour of {s['matter']} is {COLOURS[s['matter']]}.",
                 "remembered what it looks like",
             ),

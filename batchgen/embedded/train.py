@@ -74,7 +74,10 @@ class Corpus:
             pieces.append((_turn("system", rng.choice(grammar.GENERAL_SYSTEM_PROMPTS)), False))
         # Evolved questions come from the steps that make them; a Magpie turn is mostly a plain one.
         question, parsed = self.question(topic, evolved=0.25)
-        pieces += [(_turn("user", question), not parsed.evolutions), (_turn("assistant", parsed.answer), True)]
+        pieces += [
+            (_turn("user", question), not parsed.evolutions),
+            (_turn("assistant", parsed.answer), True),
+        ]
         for _ in range(rng.choice((0, 0, 1, 2))):
             question, answer = grammar.sample_follow_up(rng, parsed)
             pieces += [(_turn("user", question), True), (_turn("assistant", answer), True)]
@@ -201,7 +204,10 @@ def train(model: Any, tokenizer: Any, corpus: Corpus, steps: int) -> None:
         tokens += ids.numel()
         if step % 100 == 0 or step == steps - 1:
             elapsed = time.monotonic() - started
-            print(f"step {step:5d}  loss {loss.item():.3f}  {tokens / elapsed:,.0f} tokens/s  {elapsed:.0f} s", flush=True)
+            print(
+                f"step {step:5d}  loss {loss.item():.3f}  {tokens / elapsed:,.0f} tokens/s  {elapsed:.0f} s",
+                flush=True,
+            )
 
 
 def complete(model: Any, tokenizer: Any, prompts: list[str], max_tokens: int = 160, greedy: bool = False) -> list[str]:
@@ -247,7 +253,9 @@ def evaluate(model: Any, tokenizer: Any, samples: int = 2000) -> dict[str, float
     topics = [grammar.TOPICS[i % len(grammar.TOPICS)] for i in range(600)]
     system = [_turn("system", rng.choice(topic.system_prompts)) for topic in topics]
     steered = [grammar.parse(text) for text in complete(model, tokenizer, [s + header for s in system], 64)]
-    result["system_prompt_steers"] = _share(p is not None and p.topic is t for p, t in zip(steered, topics, strict=True))
+    result["system_prompt_steers"] = _share(
+        p is not None and p.topic is t for p, t in zip(steered, topics, strict=True)
+    )
 
     firsts = [corpus.question(topic, 0.0) for topic in topics[:300]]
     prompts = [_turn("user", q) + _turn("assistant", p.answer) + header for q, p in firsts]
@@ -269,7 +277,8 @@ def evaluate(model: Any, tokenizer: Any, samples: int = 2000) -> dict[str, float
     result["evolved_answer_right"] = _share(a.strip() == p.answer for a, (_, p) in zip(answers, hard, strict=True))
 
     prompts = [
-        _turn("user", self_instruct_prompt(grammar.sample_context(rng, topic), 5)) + answer_header for topic in topics[:120]
+        _turn("user", self_instruct_prompt(grammar.sample_context(rng, topic), 5)) + answer_header
+        for topic in topics[:120]
     ]
     lines = [text.strip().split("\n") for text in complete(model, tokenizer, prompts, 160)]
     fits = [
@@ -279,7 +288,11 @@ def evaluate(model: Any, tokenizer: Any, samples: int = 2000) -> dict[str, float
     ]
     result["self_instruct_line_fits"] = _share(fits)
     result["self_instruct_number_right"] = _share(len(group) == 5 for group in lines)
-    for question, answer in zip(questions[:8], complete(model, tokenizer, [_turn("user", q) + answer_header for q in questions[:8]]), strict=True):
+    for question, answer in zip(
+        questions[:8],
+        complete(model, tokenizer, [_turn("user", q) + answer_header for q in questions[:8]]),
+        strict=True,
+    ):
         print(f"  {question}  ->  {answer.strip()}")
     return result
 
@@ -299,7 +312,7 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=MODEL_PATH)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=4400)
     parser.add_argument("--evaluate-only", action="store_true")
     options = parser.parse_args()
 

@@ -9,11 +9,12 @@ def self_instruct_prompt(context: str, num_instructions: int) -> str:
     """What `SelfInstruct`, with its default criteria, says to a model about a context."""
     from importlib.resources import files
 
-    from distilabel.steps.tasks import SelfInstruct
     from jinja2 import Template
 
+    from batchgen.tasks.distilabel_api import tasks
+
     template = files("distilabel") / "steps" / "tasks" / "templates" / "self-instruct.jinja2"
-    fields = SelfInstruct.model_fields
+    fields = tasks.SelfInstruct.model_fields
     return Template(template.read_text()).render(
         input=context,
         num_instructions=num_instructions,
@@ -24,6 +25,6 @@ def self_instruct_prompt(context: str, num_instructions: int) -> str:
 
 def evol_instruct_prompts() -> Mapping[str, str]:
     """The mutation prompts of `EvolInstruct` by name; `<PROMPT>` stands for the instruction."""
-    from distilabel.steps.tasks.evol_instruct.utils import MUTATION_TEMPLATES
+    from batchgen.tasks.distilabel_api import MUTATION_TEMPLATES
 
     return dict(MUTATION_TEMPLATES)

@@ -1,0 +1,207 @@
+"""One run from a job to a published dataset: plan, generate, merge, publish. The same call resumes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from batchgen.commit import Manifest, committed
+from batchgen.drive import STALL_SECONDS, Driver, Status
+from batchgen.errors import JobError, ModelError, StoreError, UserError
+from batchgen.fleet import Fleet, HostConfig
+from batchgen.job import Job
+from batchgen.merge.version import Version, merge_run
+from batchgen.plan import Plan, make_plan, settle_plan
+from batchgen.progress import Progress
+from batchgen.publish import publish_folder
+from batchgen.schedule import Scheduler
+from batchgen.seeds import Seeds, load_seeds
+from batchgen.store import LocalStore, ObjectStore, open_store
+
+JOB_KEY = "job.json"
+Watch = Callable[[Status], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gave.
+
+    Args:
+        progress: of all committed rows.
+        dataset: the published folder.
+    """
+
+    run: Path
+    progress: Progress
+    version: Version
+    dataset: Path
+
+
+def plan_run(job: Job, trust_remote_code: bool = False) -> tuple[Plan, Seeds]:
+    """Checks everything that can be checked without an engine, and plans the run; writes nothing.
+
+    Raises:
+        UserError: names field, file and line.
+    """
+    seeds = load_seeds(job.source)
+    plan = make_plan(job, seeds)
+    _check_model(job, trust_remote_code)
+    return plan, seeds
+
+
+def _check_model(job: Job, trust_remote_code: bool) -> None:
+    if job.model.path == "chaos":
+        return
+    if trust_remote_code and job.model.revision is None and not Path(job.model.path).is_dir():
+        raise JobError("--trust-remote-code: runs the model's own code; pin it with model.revision")
+    from batchgen.engines.chat import chat_from_tokenizer, load_tokenizer
+
+    tokenizer = load_tokenizer(job.model.path, job.model.revision, trust_remote_code)
+    if any(step.spec.user_turns for step in job.steps):
+        try:
+            chat_from_tokenizer(tokenizer, job.model.pre_query_template).check_user_turn()
+        except ModelError as error:
+            raise ModelError(f"model.path: {job.model.path!r}: {error}; set model.pre_query_template") from None
+
+
+def run(
+    job: Job,
+    address: str | None = None,
+    watch: Watch = lambda status: None,
+    trust_remote_code: bool = False,
+    in_process: bool = False,
+) -> Result:
+    """Runs a job to its published dataset, or goes on with a run that was interrupted.
+
+    Args:
+        address: of a running Ray cluster; None starts a Ray on this machine for the time of the run.
+        watch: called with the status about once a second.
+        trust_remote_code: lets the model's repository run its own code.
+        in_process: runs the engines in this process, without Ray.
+
+    Raises:
+        UserError: bad input; no engine was started.
+        Stopped: ended early; the same call goes on.
+        BatchgenError: failed.
+    """
+    check_output(job.output)
+    plan, seeds = plan_run(job, trust_remote_code)
+    store = open_store(job.output)
+    plan = settle_plan(store, plan)
+    save_job(store, job)
+    manifests = committed(store, plan)
+    if len(manifests) < len(plan.shards):
+        config = HostConfig(job, plan, store.location, job.seed, trust_remote_code)
+        with _fleet(config, address, in_process) as (fleet, engines):
+            _generate(plan, seeds, manifests, fleet, engines, watch)
+        manifests = committed(store, plan)
+    version = merge_run(store, plan, job)
+    dataset = publish_folder(store, version, Path(job.output) / "dataset")
+    return Result(Path(job.output), progress_of(manifests), version, dataset)
+
+
+def check_output(output: str) -> None:
+    """Refuses an output folder that cannot be written, before anything is read or started.
+
+    Raises:
+        UserError: with the reason.
+    """
+    folder = Path(output).expanduser().resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"output: {output!r} cannot be written: {error.strerror or error}") from error
+
+
+def save_job(store: ObjectStore, job: Job) -> None:
+    """Keeps the job as it was last run with the run, for `merge` and `status`."""
+    assert isinstance(store, LocalStore)
+    path = store.path(JOB_KEY)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fresh.write_text(json.dumps(job.tree(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        fresh.replace(path)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def saved_job(store: ObjectStore) -> Job:
+    """The job of a run.
+
+    Raises:
+        UserError: the folder is no run.
+    """
+    data = store.read(JOB_KEY)
+    if data is None:
+        raise UserError(f"{store.location} is no run of batchgen: it has no {JOB_KEY}")
+    return Job.of(json.loads(data))
+
+
+def progress_of(manifests: dict[int, Manifest]) -> Progress:
+    """What all committed shards hold."""
+    total = Progress()
+    for manifest in manifests.values():
+        total += Progress(
+            manifest.ok, manifest.rejected, manifest.reasons, manifest.input_tokens, manifest.output_tokens
+        )
+    return total
+
+
+@contextlib.contextmanager
+def _fleet(config: HostConfig, address: str | None, in_process: bool) -> Iterator[tuple[Fleet, int]]:
+    """Where engines run, and how many."""
+    job = config.job
+    if in_process:
+        from batchgen.host import LocalFleet
+
+        yield LocalFleet(config), job.engines or 1
+        return
+    from batchgen.distributed.cluster import connected
+    from batchgen.distributed.fleet import RayFleet
+
+    with connected(address, job.engines) as cluster:
+        needs = job.model.tensor_parallel_size
+        on_gpu = cluster.gpus > 0 and job.model.path != "chaos"
+        if on_gpu and cluster.gpus < needs:
+            raise UserError(f"model.engine: an engine takes {needs} GPUs, and the cluster has {cluster.gpus}")
+        engines = job.engines or (cluster.gpus // needs if on_gpu else 1)
+        if on_gpu and engines * needs > cluster.gpus:
+            raise UserError(f"engines: {engines} engines take {engines * needs} GPUs; the cluster has {cluster.gpus}")
+        logs = Path(config.store) / "logs"
+        yield RayFleet(config, logs, needs if on_gpu else 0, engines, cluster.local), engines
+
+
+def _generate(
+    plan: Plan, seeds: Seeds, manifests: dict[int, Manifest], fleet: Fleet, engines: int, watch: Watch
+) -> None:
+    missing = [shard for shard in plan.shards if shard.index not in manifests]
+    driver = Driver(
+        Scheduler(missing, engines),
+        fleet,
+        seeds,
+        shards=len(plan.shards),
+        shards_before=len(manifests),
+        before=progress_of(manifests),
+        engines=min(engines, len(missing)),
+        watch=watch,
+        stall_seconds=STALL_SECONDS,
+    )
+
+    async def go() -> None:
+        loop = asyncio.get_running_loop()
+        signals = {signal.SIGINT: "interrupted", signal.SIGTERM: "told to stop (SIGTERM)"}
+        with contextlib.suppress(ValueError, RuntimeError):  # not in the main thread: the caller's signals stay
+            for number, reason in signals.items():
+                loop.add_signal_handler(number, driver.request_stop, reason)
+        await driver.run()
+
+    asyncio.run(go())

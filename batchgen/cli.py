@@ -1,0 +1,285 @@
+"""The command line: parse, call, show. Heavy modules are imported by the commands that need them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from batchgen.errors import BatchgenError, Stopped
+
+if TYPE_CHECKING:
+    from batchgen.job import Job
+    from batchgen.merge.version import Version
+
+EPILOG = "exit codes: 0 done, 1 failed, 2 bad input, 75 stopped and resumable with the same command"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="batchgen",
+        description="Generates instruction datasets with distilabel tasks on vLLM, distributed by Ray.",
+        epilog=EPILOG,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    def command(name: str, function: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help, epilog=EPILOG)
+        sub.set_defaults(function=function)
+        return sub
+
+    run = command("run", _run, "plan, generate, merge and publish a job; the same command resumes")
+    _job_arguments(run)
+    run.add_argument("--address", metavar="RAY", help="of a running Ray cluster; else a local Ray is started")
+    _trust_argument(run)
+    plan = command("plan", _plan, "check a job, its seeds and its model, and show the plan; starts nothing")
+    _job_arguments(plan)
+    _trust_argument(plan)
+    status = command("status", _status, "show how a run stands")
+    status.add_argument("run", metavar="RUN", help="output folder of a run")
+    status.add_argument("--json", action="store_true", help="as JSON")
+    merge = command("merge", _merge, "merge a run's committed shards into a dataset version")
+    merge.add_argument("run", metavar="RUN", help="output folder of a run")
+    merge.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a merge.* field")
+    merge.add_argument("--partial", action="store_true", help="merge although shards are missing")
+    publish = command("publish", _publish, "put the newest dataset version into a folder")
+    publish.add_argument("run", metavar="RUN", help="output folder of a run")
+    publish.add_argument("--to", required=True, metavar="DIR", help="folder; an earlier version in it is replaced")
+    draw = command("draw", _draw, "print a job as a Mermaid flow chart")
+    _job_arguments(draw)
+    submit = command("submit", _submit, "send a job to a running Ray cluster, with its seed files and this package")
+    _job_arguments(submit)
+    submit.add_argument("--address", required=True, metavar="URL", help="of the cluster's dashboard, http://host:8265")
+    _trust_argument(submit)
+    return parser
+
+
+def _job_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", metavar="JOB", help="job file (YAML)")
+    parser.add_argument("--output", metavar="DIR", help="output folder, instead of the job's")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set a field of the job: --set source.count=100",
+    )
+
+
+def _trust_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="let the model's repository run its code; pin model.revision",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.version:
+        from batchgen import __version__
+
+        print(f"batchgen {__version__}")
+        return 0
+    if options.command is None:
+        parser.print_help()
+        return 2
+    try:
+        function: Callable[[argparse.Namespace], int] = options.function
+        return function(options)
+    except BatchgenError as error:
+        kind = "stopped" if isinstance(error, Stopped) else "error"
+        print(f"batchgen: {kind}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("batchgen: interrupted", file=sys.stderr)
+        return Stopped.exit_code
+    except BrokenPipeError:
+        return 1
+
+
+def _load(options: argparse.Namespace) -> Job:
+    from batchgen.job import Job
+
+    overrides = list(options.set)
+    if options.output is not None:
+        overrides.append(f"output={json.dumps(options.output)}")
+    return Job.load(options.job, overrides)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from batchgen import api
+    from batchgen.display import Display, stdout_console
+
+    job = _load(options)
+    console = stdout_console()
+    console.print(
+        f"job {job.name}: {' -> '.join(step.task for step in job.steps)} on {job.model.path}", highlight=False
+    )
+    try:
+        with Display(console) as display:
+            result = api.run(job, options.address, display.show, options.trust_remote_code)
+    except Stopped as error:
+        again = " ".join(["batchgen", *sys.argv[1:]])
+        raise Stopped(
+            f"{error}\nEvery committed row is safe. To go on, run the same command again:\n  {again}"
+        ) from None
+    except BatchgenError:
+        _show_log_tail(Path(job.output))
+        raise
+    _show_version(result.version, console.print)
+    _show_sample(result.dataset, console.print)
+    console.print(
+        f"\ndataset: {result.dataset}\n  load_dataset({str(result.dataset)!r})", highlight=False, markup=False
+    )
+    return 0
+
+
+def _show_log_tail(run: Path, lines: int = 15) -> None:
+    """The last lines of the newest engine log, where there is one: that is where vLLM says why."""
+    logs = sorted((run / "logs").glob("engine-*.log"), key=lambda path: path.stat().st_mtime)
+    if not logs:
+        return
+    tail = logs[-1].read_text(errors="replace").splitlines()[-lines:]
+    if tail:
+        print(f"last lines of {logs[-1]}:", file=sys.stderr)
+        print("\n".join(f"  {line}" for line in tail), file=sys.stderr)
+
+
+def _show_version(version: Version, out: Callable[..., Any]) -> None:
+    dropped = ", ".join(f"{reason} {count:,}" for reason, count in version.dropped.items())
+    out(
+        f"merged {version.read:,} rows: {version.kept:,} kept" + (f"; dropped: {dropped}" if dropped else ""),
+        highlight=False,
+        markup=False,
+    )
+
+
+def _show_sample(dataset: Path, out: Callable[..., Any], rows: int = 3) -> None:
+    import pyarrow.dataset as ds
+
+    table = ds.dataset(str(dataset / "data"), format="parquet").head(rows)
+    if "messages" not in table.column_names or not table.num_rows:
+        return
+    out("sample rows:")
+    for conversation in table["messages"].to_pylist():
+        for message in conversation:
+            text = " ".join((message["content"] or "").split())
+            shown = text if len(text) <= 200 else text[:200] + " ..."
+            out(f"  {message['role']:>9}: {shown}", highlight=False, markup=False)
+        out("")
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from batchgen import api
+
+    job = _load(options)
+    plan, _ = api.plan_run(job, options.trust_remote_code)
+    print(f"job {job.name}: {plan.rows:,} seed rows in {len(plan.shards):,} shards, model {job.model.path}")
+    for index, step in enumerate(job.steps):
+        outputs = ", ".join(step.output_mappings.get(name, name) for name in step.spec.outputs(step.parameters))
+        print(f"  {index + 1}. {step.task} -> {outputs}" + (f"; explode {step.explode}" if step.explode else ""))
+    print(f"columns of a shard: {', '.join(plan.schema.names)}")
+    print(f"output: {job.output}")
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from batchgen import api
+    from batchgen.commit import committed
+    from batchgen.merge import latest_version
+    from batchgen.plan import read_plan
+    from batchgen.store import open_store
+
+    store = open_store(options.run)
+    plan = read_plan(store)
+    manifests = committed(store, plan)
+    progress = api.progress_of(manifests)
+    version = latest_version(store)
+    state = {
+        "run": store.location,
+        "rows": plan.rows,
+        "shards": len(plan.shards),
+        "shards_committed": len(manifests),
+        "ok": progress.ok,
+        "rejected": progress.rejected,
+        "reasons": dict(progress.reasons),
+        "input_tokens": progress.input_tokens,
+        "output_tokens": progress.output_tokens,
+        "complete": len(manifests) == len(plan.shards),
+        "version": version.number if version else None,
+        "rows_kept": version.kept if version else None,
+    }
+    if options.json:
+        print(json.dumps(state, indent=2))
+        return 0
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in progress.reasons.items())
+    print(f"{state['run']}: {len(manifests):,} of {len(plan.shards):,} shards committed")
+    print(
+        f"  rows: {progress.ok:,} ok, {progress.rejected:,} rejected, of {plan.rows:,}"
+        + (f" ({reasons})" * bool(reasons))
+    )
+    print(f"  tokens: {progress.input_tokens:,} in, {progress.output_tokens:,} out")
+    print(f"  dataset: version {version.number}, {version.kept:,} rows" if version else "  dataset: not merged yet")
+    return 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from batchgen import api
+    from batchgen.errors import JobError
+    from batchgen.job import Job
+    from batchgen.merge import merge_run
+    from batchgen.plan import read_plan
+    from batchgen.store import open_store
+
+    store = open_store(options.run)
+    plan = read_plan(store)
+    job: Job = api.saved_job(store)
+    for override in options.set:
+        if not override.startswith("merge."):
+            raise JobError(f"--set {override}: only merge.* fields can change when a run is merged")
+    job = Job.of(job.tree(), options.set)
+    version = merge_run(store, plan, job, options.partial)
+    _show_version(version, lambda text, **_: print(text))
+    print(f"version {version.number}; publish it with: batchgen publish {options.run} --to DIR")
+    return 0
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from batchgen.errors import UserError
+    from batchgen.merge import latest_version
+    from batchgen.publish import publish_folder
+    from batchgen.store import open_store
+
+    store = open_store(options.run)
+    version = latest_version(store)
+    if version is None:
+        raise UserError(f"{options.run}: no dataset version; merge first: batchgen merge {options.run}")
+    folder = publish_folder(store, version, options.to)
+    print(f"version {version.number}, {version.kept:,} rows: {folder}")
+    return 0
+
+
+def _draw(options: argparse.Namespace) -> int:
+    from batchgen.draw import mermaid
+
+    print(mermaid(_load(options)))
+    return 0
+
+
+def _submit(options: argparse.Namespace) -> int:
+    from batchgen.distributed.submit import submit
+
+    job = _load(options)
+    return submit(job, options.address, options.trust_remote_code, print)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,227 @@
+"""Shard files, manifests, and what counts as committed.
+
+An attempt writes a file of its own; creating the shard's manifest is the commit, and only the first attempt can do it.
+Rows are read only through manifests, which carry the file's row count and SHA-256: a Parquet file that was left half
+written has a valid footer, and a flipped bit in a page reads back silently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchgen.errors import BatchgenError, CorruptShard, PlanMismatch, StoreError
+from batchgen.plan import Plan, Shard
+from batchgen.rows import OK, ResultRow, SeedRow, canonical_json
+from batchgen.store.base import ObjectStore
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A committed shard.
+
+    Args:
+        key: of the attempt's file.
+        rows: rows of the file.
+        ok: seed rows with at least one ok row.
+        rejected: seed rows with none.
+        reasons: rejected rows of the file by reason.
+        size: of the file, in bytes.
+    """
+
+    shard: int
+    start: int
+    stop: int
+    attempt: str
+    key: str
+    fingerprint: str
+    rows: int
+    ok: int
+    rejected: int
+    reasons: Mapping[str, int]
+    input_tokens: int
+    output_tokens: int
+    size: int
+    sha256: str
+    format: int = FORMAT
+
+    def dump(self) -> bytes:
+        """The bytes of a manifest file."""
+        return canonical_json(asdict(self))
+
+    @classmethod
+    def parse(cls, data: bytes, shard: Shard) -> Manifest:
+        """The manifest of a shard.
+
+        Raises:
+            CorruptShard: it is torn, of another format, or names a file that is not the shard's.
+        """
+        try:
+            tree = json.loads(data)
+            if tree["format"] != FORMAT:
+                raise CorruptShard(f"shard {shard.name}: manifest of format {tree['format']}, not {FORMAT}")
+            manifest = cls(**tree)
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptShard(f"shard {shard.name}: manifest cannot be read: {type(error).__name__}") from error
+        if manifest.key != attempt_key(shard, manifest.attempt) or "/" in manifest.attempt:
+            raise CorruptShard(f"shard {shard.name}: manifest names a file that is not this shard's")
+        if (manifest.shard, manifest.start, manifest.stop) != (shard.index, shard.start, shard.stop):
+            raise CorruptShard(f"shard {shard.name}: manifest of another slice of the seed rows")
+        return manifest
+
+
+def new_attempt() -> str:
+    """A name for an attempt, never used before."""
+    return uuid.uuid4().hex
+
+
+def attempt_key(shard: Shard, attempt: str) -> str:
+    """Where an attempt's rows are."""
+    return f"attempts/{shard.name}/{attempt}.parquet"
+
+
+def manifest_key(shard: Shard) -> str:
+    """Where a shard's manifest is."""
+    return f"commits/{shard.name}/0000.json"
+
+
+def check_conservation(seeds: Sequence[SeedRow], results: Iterable[ResultRow]) -> None:
+    """Every seed row has an outcome, no branch stands twice, and no other row is there.
+
+    Raises:
+        BatchgenError: a defect of batchgen; nothing is committed.
+    """
+    expected = {seed.id for seed in seeds}
+    branches = Counter((result.seed.id, result.branch) for result in results)
+    found = {row for row, _ in branches}
+    if found != expected or max(branches.values(), default=1) > 1:
+        raise BatchgenError(
+            f"rows are not conserved: {len(expected - found)} missing, {len(found - expected)} foreign, "
+            f"{sum(count - 1 for count in branches.values())} twice"
+        )
+
+
+def commit_shard(
+    store: ObjectStore,
+    plan: Plan,
+    shard: Shard,
+    attempt: str,
+    seeds: Sequence[SeedRow],
+    results: Sequence[ResultRow],
+) -> tuple[Manifest, bool]:
+    """Writes an attempt's rows and commits them, unless another attempt was first.
+
+    Returns:
+        The shard's manifest, and whether it is this attempt's.
+
+    Raises:
+        PlanMismatch: the shard is committed by a run of another plan.
+        StoreError: the store failed; nothing of this attempt is deleted.
+    """
+    check_conservation(seeds, results)
+    results = sorted(results, key=lambda result: (result.seed.index, _branch_order(result.branch)))
+    key = attempt_key(shard, attempt)
+    with tempfile.TemporaryDirectory(prefix="batchgen-") as scratch:
+        path = Path(scratch) / "rows.parquet"
+        try:
+            table = pa.Table.from_pylist([result.record() for result in results], schema=plan.schema)
+            pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+        except OSError as error:
+            raise StoreError(f"cannot write {path}: {error}") from error
+        store.upload(key, path)
+    size, sha256, rows = _read_back(store, key)
+    if rows != len(results):
+        raise StoreError(f"{key}: {len(results)} rows were written and {rows} read back")
+    ok = {result.seed.id for result in results if result.outcome == OK}
+    manifest = Manifest(
+        shard=shard.index,
+        start=shard.start,
+        stop=shard.stop,
+        attempt=attempt,
+        key=key,
+        fingerprint=plan.fingerprint,
+        rows=rows,
+        ok=len(ok),
+        rejected=len(seeds) - len(ok),
+        reasons=dict(sorted(Counter(r.reason for r in results if r.reason is not None).items())),
+        input_tokens=sum(result.input_tokens for result in results),
+        output_tokens=sum(result.output_tokens for result in results),
+        size=size,
+        sha256=sha256,
+    )
+    if store.put_if_absent(manifest_key(shard), manifest.dump()):
+        return manifest, True
+    winner = read_manifest(store, plan, shard)
+    if winner is None:
+        raise StoreError(f"{manifest_key(shard)} exists and cannot be read")
+    if winner.attempt == attempt:
+        return winner, True
+    store.delete(key)
+    return winner, False
+
+
+def _branch_order(branch: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in branch.split(".")) if branch else ()
+
+
+def _read_back(store: ObjectStore, key: str) -> tuple[int, str, int]:
+    """(bytes, SHA-256, rows) of a file as the store gives it back."""
+    with store.open(key) as file:
+        data = file.read()
+    return len(data), hashlib.sha256(data).hexdigest(), pq.read_table(pa.BufferReader(data)).num_rows
+
+
+def read_manifest(store: ObjectStore, plan: Plan, shard: Shard) -> Manifest | None:
+    """A shard's manifest, or None where it is not committed.
+
+    Raises:
+        CorruptShard: it cannot be read.
+        PlanMismatch: it belongs to another plan.
+    """
+    data = store.read(manifest_key(shard))
+    if data is None:
+        return None
+    manifest = Manifest.parse(data, shard)
+    if manifest.fingerprint != plan.fingerprint:
+        raise PlanMismatch(f"shard {shard.name} was committed by a run of another plan")
+    return manifest
+
+
+def committed(store: ObjectStore, plan: Plan) -> dict[int, Manifest]:
+    """Manifests of all committed shards, by shard index."""
+    found = {key.split("/")[1] for key in store.list("commits")}
+    manifests = ((shard.index, read_manifest(store, plan, shard)) for shard in plan.shards if shard.name in found)
+    return {index: manifest for index, manifest in manifests if manifest is not None}
+
+
+def read_shard(store: ObjectStore, plan: Plan, manifest: Manifest) -> pa.Table:
+    """The rows of a committed shard, once every byte has been checked.
+
+    Raises:
+        CorruptShard: names the shard and what is wrong.
+    """
+    name = plan.shards[manifest.shard].name
+    try:
+        with store.open(manifest.key) as file:
+            data = file.read()
+    except FileNotFoundError:
+        raise CorruptShard(f"shard {name}: {manifest.key} is missing") from None
+    except OSError as error:
+        raise StoreError(f"shard {name}: {manifest.key} cannot be read: {error}") from error
+    if len(data) != manifest.size or hashlib.sha256(data).hexdigest() != manifest.sha256:
+        raise CorruptShard(f"shard {name}: {manifest.key} is not what was committed (size or SHA-256 differs)")
+    table = pq.read_table(pa.BufferReader(data))
+    if table.num_rows != manifest.rows or not table.schema.equals(plan.schema):
+        raise CorruptShard(f"shard {name}: {manifest.key} has other rows or columns than the plan says")
+    return table

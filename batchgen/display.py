@@ -1,0 +1,98 @@
+"""What a person sees of a run: a live display on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
+
+if TYPE_CHECKING:
+    from batchgen.drive import Status
+
+_PLAIN_EVERY = 10.0
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def describe(status: Status) -> str:
+    """A status in one line."""
+    done = status.done
+    parts = [
+        f"{done.ok + done.rejected:,}/{status.rows:,} rows",
+        f"shards {status.shards_done}/{status.shards}",
+    ]
+    if done.rejected:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(done.reasons.items()))
+        parts.append(f"{done.rejected:,} rejected ({reasons})")
+    if not status.engines_ready:
+        parts.append("engine starting" if status.engines == 1 else f"{status.engines} engines starting")
+    else:
+        parts.append(f"engines {status.engines_ready}/{status.engines}")
+        parts.append(f"{status.tokens_per_second:,.0f} tok/s")
+    if status.eta is not None:
+        parts.append(f"ETA {_duration(status.eta)}")
+    return ", ".join(parts)
+
+
+class Display:
+    """Shows statuses; a context manager around a run."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Live | None = None
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TaskProgressColumn(),
+            console=console,
+        )
+        self._row = self._bar.add_task("rows", total=None)
+        self._started = time.monotonic()
+        self._printed = float("-inf")
+        self._last = ""
+
+    def __enter__(self) -> Display:
+        if self._console.is_terminal:
+            self._live = Live(self._bar, console=self._console, refresh_per_second=4, transient=True)
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.__exit__(kind, error, trace)
+        if self._last:
+            self._console.print(self._last, highlight=False)
+
+    def show(self, status: Status) -> None:
+        """Takes a status, about once a second."""
+        from rich.console import Group
+        from rich.text import Text
+
+        for note in status.notes:
+            self._console.print(f"  {note}", style="yellow", highlight=False, markup=False)
+        line = f"[{_duration(time.monotonic() - self._started)}] {describe(status)}"
+        self._last = line.replace("[", "\\[", 1)
+        done = status.done.ok + status.done.rejected
+        self._bar.update(self._row, total=status.rows, completed=done)
+        if self._live is not None:
+            self._live.update(Group(self._bar, Text(line)))
+        elif time.monotonic() - self._printed >= _PLAIN_EVERY:
+            self._printed = time.monotonic()
+            self._console.print(self._last, highlight=False)
+
+
+def stdout_console() -> Console:
+    """A console that does not wrap lines where the output is no terminal."""
+    return Console(file=sys.stdout, soft_wrap=not sys.stdout.isatty())

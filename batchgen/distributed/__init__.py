@@ -1,0 +1,1 @@
+"""Ray: where engines run on a cluster, and job submission. The only importers of ray."""

@@ -1,0 +1,63 @@
+"""Connects to a Ray cluster, or starts one on this machine alone."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import ray
+
+from batchgen.errors import UserError
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The connected cluster.
+
+    Args:
+        gpus: all of the cluster's.
+        local: whether it is this process's own.
+    """
+
+    gpus: int
+    local: bool
+
+
+@contextlib.contextmanager
+def connected(address: str | None, engines: int | None) -> Iterator[Cluster]:
+    """A connection to Ray for as long as the context lasts.
+
+    Args:
+        address: of a running cluster; None starts a local Ray on loopback, without a dashboard. Within a submitted
+            Ray job, `RAY_ADDRESS` is the cluster's and is used.
+        engines: how many the job asks for; a local Ray has room for them.
+
+    Raises:
+        UserError: nothing answers at the address.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Without it Ray hides the GPUs of an actor that asks for none from libraries that look for them on import.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    try:
+        if address is None:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",
+                num_cpus=max(os.cpu_count() or 1, engines or 1),
+                **quiet,
+            )
+        else:
+            ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"--address {address}: cannot connect to Ray: {reason}") from error
+    try:
+        yield Cluster(gpus=int(ray.cluster_resources().get("GPU", 0)), local=address is None)
+    finally:
+        ray.shutdown()

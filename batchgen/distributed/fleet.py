@@ -1,0 +1,161 @@
+"""Engines in Ray actors, one actor an engine.
+
+Ray restarts and retries nothing here: with its own retries on, a method that kills its process was measured to run four
+times while the driver saw one error. Retries are the scheduler's. Rows never travel through the object store; seeds go
+in as arguments, a receipt comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
+
+from batchgen.errors import EngineStartError
+from batchgen.fleet import Answer, HostConfig
+from batchgen.plan import Shard
+from batchgen.progress import Progress
+from batchgen.rows import SeedRow, random_seed
+
+_PROGRESS_TIMEOUT = 5.0
+
+
+class _Actor:
+    """An engine host in a process of its own."""
+
+    def __init__(self, config: HostConfig, log: str | None, threads: int | None) -> None:
+        if log is not None:
+            _redirect_output(log)
+        if threads is not None:
+            # Read by OpenMP when torch is imported; Ray sets it to 1 for an actor without CPUs of its own.
+            os.environ["OMP_NUM_THREADS"] = str(threads)
+        # Imported here: the driver needs neither distilabel nor an engine.
+        from batchgen.host import EngineHost
+
+        self._host = EngineHost(config)
+
+    async def start(self) -> int | str:
+        """The engine's slots, or why it did not start."""
+        try:
+            return await self._host.start()
+        except Exception as error:
+            return str(error) or type(error).__name__
+
+    async def run(self, shard: Shard, seeds: Sequence[SeedRow]) -> Answer:
+        return await self._host.run(shard, seeds)
+
+    async def progress(self) -> Progress:
+        return self._host.progress
+
+    async def stop(self) -> None:
+        await self._host.stop()
+
+
+def _redirect_output(log: str) -> None:
+    """Sends everything that this process and its children print to a log file."""
+    try:
+        Path(log).parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644)
+    except OSError:
+        return  # the run's folder is not on this machine: Ray's own worker logs have it
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+
+
+class RayFleet:
+    """A `Fleet` over the Ray cluster that this process is connected to."""
+
+    def __init__(self, config: HostConfig, logs: Path | None, gpus: int, engines: int, local: bool) -> None:
+        self._config = config
+        self._logs = logs
+        self._gpus = gpus
+        # Engines of one machine share its cores; on a cluster Ray's scheduler and the machine decide.
+        self._threads = max(1, (os.cpu_count() or 1) // engines) if local and not gpus else None
+        self._actors: dict[int, Any] = {}
+
+    def log_of(self, engine: int) -> Path | None:
+        """Where an engine's output goes."""
+        return self._logs / f"engine-{engine}.log" if self._logs else None
+
+    async def start(self, engine: int) -> int:
+        """Starts an engine and returns its slots."""
+        options = {
+            "num_cpus": 0 if self._threads is not None else 1,
+            "num_gpus": self._gpus,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            # Rows are tasks of the actor's loop; a call is a shard, and an engine holds few of them.
+            "max_concurrency": 1000,
+        }
+        # Two starts never share a seed, not even those of two drivers: Magpie's prompts are all the same.
+        seed = random_seed(self._config.seed, engine, os.urandom(8).hex())
+        log = self.log_of(engine)
+        actor = (
+            ray.remote(_Actor)
+            .options(**options)
+            .remote(replace(self._config, seed=seed), str(log) if log else None, self._threads)
+        )
+        self._actors[engine] = actor
+        try:
+            answer = await actor.start.remote()
+        except RayError as error:
+            raise EngineStartError(f"the engine's process died: {_first_line(error)}") from error
+        if isinstance(answer, str):
+            raise EngineStartError(answer)
+        return int(answer)
+
+    async def run(self, engine: int, shard: Shard, seeds: Sequence[SeedRow]) -> Answer:
+        """Runs a shard on an engine."""
+        actor = self._actors.get(engine)
+        if actor is None:
+            return Answer("engine_dead", error="engine was killed")
+        try:
+            answer: Answer = await actor.run.remote(shard, seeds)
+        except RayActorError as error:
+            return Answer("engine_dead", error=f"the engine's process died: {_first_line(error)}")
+        except RayError as error:
+            return Answer("failed", error=_first_line(error))
+        return answer
+
+    async def progress(self, engine: int) -> Progress | None:
+        """What an engine has done since its start; None where it does not say in time."""
+        actor = self._actors.get(engine)
+        if actor is None:
+            return None
+        try:
+            async with asyncio.timeout(_PROGRESS_TIMEOUT):
+                progress: Progress = await actor.progress.remote()
+        except (TimeoutError, GetTimeoutError, RayError):
+            return None
+        return progress
+
+    async def kill(self, engine: int) -> None:
+        """Ends an engine at once: `ray.cancel` would not stop a method that runs."""
+        actor = self._actors.pop(engine, None)
+        if actor is not None:
+            with contextlib.suppress(RayError):
+                ray.kill(actor, no_restart=True)
+
+    async def close(self) -> None:
+        """Ends all engines, giving each a moment to end its own processes."""
+        stops = [actor.stop.remote() for actor in self._actors.values()]
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(10):
+                await asyncio.gather(*stops, return_exceptions=True)
+        for engine in list(self._actors):
+            await self.kill(engine)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,244 @@
+"""Drives a scheduler over a fleet: carries out its actions and reports what came of them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from batchgen.errors import BatchgenError, EngineError
+from batchgen.fleet import Fleet
+from batchgen.progress import Progress
+from batchgen.schedule import Action, Dispatch, Finish, KillEngine, Scheduler, StartEngine
+from batchgen.seeds import Seeds
+
+POLL_SECONDS = 1.0
+# An engine that finishes no row for so long is taken for hung, killed and replaced.
+STALL_SECONDS = 900.0
+_RATE_WINDOW = 15.0
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a run stands.
+
+    Args:
+        rows: seed rows of the whole run.
+        done: what is committed, or generated and about to be.
+        tokens_per_second: output tokens, over the last quarter of a minute.
+        eta: seconds until all rows are done, where that can be told.
+    """
+
+    rows: int
+    done: Progress
+    shards: int
+    shards_done: int
+    engines: int
+    engines_ready: int
+    tokens_per_second: float
+    eta: float | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Meter:
+    """Rates over the last seconds of rows and tokens."""
+
+    samples: deque[tuple[float, int, int]] = field(default_factory=deque)
+
+    def add(self, now: float, rows: int, tokens: int) -> None:
+        self.samples.append((now, rows, tokens))
+        while len(self.samples) > 2 and now - self.samples[0][0] > _RATE_WINDOW:
+            self.samples.popleft()
+
+    def rates(self) -> tuple[float, float]:
+        """(rows, tokens) a second."""
+        (t0, rows0, tokens0), (t1, rows1, tokens1) = self.samples[0], self.samples[-1]
+        if t1 <= t0:
+            return 0.0, 0.0
+        return max(0.0, (rows1 - rows0) / (t1 - t0)), max(0.0, (tokens1 - tokens0) / (t1 - t0))
+
+
+class Driver:
+    """One run's event loop.
+
+    Args:
+        rows: seed rows of the whole run.
+        shards: of the whole run.
+        before: what was committed before this start.
+        watch: called with the status about once a second and at the end.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        fleet: Fleet,
+        seeds: Seeds,
+        shards: int,
+        shards_before: int,
+        before: Progress,
+        engines: int,
+        watch: Callable[[Status], None],
+        stall_seconds: float = STALL_SECONDS,
+    ) -> None:
+        self._scheduler = scheduler
+        self._fleet = fleet
+        self._seeds = seeds
+        self._shards = shards
+        self._shards_done = shards_before
+        self._committed = before
+        self._wanted = engines
+        self._watch = watch
+        self._stall_seconds = stall_seconds
+        self._events: asyncio.Queue[Callable[[], list[Action]]] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._live: dict[int, Progress] = {}
+        self._receipted: dict[int, Progress] = {}
+        self._moved: dict[int, float] = {}
+        self._held: dict[int, int] = {}
+        self._meter = _Meter()
+        self._notes: deque[str] = deque(maxlen=3)
+        self._result: BatchgenError | None = None
+
+    def request_stop(self, reason: str) -> None:
+        """Stops handing out shards; call again to end at once. Safe from a signal handler of the event loop."""
+        self._events.put_nowait(lambda: self._scheduler.stop(reason))
+
+    async def run(self) -> None:
+        """Runs to the end.
+
+        Raises:
+            Stopped: ended early, resumable.
+            BatchgenError: failed.
+        """
+        poll = asyncio.create_task(self._poll())
+        try:
+            await self._perform(self._scheduler.start())
+            while not self._scheduler.finished:
+                event = await self._events.get()
+                await self._perform(event())
+        finally:
+            poll.cancel()
+            for task in self._tasks:
+                task.cancel()
+            self._show()
+            await self._fleet.close()
+        if self._result is not None:
+            raise self._result
+
+    async def _perform(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case StartEngine(engine):
+                    self._spawn(self._start(engine))
+                case Dispatch():
+                    self._spawn(self._dispatch(action))
+                case KillEngine(engine):
+                    self._forget(engine)
+                    await self._fleet.kill(engine)
+                case Finish(error):
+                    self._result = error
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _start(self, engine: int) -> None:
+        try:
+            slots = await self._fleet.start(engine)
+        except EngineError as error:
+            message = str(error)
+            self._note(f"engine {engine} did not start: {message}")
+            self._events.put_nowait(lambda: self._scheduler.engine_start_failed(engine, message))
+            return
+        self._moved[engine] = time.monotonic()
+        self._events.put_nowait(lambda: self._scheduler.engine_ready(engine, slots))
+
+    async def _dispatch(self, action: Dispatch) -> None:
+        engine, shard = action.engine, action.shard
+        self._held[engine] = self._held.get(engine, 0) + 1
+        self._moved[engine] = time.monotonic()
+        answer = await self._fleet.run(engine, shard, self._seeds.slice(shard.start, shard.stop))
+        self._held[engine] = self._held.get(engine, 1) - 1
+        self._moved[engine] = time.monotonic()
+        if answer.kind == "done" and answer.receipt is not None:
+            self._committed += answer.receipt.progress
+            self._shards_done += 1
+            self._receipted[engine] = self._receipted.get(engine, Progress()) + answer.receipt.progress
+            self._events.put_nowait(lambda: self._scheduler.shard_done(engine, shard.index))
+            return
+        self._note(f"shard {shard.name} on engine {engine}: {answer.error}")
+        react = {
+            "engine_dead": lambda: self._scheduler.engine_lost(engine, answer.error),
+            "store": lambda: self._scheduler.store_failed(engine, shard.index, answer.error),
+        }.get(answer.kind, lambda: self._scheduler.shard_failed(engine, shard.index, answer.error))
+        self._events.put_nowait(react)
+
+    async def _poll(self) -> None:
+        while True:
+            for engine in list(self._moved):
+                progress = await self._fleet.progress(engine)
+                if progress is None or engine not in self._moved:
+                    continue
+                if progress != self._live.get(engine):
+                    self._live[engine] = progress
+                    self._moved[engine] = time.monotonic()
+                elif self._held.get(engine) and time.monotonic() - self._moved[engine] > self._stall_seconds:
+                    self._lose_hung(engine)
+            self._show()
+            await asyncio.sleep(POLL_SECONDS)
+
+    def _lose_hung(self, engine: int) -> None:
+        reason = f"no row finished for {self._stall_seconds:.0f} s: taken for hung"
+        self._note(f"engine {engine}: {reason}")
+        self._moved[engine] = time.monotonic()
+        self._events.put_nowait(lambda: self._scheduler.engine_lost(engine, reason))
+
+    def _forget(self, engine: int) -> None:
+        for table in (self._live, self._receipted, self._moved, self._held):
+            table.pop(engine, None)  # type: ignore[attr-defined]
+
+    def _note(self, text: str) -> None:
+        self._notes.append(text)
+
+    def _show(self) -> None:
+        done = self._committed
+        for engine, live in self._live.items():
+            done += _excess(live, self._receipted.get(engine, Progress()))
+        rows = min(done.ok + done.rejected, self._seeds.count)
+        self._meter.add(time.monotonic(), rows, done.output_tokens)
+        row_rate, token_rate = self._meter.rates()
+        self._watch(
+            Status(
+                rows=self._seeds.count,
+                done=done,
+                shards=self._shards,
+                shards_done=self._shards_done,
+                engines=self._wanted,
+                engines_ready=self._scheduler.engines_ready,
+                tokens_per_second=token_rate,
+                eta=(self._seeds.count - rows) / row_rate if row_rate > 0 else None,
+                notes=tuple(self._notes),
+            )
+        )
+        self._notes.clear()
+
+
+def _excess(live: Progress, receipted: Progress) -> Progress:
+    """What an engine has generated beyond its committed shards; never less than nothing."""
+    reasons: Mapping[str, int] = {
+        reason: count - receipted.reasons.get(reason, 0)
+        for reason, count in live.reasons.items()
+        if count > receipted.reasons.get(reason, 0)
+    }
+    return Progress(
+        max(0, live.ok - receipted.ok),
+        max(0, live.rejected - receipted.rejected),
+        reasons,
+        max(0, live.input_tokens - receipted.input_tokens),
+        max(0, live.output_tokens - receipted.output_tokens),
+    )

@@ -1,0 +1,14 @@
+"""Engines: what turns prompts into completions."""
+
+from batchgen.engines.base import Engine, EngineSpec
+
+
+def build_engine(spec: EngineSpec) -> Engine:
+    """The engine that a spec describes, not yet started."""
+    if spec.path == "chaos":
+        from batchgen.engines.chaos import ChaosEngine
+
+        return ChaosEngine(spec)
+    from batchgen.engines.vllm import VllmEngine
+
+    return VllmEngine(spec)

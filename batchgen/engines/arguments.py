@@ -1,0 +1,83 @@
+"""The names that `model.engine` and `sampling` may use, frozen from the pinned vLLM.
+
+`vllm_arguments.json` is written by `python -m batchgen.engines.vllm`; checking against it takes milliseconds, where
+importing vLLM takes half a minute. A test compares it with the installed vLLM.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+# Set by batchgen itself: a job that set them would break what a run promises.
+OWNED_ENGINE = {
+    "model": "use model.path",
+    "revision": "use model.revision",
+    "seed": "every engine start has its own; the job's seed is `seed`",
+    "trust_remote_code": "a job is data; pass --trust-remote-code on the command line, with a pinned model.revision",
+    "skip_tokenizer_init": "prompts are rendered with the model's own tokenizer",
+    "data_parallel_size": "use `engines`",
+    "enable_prompt_embeds": "prompts are token ids",
+    "hf_token": "tokens come from the environment (HF_TOKEN)",
+    **dict.fromkeys(
+        (
+            "io_processor_plugin",
+            "logits_processors",
+            "model_class_overrides",
+            "reasoning_parser_plugin",
+            "scheduler_cls",
+            "worker_cls",
+            "worker_extension_cls",
+        ),
+        "a job is data and names no code",
+    ),
+}
+OWNED_SAMPLING = {
+    "n": "a step makes its own calls",
+    "seed": "derived from the job's `seed` and the row",
+    "output_kind": "only finished outputs are read",
+    "detokenize": "tasks read text",
+    "stream_interval": "only finished outputs are read",
+    "skip_clone": "batchgen makes each row's own parameters",
+    "prompt_logprobs": "there is no column for them",
+    "logprobs": "there is no column for them",
+}
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "str": (str,),
+    "None": (type(None),),
+    "list": (list,),
+    "dict": (dict,),
+}
+
+
+@cache
+def _frozen() -> dict[str, dict[str, str]]:
+    text = (files("batchgen.engines") / "vllm_arguments.json").read_text()
+    frozen: dict[str, dict[str, str]] = json.loads(text)
+    return frozen
+
+
+def engine_arguments() -> Mapping[str, str]:
+    """Names that `model.engine` takes, with their types."""
+    return {name: kind for name, kind in _frozen()["engine"].items() if name not in OWNED_ENGINE}
+
+
+def sampling_arguments() -> Mapping[str, str]:
+    """Names that `sampling` takes, with their types."""
+    return {name: kind for name, kind in _frozen()["sampling"].items() if name not in OWNED_SAMPLING}
+
+
+def fits(value: Any, kind: str) -> bool:
+    """Whether a value has a frozen type; types that vLLM alone can judge ("any") always fit."""
+    members = kind.split(" | ")
+    if "any" in members:
+        return True
+    if isinstance(value, bool):
+        return "bool" in members
+    return any(isinstance(value, _TYPES[member]) for member in members)

@@ -1,0 +1,113 @@
+"""The engine contract: what turns prompts into completions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt.
+
+    Args:
+        token_ids: the prompt as it goes to the model.
+        sampling: vLLM's SamplingParams by name.
+        seed: this request's own randomness, 63 bits, for engines that can use it.
+        stop: texts that end the completion, besides the model's own end of turn.
+        stop_token_ids: tokens that end it.
+        key: names the request in logs, without any of its content.
+    """
+
+    token_ids: Sequence[int]
+    sampling: Mapping[str, Any]
+    seed: int
+    stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What came back for a request.
+
+    Args:
+        text: without special tokens.
+        finish_reason: "stop" or "length", as vLLM says it.
+        input_tokens: length of the prompt.
+        output_tokens: length of the completion.
+    """
+
+    text: str
+    finish_reason: str
+    input_tokens: int
+    output_tokens: int
+
+
+class ChatFormat(Protocol):
+    """How a model writes a conversation as tokens."""
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids up to where the assistant's answer starts."""
+
+    def user_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids up to where the next user turn starts (Magpie)."""
+
+    @property
+    def user_stop(self) -> tuple[Sequence[str], Sequence[int]]:
+        """Texts and token ids that end a user turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """Everything that an engine is built from; small, and safe to send to another machine.
+
+    Args:
+        path: a folder, a Hub name, or `embedded` or `chaos`.
+        revision: of a Hub model.
+        arguments: vLLM's engine arguments.
+        pre_query_template: text that opens a user turn, where it cannot be derived.
+        trust_remote_code: set by a command-line flag only.
+        chaos: the script of a chaos engine.
+        seed: differs at every engine start.
+    """
+
+    path: str
+    revision: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    pre_query_template: str | None = None
+    trust_remote_code: bool = False
+    chaos: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+
+class Engine(Protocol):
+    """Turns requests into completions, many at a time.
+
+    `generate` raises `RowRejected` for a request that this engine can never serve (a prompt that is too long) and
+    `EngineDead` when the engine itself is gone; it is safe to call from many coroutines of one event loop.
+    """
+
+    @property
+    def model_name(self) -> str:
+        """What the `model` column says."""
+
+    @property
+    def chat(self) -> ChatFormat:
+        """How this engine's model writes a conversation."""
+
+    @property
+    def slots(self) -> int:
+        """How many requests the engine works on at once."""
+
+    async def start(self) -> None:
+        """Loads the model; raises `EngineStartError`."""
+
+    async def generate(self, request: Request) -> Completion:
+        """Completes one prompt."""
+
+    async def stop(self) -> None:
+        """Releases everything; never raises."""

@@ -1,0 +1,159 @@
+"""The vLLM engine, and the only place that imports vllm.
+
+Run as a program it prints the argument names that `arguments.py` freezes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from batchgen.engines.base import Completion, EngineSpec, Request
+from batchgen.engines.chat import TemplateChat, chat_from_tokenizer, load_tokenizer, resolve_path
+from batchgen.errors import EngineDead, EngineStartError, RowRejected
+
+# Read by vLLM when it is imported. Two engines on one machine would both bind to core 0 without `nobind`.
+_ENVIRONMENT = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CONFIGURE_LOGGING": "1",
+}
+
+
+class VllmEngine:
+    """An `Engine` over one `AsyncLLM`, on as many GPUs as its `tensor_parallel_size` says, or on the CPU.
+
+    A request's own seed is not passed on: every engine start has a seed of its own instead. A generator a request costs
+    a GPU's sampler one launch a row, and on the CPU vLLM 0.32 dies of it as soon as a prefill is chunked ("CPU
+    Generator does not use offset").
+    """
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec = spec
+        self.model_name = spec.path
+        self.slots = 1
+        self._chat: TemplateChat | None = None
+        self._llm: Any = None
+        self._max_model_len = 0
+
+    @property
+    def chat(self) -> TemplateChat:
+        """How the model writes a conversation."""
+        assert self._chat is not None, "start() first"
+        return self._chat
+
+    async def start(self) -> None:
+        """Loads the model; raises `EngineStartError` with vLLM's own reason."""
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        spec = self.spec
+        tokenizer = load_tokenizer(spec.path, spec.revision, spec.trust_remote_code)
+        self._chat = chat_from_tokenizer(tokenizer, spec.pre_query_template)
+        try:
+            from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.platforms import current_platform
+            from vllm.v1.engine.async_llm import AsyncLLM
+
+            on_cpu = current_platform.is_cpu()
+            arguments: dict[str, Any] = {"enable_log_requests": False, "disable_log_stats": True}
+            if on_cpu:
+                # Nothing is captured or compiled on a CPU that would pay for the time it takes.
+                arguments["enforce_eager"] = True
+            arguments |= spec.arguments
+            arguments |= {
+                "model": resolve_path(spec.path),
+                "revision": spec.revision,
+                "trust_remote_code": spec.trust_remote_code,
+                "seed": spec.seed % 2**31,
+            }
+            self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        except Exception as error:
+            raise EngineStartError(f"vLLM did not start: {type(error).__name__}: {error}") from error
+        config = self._llm.vllm_config
+        self.slots = config.scheduler_config.max_num_seqs
+        self._max_model_len = config.model_config.max_model_len
+
+    async def generate(self, request: Request) -> Completion:
+        """Completes one prompt."""
+        from vllm import SamplingParams
+        from vllm.exceptions import VLLMValidationError
+        from vllm.inputs import TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        if len(request.token_ids) >= self._max_model_len:
+            raise RowRejected("prompt_too_long")
+        options = _sampling_options(request)
+        params = SamplingParams(
+            **options,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        prompt = TokensPrompt(prompt_token_ids=list(request.token_ids))
+        final = None
+        try:
+            async for output in self._llm.generate(prompt, params, request.key):
+                final = output
+        except VLLMValidationError as error:
+            raise RowRejected("invalid_request") from error
+        except EngineDeadError as error:
+            raise EngineDead(f"vLLM's engine process died: {error}") from error
+        if final is None:
+            raise EngineDead("vLLM ended a request without an output")
+        answer = final.outputs[0]
+        return Completion(
+            text=answer.text,
+            finish_reason=str(answer.finish_reason),
+            input_tokens=len(request.token_ids),
+            output_tokens=len(answer.token_ids),
+        )
+
+    async def stop(self) -> None:
+        """Ends the engine's processes."""
+        if self._llm is not None:
+            self._llm.shutdown()
+            self._llm = None
+
+
+def _sampling_options(request: Request) -> dict[str, Any]:
+    from vllm.sampling_params import StructuredOutputsParams
+
+    options = dict(request.sampling)
+    if isinstance(structured := options.get("structured_outputs"), dict):
+        options["structured_outputs"] = StructuredOutputsParams(**structured)
+    stop = options.get("stop") or []
+    options["stop"] = [*([stop] if isinstance(stop, str) else stop), *request.stop]
+    options["stop_token_ids"] = [*(options.get("stop_token_ids") or []), *request.stop_token_ids]
+    return options
+
+
+def argument_names() -> dict[str, dict[str, str]]:
+    """The names and types of vLLM's engine and sampling arguments, as the installed vLLM has them."""
+    import dataclasses
+
+    from vllm import SamplingParams
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    engine = {
+        field.name: _kind(field.type) for field in dataclasses.fields(AsyncEngineArgs) if not field.name.startswith("_")
+    }
+    sampling = {name: _kind(hint) for name, hint in SamplingParams.__annotations__.items() if not name.startswith("_")}
+    return {"engine": dict(sorted(engine.items())), "sampling": dict(sorted(sampling.items()))}
+
+
+def _kind(hint: Any) -> str:
+    """A union of plain type names, or "any" where only vLLM can judge a value."""
+    text = (
+        hint if isinstance(hint, str) else getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)
+    )
+    members = re.sub(r"\[[^\[\]]*\]", "", re.sub(r"\[[^\[\]]*\]", "", text)).replace("NoneType", "None")
+    names = {member.strip() for member in members.split("|")}
+    return " | ".join(sorted(names)) if names <= {"int", "float", "bool", "str", "None", "list", "dict"} else "any"
+
+
+if __name__ == "__main__":
+    target = Path(__file__).with_name("vllm_arguments.json")
+    target.write_text(json.dumps(argument_names(), indent=1) + "\n")

@@ -1,0 +1,91 @@
+"""Every exception that batchgen raises on purpose, by whose fault it is.
+
+    BatchgenError                    exit 1
+    ├── UserError                    exit 2   the job, its seeds or a path: nothing was started, nothing is lost
+    │   ├── JobError
+    │   ├── SeedError
+    │   ├── ModelError
+    │   └── PlanMismatch             the run belongs to another job or to other seeds
+    ├── Stopped                      exit 75  ended early and resumable: the same command goes on
+    │   └── StoreError               the store is full or unreachable
+    ├── EngineError                  exit 1
+    │   ├── EngineStartError         an engine never came up
+    │   └── EngineDead               an engine died or hangs; whatever was in flight on it goes back
+    ├── ShardFailed                  exit 1   a shard failed at every attempt
+    ├── CorruptShard                 exit 1   committed bytes are not what the manifest says
+    └── RowRejected                           one row's failure; never leaves the worker
+
+Exit codes follow sysexits.h where it has one (75 is EX_TEMPFAIL).
+"""
+
+from __future__ import annotations
+
+
+class BatchgenError(Exception):
+    """Base of all errors that batchgen raises on purpose."""
+
+    exit_code = 1
+
+
+class UserError(BatchgenError):
+    """Bad input, found before any engine starts."""
+
+    exit_code = 2
+
+
+class JobError(UserError):
+    """The job file or an override is not a legal job."""
+
+
+class SeedError(UserError):
+    """The seed rows cannot be read as the job says."""
+
+
+class ModelError(UserError):
+    """The model is missing or cannot do what the job asks of it."""
+
+
+class PlanMismatch(UserError):
+    """The output folder holds a run of another job or of other seeds."""
+
+
+class Stopped(BatchgenError):
+    """The run ended early and can be resumed with the same command."""
+
+    exit_code = 75
+
+
+class StoreError(Stopped):
+    """The store refused a write or a read; rows are not to blame."""
+
+
+class EngineError(BatchgenError):
+    """An engine failed as a whole."""
+
+
+class EngineStartError(EngineError):
+    """An engine could not be started."""
+
+
+class EngineDead(EngineError):
+    """An engine died or hangs while it was in use."""
+
+
+class ShardFailed(BatchgenError):
+    """A shard failed at every attempt it was given."""
+
+
+class CorruptShard(BatchgenError):
+    """A committed shard's bytes are not those that were committed."""
+
+
+class RowRejected(BatchgenError):
+    """One row cannot be completed.
+
+    Args:
+        reason: a short, stable code (`empty_completion`); it is stored with the row and counted.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

@@ -1,0 +1,79 @@
+"""The contract for placement; `host.py` has what runs at the other end, and its in-process form.
+
+A fleet starts engines somewhere and runs shards on them; a shard runs the same whether its engine is in this process,
+in a test or on a cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from batchgen.engines.base import EngineSpec
+from batchgen.job import Job
+from batchgen.plan import Plan, Shard
+from batchgen.progress import Progress, Receipt
+from batchgen.rows import SeedRow
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of a shard, in a form that survives any pickling.
+
+    Args:
+        kind: `done`; `engine_dead` (the engine's fault); `store` (the store's); `failed` (anything else).
+        error: what went wrong, without any text of a row.
+    """
+
+    kind: Literal["done", "engine_dead", "store", "failed"]
+    receipt: Receipt | None = None
+    error: str = ""
+
+
+class Fleet(Protocol):
+    """Where engines live. Engine numbers are the scheduler's and are never used twice."""
+
+    async def start(self, engine: int) -> int:
+        """Starts an engine and returns its slots; raises `EngineError` with the root cause."""
+
+    async def run(self, engine: int, shard: Shard, seeds: Sequence[SeedRow]) -> Answer:
+        """Runs a shard on an engine."""
+
+    async def progress(self, engine: int) -> Progress | None:
+        """What an engine has done since its start; None where it does not say."""
+
+    async def kill(self, engine: int) -> None:
+        """Ends an engine at once; never raises."""
+
+    async def close(self) -> None:
+        """Ends all engines; never raises."""
+
+
+@dataclass(frozen=True)
+class HostConfig:
+    """What an engine's host is made from; sent to wherever it runs.
+
+    Args:
+        store: location of the run.
+        seed: differs at every engine start.
+    """
+
+    job: Job
+    plan: Plan
+    store: str
+    seed: int
+    trust_remote_code: bool = False
+
+    @property
+    def engine_spec(self) -> EngineSpec:
+        """What the engine is built from."""
+        model = self.job.model
+        return EngineSpec(
+            path=model.path,
+            revision=model.revision,
+            arguments=model.engine,
+            pre_query_template=model.pre_query_template,
+            trust_remote_code=self.trust_remote_code,
+            seed=self.seed,
+        )

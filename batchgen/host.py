@@ -1,0 +1,112 @@
+"""An engine with its worker, and a fleet of them in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from batchgen.commit import new_attempt
+from batchgen.engines import build_engine
+from batchgen.engines.base import Engine
+from batchgen.errors import EngineDead, PlanMismatch, StoreError
+from batchgen.fleet import Answer, HostConfig
+from batchgen.generate import Worker
+from batchgen.plan import Shard
+from batchgen.progress import Progress
+from batchgen.rows import SeedRow
+from batchgen.store import open_store
+
+
+class EngineHost:
+    """One engine and the worker on it."""
+
+    def __init__(self, config: HostConfig) -> None:
+        self._config = config
+        self._engine: Engine = build_engine(config.engine_spec)
+        self._worker: Worker | None = None
+
+    async def start(self) -> int:
+        """Loads the model; returns how many requests the engine works on at once."""
+        await self._engine.start()
+        config = self._config
+        self._worker = Worker(config.job, config.plan, open_store(config.store), self._engine)
+        return self._engine.slots
+
+    async def run(self, shard: Shard, seeds: Sequence[SeedRow]) -> Answer:
+        """Generates and commits a shard; an answer, whatever happens."""
+        assert self._worker is not None, "start() first"
+        try:
+            return Answer("done", await self._worker.shard(shard, new_attempt(), seeds))
+        except EngineDead as error:
+            return Answer("engine_dead", error=str(error))
+        except (StoreError, PlanMismatch) as error:
+            return Answer("store", error=str(error))
+        except Exception as error:
+            return Answer("failed", error=f"{type(error).__name__} in {_where(error)}")
+
+    @property
+    def progress(self) -> Progress:
+        """What the worker has done since it started."""
+        return self._worker.progress if self._worker else Progress()
+
+    async def stop(self) -> None:
+        """Ends the engine."""
+        await self._engine.stop()
+
+
+def _where(error: BaseException) -> str:
+    """Module and line that raised; an exception's own text may quote a row."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return "unknown place"
+    return f"{trace.tb_frame.f_globals.get('__name__', '?')}:{trace.tb_lineno}"
+
+
+class LocalFleet:
+    """Engines in this process and on its event loop: for tests, and for looking at one row after another."""
+
+    def __init__(self, config: HostConfig) -> None:
+        self._config = config
+        self._hosts: dict[int, EngineHost] = {}
+        self._running: dict[int, set[asyncio.Task[Answer]]] = {}
+
+    async def start(self, engine: int) -> int:
+        """Starts an engine and returns its slots."""
+        host = EngineHost(self._config)
+        slots = await host.start()
+        self._hosts[engine] = host
+        self._running[engine] = set()
+        return slots
+
+    async def run(self, engine: int, shard: Shard, seeds: Sequence[SeedRow]) -> Answer:
+        """Runs a shard on an engine."""
+        host = self._hosts.get(engine)
+        if host is None:
+            return Answer("engine_dead", error="engine was killed")
+        task = asyncio.create_task(host.run(shard, seeds))
+        self._running[engine].add(task)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if task.cancelled():
+                return Answer("engine_dead", error="engine was killed")
+            raise
+
+    async def progress(self, engine: int) -> Progress | None:
+        """What an engine has done since its start."""
+        host = self._hosts.get(engine)
+        return host.progress if host else None
+
+    async def kill(self, engine: int) -> None:
+        """Ends an engine at once."""
+        for task in self._running.pop(engine, ()):
+            task.cancel()
+        if host := self._hosts.pop(engine, None):
+            await host.stop()
+
+    async def close(self) -> None:
+        """Ends all engines."""
+        for engine in list(self._hosts):
+            await self.kill(engine)

@@ -1,0 +1,152 @@
+"""Near-duplicates by MinHash: 128 permutations over 3-grams of words, 16 bands of 8, checked signatures.
+
+Candidate pairs share a band; an edge is a pair whose signatures agree at the threshold; connected components are the
+clusters. Everything is a pure function of the texts, so the keep mask is the same on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+PERMUTATIONS = 128
+BANDS = 16
+ROWS_PER_BAND = 8
+NGRAM = 3
+# Members of one bucket are each compared with at most so many of the ones before them; template-like output makes
+# buckets of thousands, and all pairs of those would be quadratic. A component needs only a chain.
+MAX_COMPARED = 32
+
+_GENERATOR = np.random.default_rng(0x6D696E68617368)
+_MULTIPLY = _GENERATOR.integers(1, 2**63, PERMUTATIONS, dtype=np.uint64) | np.uint64(1)
+_ADD = _GENERATOR.integers(0, 2**63, PERMUTATIONS, dtype=np.uint64)
+
+Array = npt.NDArray[Any]
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _mix(value: Any) -> Any:
+    """SplitMix64's finaliser."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _tokens(data: Any, start: Any, stop: Any, out: Any) -> Any:
+    """Hashes of the words and punctuation marks of a text; returns their number.
+
+    A sign is a token of its own: `5 + 3` and `5 - 3` are not the same text.
+    """
+    count = 0
+    at = start
+    while at < stop:
+        byte = data[at]
+        if byte <= 32:
+            at += 1
+            continue
+        value = np.uint64(0xCBF29CE484222325)
+        if byte >= 128 or 48 <= byte <= 57 or 65 <= byte <= 90 or 97 <= byte <= 122:
+            while at < stop:
+                byte = data[at]
+                if not (byte >= 128 or 48 <= byte <= 57 or 65 <= byte <= 90 or 97 <= byte <= 122):
+                    break
+                value = (value ^ np.uint64(byte)) * np.uint64(0x100000001B3)
+                at += 1
+        else:
+            value = (value ^ np.uint64(byte)) * np.uint64(0x100000001B3)
+            at += 1
+        out[count] = _mix(value)
+        count += 1
+    return count
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _signatures(data: Any, offsets: Any, multiply: Any, add: Any) -> Any:
+    texts = len(offsets) - 1
+    longest = 1
+    for i in range(texts):
+        longest = max(longest, offsets[i + 1] - offsets[i])
+    tokens = np.empty(longest, np.uint64)
+    result = np.full((texts, len(multiply)), np.uint32(0xFFFFFFFF), np.uint32)
+    for i in range(texts):
+        count = _tokens(data, offsets[i], offsets[i + 1], tokens)
+        for j in range(max(1, count - 2)):
+            gram = np.uint64(count)  # a text of fewer than three tokens is one gram of its own length
+            if count >= 3:
+                gram = np.uint64(3)
+            for k in range(j, min(j + 3, count)):
+                gram = _mix(gram ^ tokens[k]) + np.uint64(0x9E3779B97F4A7C15)
+            for p in range(len(multiply)):
+                value = np.uint32((gram * multiply[p] + add[p]) >> np.uint64(32))
+                if value < result[i, p]:
+                    result[i, p] = value
+    return result
+
+
+def signatures(texts: pa.Array) -> Array:
+    """MinHash signatures of normalised texts, [len(texts), 128] of uint32."""
+    large = texts.cast(pa.large_string())
+    _, offsets, data = large.buffers()
+    bounds = np.frombuffer(offsets, np.int64)[large.offset : large.offset + len(large) + 1]
+    raw = np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(1, np.uint8)
+    return np.asarray(_signatures(raw, bounds, _MULTIPLY, _ADD))
+
+
+def similarity(signature_a: Array, signature_b: Array) -> float:
+    """Estimated Jaccard similarity of two texts, from their signatures."""
+    return float(np.mean(signature_a == signature_b))
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _agreeing_pairs(order: Any, keys: Any, matrix: Any, least: Any, most: Any) -> Any:
+    """Pairs within runs of equal keys whose signatures agree in at least `least` places."""
+    pairs = []
+    run = 0
+    for position in range(1, len(order)):
+        if keys[order[position]] != keys[order[run]]:
+            run = position
+            continue
+        for other in range(max(run, position - most), position):
+            a, b = order[other], order[position]
+            equal = 0
+            for p in range(matrix.shape[1]):
+                equal += matrix[a, p] == matrix[b, p]
+            if equal >= least:
+                pairs.append((a, b))
+    return pairs
+
+
+def _edges(matrix: Array, threshold: float) -> Iterator[tuple[int, int]]:
+    least = int(np.ceil(threshold * PERMUTATIONS))
+    for band in range(BANDS):
+        part = np.ascontiguousarray(matrix[:, band * ROWS_PER_BAND : (band + 1) * ROWS_PER_BAND])
+        _, keys = np.unique(part, axis=0, return_inverse=True)
+        keys = keys.reshape(-1)
+        # A stable sort keeps texts of one bucket in their order.
+        order = np.argsort(keys, kind="stable")
+        yield from _agreeing_pairs(order, keys, matrix, least, MAX_COMPARED)
+
+
+def clusters(texts: pa.Array, threshold: float) -> Array:
+    """For every text the index of the first text of its cluster; its own where it is the first or alone.
+
+    Args:
+        texts: normalised, without nulls.
+        threshold: least estimated Jaccard similarity of an edge, from 0 to 1.
+    """
+    count = len(texts)
+    if count < 2:
+        return np.arange(count)
+    edges = np.array(list(_edges(signatures(texts), threshold)), dtype=np.int64).reshape(-1, 2)
+    graph = coo_matrix((np.ones(len(edges), np.int8), (edges[:, 0], edges[:, 1])), shape=(count, count))
+    _, labels = connected_components(graph, directed=False)
+    _, first = np.unique(labels, return_index=True)
+    return np.asarray(first[labels])

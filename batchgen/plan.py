@@ -1,0 +1,281 @@
+"""The plan of a run: which seed rows make which shard, and what the run depends on. Written once."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from batchgen.errors import JobError, PlanMismatch, SeedError
+from batchgen.job import Job, Step
+from batchgen.rows import ARROW_TYPES, META_NAMES, canonical_json, random_seed, shard_schema
+from batchgen.seeds import Seeds
+from batchgen.store.base import ObjectStore
+
+PLAN_KEY = "plan.json"
+FORMAT = 1
+# Engine arguments that change what is generated; any other (memory, batch sizes) may change between two starts.
+_TEXT_ARGUMENTS = ("max_model_len", "dtype", "quantization", "tokenizer", "hf_overrides", "load_format")
+_MIN_SHARD, _MAX_SHARD, _SHARDS = 8, 512, 64
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A fixed slice of the seed rows: [start, stop)."""
+
+    index: int
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """Sortable, and safe as part of a key."""
+        return f"{self.index:06d}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `plan.json` says.
+
+    Args:
+        inputs: everything that the generated rows depend on, as a flat mapping of field to value.
+        shards: cover the seed rows without gap or overlap.
+        schema: of every shard file.
+        step_columns: name to a key of `rows.ARROW_TYPES`.
+    """
+
+    inputs: Mapping[str, Any]
+    rows: int
+    shards: tuple[Shard, ...]
+    schema: pa.Schema
+    step_columns: Mapping[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        """128 bits over everything that the generated rows depend on, and over the shards."""
+        bounds = [(shard.start, shard.stop) for shard in self.shards]
+        number = [random_seed(half, json.dumps([self.inputs, bounds], sort_keys=True)) for half in (0, 1)]
+        return f"{number[0]:016x}{number[1]:016x}"
+
+    def dump(self) -> bytes:
+        """The plan as the bytes of `plan.json`."""
+        return canonical_json(
+            {
+                "format": FORMAT,
+                "fingerprint": self.fingerprint,
+                "inputs": self.inputs,
+                "rows": self.rows,
+                "shards": [list(asdict(shard).values()) for shard in self.shards],
+                "schema": self.schema.serialize().to_pybytes().hex(),
+                "step_columns": self.step_columns,
+            }
+        )
+
+    @classmethod
+    def parse(cls, data: bytes) -> Plan:
+        """The plan from the bytes of `plan.json`.
+
+        Raises:
+            PlanMismatch: it is torn, or of another version of batchgen.
+        """
+        try:
+            tree = json.loads(data)
+            if tree["format"] != FORMAT:
+                raise PlanMismatch(f"plan.json has format {tree['format']}; this batchgen reads format {FORMAT}")
+            plan = cls(
+                inputs=tree["inputs"],
+                rows=tree["rows"],
+                shards=tuple(Shard(*shard) for shard in tree["shards"]),
+                schema=pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(tree["schema"]))),
+                step_columns=tree["step_columns"],
+            )
+        except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
+            raise PlanMismatch(f"plan.json cannot be read: {type(error).__name__}") from error
+        if plan.fingerprint != tree["fingerprint"]:
+            raise PlanMismatch("plan.json was changed after it was written")
+        return plan
+
+
+def shard_bounds(rows: int, shard_rows: int | None = None) -> list[tuple[int, int]]:
+    """Slices of `rows` rows: of one size, with the last fifth in smaller and smaller ones.
+
+    Engines that finish late finish a small shard; the slices depend on nothing but the arguments, so that a run can
+    go on with another number of engines.
+    """
+    size = shard_rows or max(_MIN_SHARD, min(_MAX_SHARD, rows // _SHARDS))
+    bounds: list[tuple[int, int]] = []
+    start = 0
+    while start < rows:
+        left = rows - start
+        step = size if left > rows // 5 else max(min(size, _MIN_SHARD), min(size, left // 4))
+        bounds.append((start, min(rows, start + step)))
+        start += step
+    return bounds
+
+
+def trace_columns(job: Job, seed_columns: Mapping[str, str]) -> dict[str, str]:
+    """The columns that the steps add, in order, each with a key of `ARROW_TYPES`; checks every step on the way.
+
+    Args:
+        seed_columns: name to a key of `ARROW_TYPES`, or "other".
+
+    Raises:
+        JobError: a step reads a column that nobody writes, or writes one that exists.
+    """
+    columns = dict(seed_columns)
+    added: dict[str, str] = {}
+
+    def add(name: str, kind: str, where: str) -> None:
+        if name in META_NAMES:
+            raise JobError(f"{where}: column {name!r} is one that batchgen writes itself; choose another name")
+        if name in columns:
+            raise JobError(f"{where}: column {name!r} exists already; give the new one another name (output_mappings)")
+        columns[name] = added[name] = kind
+
+    for index, step in enumerate(job.steps):
+        where = f"steps[{index}] ({step.task})"
+        _check_inputs(step, columns, where)
+        for output, kind in step.spec.outputs(step.parameters).items():
+            add(step.output_mappings.get(output, output), kind, where)
+        if step.exploded:
+            column, new = step.exploded
+            if column not in columns:
+                raise JobError(f"{where}.explode: no column {column!r}; {_existing(columns, column)}")
+            if columns[column] != "texts":
+                raise JobError(f"{where}.explode: column {column!r} is no list of texts; {_existing(columns, '')}")
+            # A list that was spread over rows is no column of theirs any more.
+            del columns[column]
+            added.pop(column, None)
+            add(new, "text", f"{where}.explode")
+    for name in (job.merge.prompt, job.merge.answer):
+        if name is not None and columns.get(name) != "text":
+            raise JobError(f"merge: no text column {name!r}; {_existing(columns, name)}")
+    return added
+
+
+def _check_inputs(step: Step, columns: Mapping[str, str], where: str) -> None:
+    for task_input, required in step.spec.inputs.items():
+        column = step.input_mappings.get(task_input, task_input)
+        if column in columns:
+            if columns[column] != "text":
+                raise JobError(f"{where}: input {task_input!r} is text, and column {column!r} is not")
+        elif required or task_input in step.input_mappings:
+            raise JobError(
+                f"{where}: reads column {column!r}, which nobody writes; {_existing(columns, column)} "
+                f"(map it with input_mappings: {{{task_input}: ...}})"
+            )
+
+
+def _existing(columns: Mapping[str, str], name: str) -> str:
+    near = difflib.get_close_matches(name, columns, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}there {'are: ' + ', '.join(columns) if columns else 'are none'}"
+
+
+def make_plan(job: Job, seeds: Seeds) -> Plan:
+    """The plan of a job over its seeds.
+
+    Raises:
+        JobError: the steps do not fit each other or the seeds.
+        SeedError: a row lacks a value that a step needs.
+    """
+    by_type = {kind: name for name, kind in ARROW_TYPES.items()}
+    by_type[pa.large_string()] = "text"
+    seed_columns = {field.name: by_type.get(field.type, "other") for field in seeds.fields}
+    added = trace_columns(job, seed_columns)
+    _check_nulls(job, seeds)
+    return Plan(
+        inputs=_flat(plan_inputs(job, seeds)),
+        rows=seeds.count,
+        shards=tuple(Shard(i, *bounds) for i, bounds in enumerate(shard_bounds(seeds.count, job.shard_rows))),
+        schema=shard_schema(seeds.fields, added),
+        step_columns=added,
+    )
+
+
+def plan_inputs(job: Job, seeds: Seeds) -> dict[str, Any]:
+    """Everything that the generated rows depend on."""
+    tree = job.tree()
+    engine = tree["model"]["engine"]
+    if job.model.path != "chaos":
+        engine = {name: value for name, value in engine.items() if name in _TEXT_ARGUMENTS}
+    else:
+        engine = {name: engine[name] for name in ("tokens", "lines") if name in engine}
+    return {
+        "seeds": seeds.fingerprint,
+        "seed": tree["seed"],
+        "model": {**tree["model"], "engine": engine},
+        "sampling": tree["sampling"],
+        "steps": tree["steps"],
+        "shard_rows": tree["shard_rows"],
+    }
+
+
+def _check_nulls(job: Job, seeds: Seeds) -> None:
+    """Names the first seed row without a value for a required input of the first step."""
+    step = job.steps[0]
+    for task_input, required in step.spec.inputs.items():
+        column = step.input_mappings.get(task_input, task_input)
+        if not required or column not in seeds.table.column_names or not seeds.table[column].null_count:
+            continue
+        index = seeds.table[column].is_null().index(True).as_py()
+        place = seeds.where.get(index, f"seed row {index}")
+        raise SeedError(f"{place}: column {column!r} is missing or null, and steps[0] ({step.task}) reads it")
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict) and tree:
+        return {k: v for name, value in tree.items() for k, v in _flat(value, f"{prefix}.{name}".lstrip(".")).items()}
+    if isinstance(tree, list) and tree and any(isinstance(item, dict) for item in tree):
+        return {k: v for i, value in enumerate(tree) for k, v in _flat(value, f"{prefix}[{i}]").items()}
+    return {prefix: tree}
+
+
+def settle_plan(store: ObjectStore, plan: Plan) -> Plan:
+    """Writes the plan, or checks that the run's existing one is the same.
+
+    Raises:
+        PlanMismatch: names what changed.
+    """
+    if store.put_if_absent(PLAN_KEY, plan.dump()):
+        return plan
+    existing = read_plan(store)
+    if existing.fingerprint != plan.fingerprint:
+        raise PlanMismatch(
+            f"{store.location} holds a run of another job; changed since then:\n{_changes(existing, plan)}\n"
+            "Resume with the job as it was, or give another --output."
+        )
+    return existing
+
+
+def read_plan(store: ObjectStore) -> Plan:
+    """The plan of a run.
+
+    Raises:
+        PlanMismatch: there is none, or it cannot be read.
+    """
+    data = store.read(PLAN_KEY)
+    if data is None:
+        raise PlanMismatch(f"{store.location} is no run of batchgen: it has no {PLAN_KEY}")
+    return Plan.parse(data)
+
+
+def _changes(old: Plan, new: Plan) -> str:
+    lines = []
+    absent = object()
+    for name in dict.fromkeys((*old.inputs, *new.inputs)):
+        before, now = old.inputs.get(name, absent), new.inputs.get(name, absent)
+        if before == now:
+            continue
+        if name == "seeds":
+            lines.append(
+                f"  seeds: {old.rows} rows then, {new.rows} now" + (" (other content)" * (old.rows == new.rows))
+            )
+        else:
+            shown = ["absent" if v is absent else json.dumps(v, ensure_ascii=False)[:80] for v in (before, now)]
+            lines.append(f"  {name}: {shown[0]} then, {shown[1]} now")
+    return "\n".join(lines) or "  the shards' bounds (another version of batchgen)"

@@ -1,0 +1,42 @@
+"""What a worker has done, and what it reports of a shard: the small things that travel to the driver."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a worker has done since it started."""
+
+    ok: int = 0
+    rejected: int = 0
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def __add__(self, other: Progress) -> Progress:
+        return Progress(
+            self.ok + other.ok,
+            self.rejected + other.rejected,
+            dict(Counter(self.reasons) + Counter(other.reasons)),
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+        )
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What the driver learns of a finished shard: small, the rows themselves are in the store.
+
+    Args:
+        won: whether this attempt's rows are the committed ones.
+        progress: of the committed rows.
+    """
+
+    shard: int
+    attempt: str
+    won: bool
+    progress: Progress

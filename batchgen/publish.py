@@ -1,0 +1,53 @@
+"""Publishes a dataset version to a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from batchgen.errors import CorruptShard, StoreError, UserError
+from batchgen.merge.version import CARD, Version
+from batchgen.store.base import ObjectStore
+
+
+def publish_folder(store: ObjectStore, version: Version, folder: str | Path) -> Path:
+    """Puts a version's files into a folder, all at once, in the place of an earlier version.
+
+    Raises:
+        UserError: the folder holds something that is no dataset.
+        CorruptShard: a file of the version is not what was merged.
+    """
+    target = Path(folder).expanduser().resolve()
+    if target.exists() and not _replaceable(target):
+        raise UserError(f"--to {folder}: exists and is no published dataset; it is left as it is")
+    fresh = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+    try:
+        for name, file in version.files.items():
+            path = fresh / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with store.open(file["key"]) as source:
+                data = source.read()
+            if hashlib.sha256(data).hexdigest() != file["sha256"]:
+                raise CorruptShard(f"version {version.number}: {name} is not what was merged; merge again")
+            path.write_bytes(data)
+        _swap(fresh, target)
+    except OSError as error:
+        raise StoreError(f"cannot publish to {target}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return target
+
+
+def _replaceable(target: Path) -> bool:
+    return target.is_dir() and (not any(target.iterdir()) or ((target / CARD).is_file() and (target / "data").is_dir()))
+
+
+def _swap(fresh: Path, target: Path) -> None:
+    old = target.parent / f".{target.name}.{uuid.uuid4().hex}.old"
+    if target.exists():
+        os.replace(target, old)  # noqa: PTH105  # a folder, in one step
+    os.replace(fresh, target)  # noqa: PTH105
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,213 @@
+"""Which shard goes where, and what happens on a failure: a pure state machine, events in, actions out.
+
+It knows no clock, no process and no Ray. Whoever drives it carries out the actions in order and reports what came of
+them as events; an event about an engine that it has given up is ignored, so late answers do no harm.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from batchgen.errors import BatchgenError, EngineStartError, ShardFailed, Stopped
+from batchgen.plan import Shard
+
+# Rows that an engine should hold per slot of it, so that it never drains while the driver hands out the next shard.
+HELD_ROWS_PER_SLOT = 4
+HELD_SHARDS = 2
+
+
+@dataclass(frozen=True)
+class StartEngine:
+    """Start an engine; answered by `engine_ready` or `engine_start_failed`."""
+
+    engine: int
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """Run a shard on an engine; answered by `shard_done`, `shard_failed` or `engine_lost`."""
+
+    engine: int
+    shard: Shard
+
+
+@dataclass(frozen=True)
+class KillEngine:
+    """Kill an engine at once, whatever it does; not answered."""
+
+    engine: int
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The end: `error` is None where every shard is committed."""
+
+    error: BatchgenError | None
+
+
+Action = StartEngine | Dispatch | KillEngine | Finish
+
+
+@dataclass
+class _Engine:
+    slots: int = 0
+    ready: bool = False
+    shards: dict[int, Shard] = field(default_factory=dict)
+
+    @property
+    def wants_more(self) -> bool:
+        rows = sum(shard.stop - shard.start for shard in self.shards.values())
+        return self.ready and (len(self.shards) < HELD_SHARDS or rows < HELD_ROWS_PER_SLOT * self.slots)
+
+
+class Scheduler:
+    """Hands out the shards of one run.
+
+    Args:
+        shards: those that are not committed yet.
+        engines: how many to keep.
+        max_attempts: failures of one shard until the run fails.
+        max_start_failures: failed engine starts in a row, over all engines, until the run fails.
+    """
+
+    def __init__(
+        self, shards: Sequence[Shard], engines: int, max_attempts: int = 4, max_start_failures: int = 3
+    ) -> None:
+        self._pending = deque(shards)
+        self._wanted = engines
+        self._max_attempts = max_attempts
+        self._max_start_failures = max_start_failures
+        self._engines: dict[int, _Engine] = {}
+        self._failures: dict[int, int] = {}
+        self._start_failures = 0
+        self._next_engine = 0
+        self._stopping: str | None = None
+        self.finished = False
+
+    @property
+    def in_flight(self) -> Collection[int]:
+        """Shards that an engine holds."""
+        return {index for engine in self._engines.values() for index in engine.shards}
+
+    @property
+    def engines_ready(self) -> int:
+        """Engines that take shards."""
+        return sum(engine.ready for engine in self._engines.values())
+
+    def start(self) -> list[Action]:
+        """The first actions of a run."""
+        if not self._pending:
+            return self._finish(None)
+        return [self._start_engine() for _ in range(min(self._wanted, len(self._pending)))]
+
+    def engine_ready(self, engine: int, slots: int) -> list[Action]:
+        """An engine came up; `slots` is how many requests it works on at once."""
+        if self.finished or engine not in self._engines:
+            return []
+        self._start_failures = 0
+        self._engines[engine] = _Engine(slots=slots, ready=True)
+        return self._fill()
+
+    def engine_start_failed(self, engine: int, error: str) -> list[Action]:
+        """An engine did not come up."""
+        if self.finished or engine not in self._engines:
+            return []
+        del self._engines[engine]
+        self._start_failures += 1
+        kill: list[Action] = [KillEngine(engine)]
+        if self._start_failures >= self._max_start_failures:
+            message = f"engines failed to start {self._start_failures} times in a row; the last time: {error}"
+            return kill + self._finish(EngineStartError(message))
+        return kill + self._replace_engine()
+
+    def engine_lost(self, engine: int, error: str) -> list[Action]:
+        """An engine died or hangs: it is never used again, and its shards go back to the front."""
+        if self.finished or engine not in self._engines:
+            return []
+        held = list(self._engines.pop(engine).shards.values())
+        actions: list[Action] = [KillEngine(engine)]
+        for shard in held:
+            if self._count_failure(shard):
+                return actions + self._give_up(shard, error)
+        self._pending.extendleft(reversed(held))
+        return actions + self._replace_engine() + self._fill()
+
+    def shard_done(self, engine: int, shard: int) -> list[Action]:
+        """A shard is committed, by this attempt or by another."""
+        if self.finished or engine not in self._engines or self._engines[engine].shards.pop(shard, None) is None:
+            return []
+        return self._fill()
+
+    def shard_failed(self, engine: int, shard: int, error: str) -> list[Action]:
+        """A shard failed on an engine that is well."""
+        if self.finished or engine not in self._engines:
+            return []
+        failed = self._engines[engine].shards.pop(shard, None)
+        if failed is None:
+            return []
+        if self._count_failure(failed):
+            return self._give_up(failed, error)
+        self._pending.append(failed)
+        return self._fill()
+
+    def store_failed(self, engine: int, shard: int, error: str) -> list[Action]:
+        """The store failed: no row is to blame and no other shard would fare better, so the run ends, resumable."""
+        if self.finished or engine not in self._engines:
+            return []
+        failed = self._engines[engine].shards.pop(shard, None)
+        if failed is not None:
+            self._pending.appendleft(failed)
+        self._stopping = self._stopping or error
+        return self._check_end()
+
+    def stop(self, reason: str) -> list[Action]:
+        """Hand out nothing more; what is in flight is finished. A second call ends it at once."""
+        if self.finished:
+            return []
+        if self._stopping is not None:
+            return self._finish(Stopped(self._stopping))
+        self._stopping = reason
+        return self._fill()
+
+    def _start_engine(self) -> StartEngine:
+        number, self._next_engine = self._next_engine, self._next_engine + 1
+        self._engines[number] = _Engine()
+        return StartEngine(number)
+
+    def _replace_engine(self) -> list[Action]:
+        wanted = 0 if self._stopping else min(self._wanted, len(self._pending) + len(self._engines))
+        return [self._start_engine()] if len(self._engines) < wanted else self._check_end()
+
+    def _count_failure(self, shard: Shard) -> bool:
+        self._failures[shard.index] = self._failures.get(shard.index, 0) + 1
+        return self._failures[shard.index] >= self._max_attempts
+
+    def _give_up(self, shard: Shard, error: str) -> list[Action]:
+        rows = f"seed rows {shard.start} to {shard.stop - 1}"
+        message = f"shard {shard.name} ({rows}) failed {self._max_attempts} times; the last time: {error}"
+        return self._finish(ShardFailed(message))
+
+    def _fill(self) -> list[Action]:
+        actions: list[Action] = []
+        while self._pending and not self._stopping:
+            hungry = [(len(e.shards), number) for number, e in self._engines.items() if e.wants_more]
+            if not hungry:
+                break
+            number = min(hungry)[1]
+            shard = self._pending.popleft()
+            self._engines[number].shards[shard.index] = shard
+            actions.append(Dispatch(number, shard))
+        return actions + self._check_end()
+
+    def _check_end(self) -> list[Action]:
+        if self.finished or self.in_flight:
+            return []
+        if not self._pending:
+            return self._finish(None)
+        return self._finish(Stopped(self._stopping)) if self._stopping else []
+
+    def _finish(self, error: BatchgenError | None) -> list[Action]:
+        self.finished = True
+        return [Finish(error)]

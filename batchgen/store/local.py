@@ -1,0 +1,124 @@
+"""A store in a folder: local, NFS or Lustre.
+
+An object appears whole or not at all: it is written under a name that is its writer's alone, flushed to the disk and
+then linked to its key. `link` fails where the key exists, on every file system that batchgen runs on; renaming would
+replace it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from batchgen.errors import StoreError
+
+
+class LocalStore:
+    """An `ObjectStore` in a folder, which is made when something is first written."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.root = Path(folder).expanduser().resolve()
+
+    @property
+    def location(self) -> str:
+        """The folder."""
+        return str(self.root)
+
+    def path(self, key: str) -> Path:
+        """The file behind a key; raises ValueError for a key that leaves the store."""
+        pure = PurePosixPath(key)
+        if pure.is_absolute() or not pure.parts or any(part in ("..", ".") or "\0" in part for part in key.split("/")):
+            raise ValueError(f"not a key of a store: {key!r}")
+        return self.root.joinpath(*pure.parts)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Creates an object, durably; False where one of that key exists."""
+        target = self.path(key)
+        with _translated(f"cannot write {target}"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            own = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+            try:
+                with own.open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                try:
+                    os.link(own, target)
+                except FileExistsError:
+                    return False
+            finally:
+                own.unlink(missing_ok=True)
+            _sync_folder(target.parent)
+            return True
+
+    def read(self, key: str) -> bytes | None:
+        """An object's bytes, or None where there is none."""
+        target = self.path(key)
+        with _translated(f"cannot read {target}"):
+            try:
+                return target.read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def upload(self, key: str, path: Path) -> None:
+        """Moves a finished local file to a key that is the caller's alone, durably."""
+        target = self.path(key)
+        with _translated(f"cannot write {target}"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            try:
+                path.replace(target)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                self._copy(path, target)
+            _sync_folder(target.parent)
+
+    def open(self, key: str) -> BinaryIO:
+        """An object for reading; raises FileNotFoundError where there is none."""
+        return self.path(key).open("rb")
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Keys under a folder, in order."""
+        folder = self.path(prefix.rstrip("/"))
+        for file in sorted(folder.rglob("*")) if folder.is_dir() else ():
+            if file.is_file() and not file.name.startswith("."):
+                yield file.relative_to(self.root).as_posix()
+
+    def delete(self, key: str) -> None:
+        """Removes an object; nothing happens where there is none."""
+        with _translated(f"cannot delete {key}"):
+            self.path(key).unlink(missing_ok=True)
+
+    @staticmethod
+    def _copy(path: Path, target: Path) -> None:
+        import shutil
+
+        own = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+        shutil.copyfile(path, own)
+        with own.open("rb") as file:
+            os.fsync(file.fileno())
+        own.replace(target)
+        path.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{what}: {error.strerror or error}") from error

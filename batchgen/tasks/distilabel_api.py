@@ -1,0 +1,23 @@
+"""The only import of distilabel, and what it does to a process undone.
+
+Importing distilabel installs a traceback hook that prints local variables, which would put prompts and completions into
+logs, and its steps log several lines for every row.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+_excepthook = sys.excepthook
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import distilabel.steps.tasks as tasks
+    from distilabel.models.llms.base import LLM
+    from distilabel.models.mixins.magpie import MagpieChatTemplateMixin
+    from distilabel.steps.tasks.evol_instruct.utils import MUTATION_TEMPLATES
+sys.excepthook = _excepthook
+logging.getLogger("distilabel").setLevel(logging.ERROR)
+
+__all__ = ["LLM", "MUTATION_TEMPLATES", "MagpieChatTemplateMixin", "tasks"]
