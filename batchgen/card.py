@@ -63,7 +63,8 @@ def render_card(job: Job, plan: Plan, table: pa.Table, details: Mapping[str, Any
 {recipe.strip()}
 ```
 
-{plan.rows} seed rows in {details["shards"]} shards{missing} gave {details["read"]} rows, of which {details["kept"]} were kept.
+{plan.rows} seed rows in {details["shards"]} shards{missing} gave {details["read"]} rows;
+{details["kept"]} of them were kept.
 
 | dropped because | rows |
 | --- | --- |

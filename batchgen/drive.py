@@ -199,8 +199,9 @@ class Driver:
         self._events.put_nowait(lambda: self._scheduler.engine_lost(engine, reason))
 
     def _forget(self, engine: int) -> None:
-        for table in (self._live, self._receipted, self._moved, self._held):
-            table.pop(engine, None)  # type: ignore[attr-defined]
+        tables: tuple[dict[int, Any], ...] = (self._live, self._receipted, self._moved, self._held)
+        for table in tables:
+            table.pop(engine, None)
 
     def _note(self, text: str) -> None:
         self._notes.append(text)

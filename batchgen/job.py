@@ -165,7 +165,7 @@ class Merge(_Part):
     """What becomes of the generated rows."""
 
     exact: bool = Field(True, description="drop rows whose normalised text another row has")
-    near: Near | None = Field(default_factory=Near, description="null or false keeps near-duplicates")
+    near: Near | None = Field(default_factory=lambda: Near(), description="null or false keeps near-duplicates")
     on: Literal["prompt", "conversation"] = Field("prompt", description="the text that must differ")
     drop_truncated: bool = Field(True, description="drop rows with a completion cut at max_tokens")
     prompt: str | None = Field(None, description="column of the user's message, where it is not the last step's")
@@ -186,7 +186,7 @@ class Job(_Part):
     model: Model
     sampling: dict[str, Any] = Field(default_factory=dict, description="vLLM's SamplingParams")
     steps: list[Step] = Field(min_length=1)
-    merge: Merge = Field(default_factory=Merge)
+    merge: Merge = Field(default_factory=lambda: Merge())
     output: str = Field(min_length=1)
     engines: PositiveInt | None = Field(None, description="number of engines; else one a GPU, or one on a CPU")
     shard_rows: PositiveInt | None = Field(None, le=100_000, description="rows a shard; else chosen from their number")
@@ -335,11 +335,14 @@ def _message(item: Any, path: tuple[str | int, ...]) -> str:
     return f"{message[0].lower()}{message[1:]}, got {json.dumps(value, default=str)[:80]}"
 
 
+_PARTS: Mapping[str, type[BaseModel]] = {"source": Source, "model": Model, "merge": Merge, "near": Near}
+
+
 def _legal_keys(path: Sequence[str | int]) -> list[str]:
     """Field names at a path of the job."""
     model: type[BaseModel] = Job
     for part in path:
-        model = {"source": Source, "model": Model, "merge": Merge, "near": Near}.get(str(part), model)
+        model = _PARTS.get(str(part), model)
     return list(model.model_fields)
 
 

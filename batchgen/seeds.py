@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +94,7 @@ def _from_files(patterns: Sequence[str], base: Path) -> tuple[pa.Table, list[str
     tables: list[pa.Table] = []
     where: list[str] = []
     for pattern in patterns:
-        paths = sorted(glob.glob(os.path.expanduser(pattern), root_dir=base, recursive=True))
+        paths = sorted(glob.glob(str(Path(pattern).expanduser()), root_dir=base, recursive=True))
         if not paths:
             raise SeedError(f"source.path: no file matches {pattern!r} (looked in {base.resolve()})")
         for path in paths:

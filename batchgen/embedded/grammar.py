@@ -123,38 +123,36 @@ PYTHON = MappingProxyType(
         "the unique items": "set({x})",
     }
 )
-WORDS = tuple(
-    [
-        "apple",
-        "bear",
-        "cloud",
-        "dance",
-        "eagle",
-        "forest",
-        "garden",
-        "house",
-        "island",
-        "jacket",
-        "kettle",
-        "ladder",
-        "market",
-        "needle",
-        "ocean",
-        "pencil",
-        "queen",
-        "river",
-        "silver",
-        "table",
-        "umbrella",
-        "village",
-        "window",
-        "yellow",
-        "zebra",
-    ]
+WORDS = (
+    "apple",
+    "bear",
+    "cloud",
+    "dance",
+    "eagle",
+    "forest",
+    "garden",
+    "house",
+    "island",
+    "jacket",
+    "kettle",
+    "ladder",
+    "market",
+    "needle",
+    "ocean",
+    "pencil",
+    "queen",
+    "river",
+    "silver",
+    "table",
+    "umbrella",
+    "village",
+    "window",
+    "yellow",
+    "zebra",
 )
-PEOPLE = tuple(["Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry"])
-THINGS = tuple(["apples", "books", "coins", "marbles", "stamps", "shells", "cards", "pencils"])
-LISTS = tuple(["prices", "scores", "ages", "names", "values", "points", "grades", "words", "sizes", "times"])
+PEOPLE = ("Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry")
+THINGS = ("apples", "books", "coins", "marbles", "stamps", "shells", "cards", "pencils")
+LISTS = ("prices", "scores", "ages", "names", "values", "points", "grades", "words", "sizes", "times")
 REQUESTS = tuple(
     f"{verb} {thing}"
     for verb in (

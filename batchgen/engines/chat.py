@@ -7,14 +7,17 @@ as its content is rendered without a generation prompt and cut at the sentinel.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from batchgen.embedded import MODEL_PATH
 from batchgen.engines.base import Message
 from batchgen.errors import ModelError
 
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SENTINEL = "batchgen0sentinel0batchgen"
 _ANSWER_SENTINEL = "batchgen1sentinel1batchgen"
 
@@ -101,7 +104,34 @@ class TemplateChat:
 
 def resolve_path(path: str) -> str:
     """The folder or Hub name behind a job's `model.path`."""
-    return str(MODEL_PATH) if path == "embedded" else path
+    if path == "embedded":
+        return str(MODEL_PATH)
+    folder = Path(path).expanduser()
+    return str(folder) if folder.is_dir() else path
+
+
+def _on_hub(path: str, revision: str | None) -> bool:
+    """Whether the Hub has a model; False where the Hub cannot be asked, and a cached copy has to do.
+
+    Raises:
+        ModelError: it has none, or none that may be read with the token of the environment.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        HfApi().model_info(path, revision=revision, timeout=10)
+    except GatedRepoError as error:
+        raise ModelError(f"model.path: {path!r} is gated; accept its terms and set HF_TOKEN") from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"model.path: {path!r} is neither a folder here nor a model on the Hugging Face Hub that this token may read"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ModelError(f"model.revision: {path!r} has no revision {revision!r}") from error
+    except Exception:  # no network, offline mode, a proxy's answer: all of them mean "ask the cache"
+        return False
+    return True
 
 
 def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -110,17 +140,27 @@ def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bo
     Raises:
         ModelError: there is no such model, or it has no chat template.
     """
+    target = resolve_path(path)
+    is_folder = Path(target).is_dir()
+    if is_folder and not (Path(target) / "config.json").is_file():
+        raise ModelError(f"model.path: the folder {path!r} holds no model (it has no config.json)")
+    if not is_folder and not _HUB_NAME.fullmatch(path):
+        raise ModelError(f"model.path: there is no folder {path!r}")
     from transformers import AutoTokenizer
 
+    reachable = is_folder or _on_hub(path, revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            resolve_path(path), revision=revision, trust_remote_code=trust_remote_code
+            target, revision=revision, trust_remote_code=trust_remote_code, local_files_only=not reachable
         )
     except Exception as error:  # transformers and the Hub client raise a dozen types here
+        if not reachable:
+            raise ModelError(
+                f"model.path: {path!r} is neither a folder here nor in the local cache, and the Hugging Face Hub "
+                "cannot be reached"
+            ) from error
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ModelError(
-            f"model.path: {path!r} is neither a model folder nor a model that the Hugging Face Hub gives ({reason})"
-        ) from error
+        raise ModelError(f"model.path: the tokenizer of {path!r} cannot be loaded: {reason}") from error
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError(f"model.path: {path!r} has no chat template; batchgen needs a chat model")
     return tokenizer

@@ -14,7 +14,7 @@ import xxhash
 
 from batchgen.commit import Manifest, read_shard
 from batchgen.errors import JobError
-from batchgen.job import Job, Merge
+from batchgen.job import Job, Merge, Step
 from batchgen.merge import near
 from batchgen.plan import Plan
 from batchgen.rows import CONVERSATION, OK
@@ -56,7 +56,8 @@ def chat_columns(job: Job, plan: Plan) -> tuple[str, str | None] | str | None:
         chat = step.spec.chat(step.parameters)
         if chat is None:
             continue
-        prompt, answer = (_column(step.input_mappings, step.output_mappings, name) for name in chat)
+        prompt = _column(step, chat[0])
+        answer = _column(step, chat[1]) if chat[1] else None
         if prompt in columns and (answer is None or answer in columns):
             return prompt, job.merge.answer or answer
     if job.merge.answer:
@@ -64,8 +65,8 @@ def chat_columns(job: Job, plan: Plan) -> tuple[str, str | None] | str | None:
     return None
 
 
-def _column(inputs: Mapping[str, str], outputs: Mapping[str, str], name: str | None) -> str | None:
-    return None if name is None else outputs.get(name, inputs.get(name, name))
+def _column(step: Step, name: str) -> str:
+    return step.output_mappings.get(name, step.input_mappings.get(name, name))
 
 
 def merge_rows(store: ObjectStore, plan: Plan, job: Job, manifests: Mapping[int, Manifest]) -> Merged:

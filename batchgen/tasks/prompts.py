@@ -15,12 +15,13 @@ def self_instruct_prompt(context: str, num_instructions: int) -> str:
 
     template = files("distilabel") / "steps" / "tasks" / "templates" / "self-instruct.jinja2"
     fields = tasks.SelfInstruct.model_fields
-    return Template(template.read_text()).render(
+    text: str = Template(template.read_text()).render(
         input=context,
         num_instructions=num_instructions,
         criteria_for_query_generation=fields["criteria_for_query_generation"].default,
         application_description=fields["application_description"].default,
     )
+    return text
 
 
 def evol_instruct_prompts() -> Mapping[str, str]:

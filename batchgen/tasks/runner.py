@@ -73,9 +73,7 @@ class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilab
         """Completes every input `num_generations` times and waits for all of them."""
         log: CallLog = bridge.current_context()
         calls = [self._complete(log, messages) for messages in inputs for _ in range(num_generations)]
-        completions = bridge.wait(calls[0] if len(calls) == 1 else _all(calls))
-        if len(calls) == 1:
-            completions = [completions]
+        completions = [bridge.wait(calls[0])] if len(calls) == 1 else bridge.wait(_all(calls))
         return [
             {
                 "generations": [c.text for c in group],

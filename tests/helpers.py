@@ -1,0 +1,87 @@
+"""What many tests need: small jobs on the chaos engine, a scripted engine, and a way to run a row."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from batchgen.engines.base import Completion, Request
+from batchgen.engines.chat import byte_chat
+from batchgen.generate import Worker
+from batchgen.job import Job
+from batchgen.plan import Plan, make_plan, settle_plan
+from batchgen.rows import SeedRow
+from batchgen.seeds import Seeds, load_seeds
+from batchgen.store import LocalStore
+from batchgen.tasks.runner import CallLog, TaskRunner
+from batchgen.tasks.table import TASKS
+
+
+def chaos_job(output: str | Path, **changes: Any) -> Job:
+    """A one-turn Magpie job on the chaos engine."""
+    tree: dict[str, Any] = {
+        "name": "test",
+        "source": {"count": 40},
+        "model": {"path": "chaos"},
+        "steps": [{"task": "magpie"}],
+        "output": str(output),
+    }
+    return Job.of({**tree, **changes})
+
+
+def planned(job: Job) -> tuple[Plan, Seeds, LocalStore]:
+    """The plan of a job, its seeds and its store, settled."""
+    seeds = load_seeds(job.source)
+    store = LocalStore(job.output)
+    return settle_plan(store, make_plan(job, seeds)), seeds, store
+
+
+class ScriptedEngine:
+    """An engine that answers from a list, or from a function of (prompt, number of the call)."""
+
+    model_name = "scripted"
+    slots = 8
+
+    def __init__(self, answers: Sequence[str] | Callable[[str, int], str], finish_reason: str = "stop") -> None:
+        self.chat = byte_chat()
+        self.prompts: list[str] = []
+        self.requests: list[Request] = []
+        self._answers = answers
+        self._finish_reason = finish_reason
+
+    async def start(self) -> None:
+        """Nothing to load."""
+
+    async def generate(self, request: Request) -> Completion:
+        """The next answer."""
+        prompt = bytes(request.token_ids).decode()
+        number = len(self.prompts)
+        self.prompts.append(prompt)
+        self.requests.append(request)
+        await asyncio.sleep(0)
+        text = self._answers(prompt, number) if callable(self._answers) else self._answers[number]
+        return Completion(text, self._finish_reason, len(request.token_ids), len(text.split()))
+
+    async def stop(self) -> None:
+        """Nothing to release."""
+
+
+def run_task(
+    name: str, row: Mapping[str, Any], engine: ScriptedEngine, seed: int = 0, **parameters: Any
+) -> dict[str, Any]:
+    """One row through one task, on an engine."""
+    runner = TaskRunner(name, TASKS[name].parameters.model_validate(parameters), {}, {}, engine, {})
+    return asyncio.run(runner.run(dict(row), CallLog("row", seed)))
+
+
+def worker_on(engine: Any, job: Job) -> tuple[Worker, Plan, Seeds, LocalStore]:
+    """A worker for a job on an engine."""
+    plan, seeds, store = planned(job)
+    return Worker(job, plan, store, engine), plan, seeds, store
+
+
+def seed_rows(*data: Mapping[str, Any]) -> list[SeedRow]:
+    """Seed rows with ids of their own."""
+    return [SeedRow(f"{index:032x}", index, row) for index, row in enumerate(data)]

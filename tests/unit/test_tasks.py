@@ -1,0 +1,219 @@
+"""The four tasks: what they give, and a guard for each fault of distilabel that touches them."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import pytest
+
+from batchgen.errors import RowRejected
+from batchgen.tasks import distilabel_api
+from batchgen.tasks.runner import CallLog, TaskRunner
+from batchgen.tasks.table import TASKS, clean_instructions
+from tests.helpers import ScriptedEngine, run_task
+
+
+def test_text_generation_answers_the_instruction():
+    engine = ScriptedEngine(["Paris."])
+    assert run_task("text_generation", {"instruction": "Capital?"}, engine) == {"generation": "Paris."}
+    assert engine.prompts == ["<|im_start|>user\nCapital?<|im_end|>\n<|im_start|>assistant\n"]
+
+
+def test_text_generation_takes_the_row_s_system_prompt_before_its_own():
+    engine = ScriptedEngine(["a", "b"])
+    run_task("text_generation", {"instruction": "x", "system_prompt": "Row."}, engine, system_prompt="Fixed.")
+    run_task("text_generation", {"instruction": "x", "system_prompt": None}, engine, system_prompt="Fixed.")
+    assert ["Row." in prompt for prompt in engine.prompts] == [True, False]
+    assert ["Fixed." in prompt for prompt in engine.prompts] == [False, True]
+
+
+def test_text_generation_does_not_read_the_instruction_as_a_template():
+    engine = ScriptedEngine(["a"])
+    run_task("text_generation", {"instruction": "{{ 7 * 7 }} {% for x in y %}"}, engine)
+    assert "{{ 7 * 7 }} {% for x in y %}" in engine.prompts[0]
+
+
+@pytest.mark.parametrize("name", ["text_generation", "evol_instruct"])
+def test_a_missing_input_rejects_the_row(name: str):
+    with pytest.raises(RowRejected, match="missing_input:instruction"):
+        run_task(name, {"instruction": None}, ScriptedEngine(["a", "b"]))
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_an_empty_completion_rejects_the_row(name: str):
+    row = {"instruction": "x", "input": "y"}
+    with pytest.raises(RowRejected, match="empty_completion"):
+        run_task(name, row, ScriptedEngine(lambda prompt, number: " \n"))
+
+
+def test_a_failing_request_rejects_the_row_without_quoting_it():
+    def fail(prompt: str, number: int) -> str:
+        raise ValueError("secret prompt text")
+
+    with pytest.raises(RowRejected) as caught:
+        run_task("text_generation", {"instruction": "x"}, ScriptedEngine(fail))
+    assert caught.value.reason == "task_error:ValueError"
+
+
+# Fault 7: list numbers and code fences stay in SelfInstruct's lines.
+def test_self_instruct_lines_lose_list_marks_and_fences():
+    text = "```\n1. Name a river.\n2) Sort 3 words.\n- Add 2 and 3.\n\n* Why?\nQuery 5: Explain it.\n3.5 is what?\n```"
+    row = run_task("self_instruct", {"input": "text"}, ScriptedEngine([text]))
+    expected = ["Name a river.", "Sort 3 words.", "Add 2 and 3.", "Why?", "Explain it.", "3.5 is what?"]
+    assert row == {"instructions": expected}
+
+
+def test_self_instruct_without_any_instruction_is_rejected():
+    with pytest.raises(RowRejected, match="no_instructions"):
+        run_task("self_instruct", {"input": "text"}, ScriptedEngine(["```\n1. \n```"]))
+
+
+def test_clean_instructions_keeps_numbers_that_are_no_marks():
+    assert clean_instructions(["2024 was what year?", "10 times 3 is?"]) == ["2024 was what year?", "10 times 3 is?"]
+
+
+# Fault 1: a user turn that fails is not noticed, and the next text becomes the assistant's.
+@pytest.mark.parametrize("failing", [0, 1, 2, 3])
+def test_magpie_rejects_a_row_with_an_empty_turn(failing: int):
+    engine = ScriptedEngine(lambda prompt, number: "" if number == failing else f"turn {number}")
+    with pytest.raises(RowRejected, match="empty_completion"):
+        run_task("magpie", {}, engine, n_turns=2)
+    assert len(engine.prompts) == failing + 1, "nothing is generated after the failed turn"
+
+
+def test_magpie_rejects_a_truncated_instruction_before_its_answer_is_paid_for():
+    engine = ScriptedEngine(["What is the", "answer"], finish_reason="length")
+    with pytest.raises(RowRejected, match="truncated_instruction"):
+        run_task("magpie", {}, engine)
+    assert len(engine.prompts) == 1
+
+
+# Fault 2: an empty assistant header stands before the user header.
+def test_magpie_prompts_have_no_empty_assistant_header():
+    engine = ScriptedEngine(["q1", "a1", "q2", "a2"])
+    row = run_task("magpie", {}, engine, n_turns=2, system_prompt="Be short.")
+    start, end = "<|im_start|>", "<|im_end|>\n"
+    system = f"{start}system\nBe short.{end}"
+    first = f"{system}{start}user\nq1{end}{start}assistant\na1{end}"
+    assert engine.prompts == [
+        f"{system}{start}user\n",
+        f"{system}{start}user\nq1{end}{start}assistant\n",
+        f"{first}{start}user\n",
+        f"{first}{start}user\nq2{end}{start}assistant\n",
+    ]
+    assert [message["content"] for message in row["conversation"]] == ["q1", "a1", "q2", "a2"]
+    assert [message["role"] for message in row["conversation"]] == ["user", "assistant"] * 2
+
+
+def test_magpie_user_turns_end_at_the_template_s_end_of_turn():
+    engine = ScriptedEngine(["q", "a"])
+    run_task("magpie", {}, engine)
+    assert [list(request.stop) for request in engine.requests] == [["<|im_end|>"], []]
+
+
+# Fault 1, second half: with include_system_prompt the system prompt comes out as the instruction.
+@pytest.mark.parametrize(
+    ("parameters", "roles"),
+    [
+        ({"include_system_prompt": True, "system_prompt": "S."}, ["system", "user", "assistant"]),
+        ({"include_system_prompt": True, "system_prompt": "S.", "end_with_user": True}, ["system", "user"]),
+        ({"include_system_prompt": True}, ["user", "assistant"]),
+        ({"end_with_user": True}, ["user"]),
+        ({"end_with_user": True, "n_turns": 2}, ["user", "assistant", "user"]),
+        ({"n_turns": 2, "include_system_prompt": True, "system_prompt": "S."}, ["system", *["user", "assistant"] * 2]),
+    ],
+)
+def test_magpie_gives_the_declared_columns_for_every_shape(parameters: dict, roles: list[str]):
+    row = run_task("magpie", {}, ScriptedEngine(lambda prompt, number: f"t{number}"), **parameters)
+    assert list(row) == ["conversation"]
+    assert [message["role"] for message in row["conversation"]] == roles
+    assert [m["content"] for m in row["conversation"] if m["role"] == "system"] == ["S."] * ("system" in roles)
+
+
+def test_magpie_gives_a_pair_for_one_turn_and_an_instruction_alone():
+    assert run_task("magpie", {}, ScriptedEngine(["q", "a"])) == {"instruction": "q", "response": "a"}
+    assert run_task("magpie", {}, ScriptedEngine(["q"]), only_instruction=True) == {"instruction": "q"}
+
+
+# Faults 4 and 10: a random system prompt is chosen once a batch, from unseeded global state.
+def test_magpie_chooses_a_system_prompt_per_row_and_reproducibly():
+    prompts = [f"Prompt {i}." for i in range(8)]
+
+    def chosen(seed: int) -> str:
+        engine = ScriptedEngine(["q", "a"])
+        run_task("magpie", {}, engine, seed=seed, system_prompt=prompts)
+        return next(prompt for prompt in prompts if prompt in engine.prompts[0])
+
+    choices = [chosen(seed) for seed in range(20)]
+    assert choices == [chosen(seed) for seed in range(20)]
+    assert len(set(choices)) > 3
+
+
+def test_random_choices_do_not_depend_on_what_runs_beside_a_row():
+    engine = ScriptedEngine(lambda prompt, number: "text")
+    parameters = TASKS["evol_instruct"].parameters.model_validate({"num_evolutions": 3})
+
+    async def mutations(order: list[int]) -> dict[int, list[str]]:
+        runner = TaskRunner("evol_instruct", parameters, {}, {}, engine, {})
+        engine.prompts.clear()
+        await asyncio.gather(*(runner.run({"instruction": f"row {i}"}, CallLog(str(i), i)) for i in order))
+        first = {i: [p for p in engine.prompts if f"row {i}" in p] for i in order}
+        return {i: sorted(prompts) for i, prompts in first.items()}
+
+    assert asyncio.run(mutations([0, 1, 2, 3])) == asyncio.run(mutations([3, 1, 0, 2]))
+
+
+# Fault 5: answers are misaligned or raise when only the last of several evolutions is kept.
+@pytest.mark.parametrize("store", [False, True])
+@pytest.mark.parametrize("original", [False, True])
+@pytest.mark.parametrize("evolutions", [1, 3])
+def test_evol_instruct_answers_belong_to_their_instructions(store: bool, original: bool, evolutions: int):
+    def answer(prompt: str, number: int) -> str:
+        text = prompt.removeprefix("<|im_start|>user\n").partition("<|im_end|>")[0]
+        return f"evolved {number}" if "Prompt#" in text else f"answer to {text}"
+
+    row = run_task(
+        "evol_instruct",
+        {"instruction": "start"},
+        ScriptedEngine(answer),
+        num_evolutions=evolutions,
+        store_evolutions=store,
+        include_original_instruction=original,
+        generate_answers=True,
+    )
+    if store:
+        expected = ["start"] * original + [f"evolved {i}" for i in range(evolutions)]
+        assert row == {"evolved_instructions": expected, "answers": [f"answer to {text}" for text in expected]}
+    else:
+        last = f"evolved {evolutions - 1}"
+        assert row == {"evolved_instruction": last, "answer": f"answer to {last}"}
+
+
+def test_evol_instruct_keeps_what_follows_a_repeated_header():
+    row = run_task("evol_instruct", {"instruction": "x"}, ScriptedEngine(["#Rewritten Prompt#: harder"]))
+    assert row == {"evolved_instruction": "harder"}
+    with pytest.raises(RowRejected, match="empty_completion"):
+        run_task("evol_instruct", {"instruction": "x"}, ScriptedEngine(["#Rewritten Prompt#:"]))
+
+
+# Faults 5 and 8: metadata of a whole batch on every row; `process` changes the rows it is given.
+def test_a_task_gives_only_its_declared_columns_and_leaves_its_row_alone():
+    row = {"instruction": "x", "distilabel_metadata": {"mine": 1}, "generation": "old"}
+    given = dict(row)
+    assert set(run_task("evol_instruct", given, ScriptedEngine(["y"]))) == {"evolved_instruction"}
+    assert given == row
+
+
+def test_token_counts_are_the_row_s_own():
+    engine = ScriptedEngine(["one two", "three four five"])
+    runner = TaskRunner("magpie", TASKS["magpie"].parameters(), {}, {}, engine, {})
+    log = CallLog("row", 0)
+    asyncio.run(runner.run({}, log))
+    assert (log.calls, log.output_tokens, log.input_tokens) == (2, 5, sum(map(len, engine.prompts)))
+
+
+def test_importing_distilabel_leaves_the_traceback_hook_alone():
+    assert "distilabel" in sys.modules
+    assert distilabel_api.tasks is not None
+    assert "rich" not in getattr(sys.excepthook, "__module__", "")
