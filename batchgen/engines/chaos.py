@@ -115,9 +115,8 @@ class ChaosEngine:
                 await asyncio.Event().wait()
             if _in(script.error_on, prompt):
                 raise ValueError("chaos: scripted failure of one request")
-            rng = random.Random(f"{request.seed}\n{prompt}")
-            await asyncio.sleep(rng.expovariate(1 / script.latency) if script.latency else 0)
-            text = "" if _in(script.empty_on, prompt) else self._text(rng)
+            text = "" if _in(script.empty_on, prompt) else self._text(random.Random(f"{request.seed}\n{prompt}"))
+            await asyncio.sleep(random.expovariate(1 / script.latency) if script.latency else 0)
         truncated = _in(script.truncate_on, prompt)
         return Completion(text, "length" if truncated else "stop", len(request.token_ids), len(text.split()))
 

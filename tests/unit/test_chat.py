@@ -1,0 +1,113 @@
+"""User turns opened and closed by a model's own chat template."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import AutoTokenizer
+
+from batchgen.embedded import MODEL_PATH
+from batchgen.engines.chat import byte_chat, chat_from_tokenizer, load_tokenizer
+from batchgen.errors import ModelError
+
+LLAMA3 = (
+    "{{- '<|begin_of_text|>' }}{% for m in messages %}"
+    "{{- '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+MISTRAL = (
+    "{{- '<s>' }}{% for m in messages %}{% if m.role == 'user' %}{{- '[INST] ' + m.content + ' [/INST]' }}"
+    "{% elif m.role == 'assistant' %}{{- m.content + '</s>' }}{% endif %}{% endfor %}"
+)
+GEMMA = (
+    "{{- '<bos>' }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{{- '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n'"
+    " + m.content | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{- '<start_of_turn>model\n' }}{% endif %}"
+)
+NO_USER = "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}{% endif %}{% endfor %}"
+BARE = "{% for m in messages %}{{ m.content }}{% endfor %}"
+
+SYSTEM = {"role": "system", "content": "S."}
+TURN = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]
+
+
+@pytest.fixture
+def tokenizer():
+    return AutoTokenizer.from_pretrained(MODEL_PATH)
+
+
+def chat_with(tokenizer, template: str, **options):
+    tokenizer.chat_template = template
+    return chat_from_tokenizer(tokenizer, **options)
+
+
+@pytest.mark.parametrize(
+    ("template", "opening", "after_a_turn", "stop"),
+    [
+        (
+            LLAMA3,
+            "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
+            "Yo<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n",
+            "<|eot_id|>",
+        ),
+        (MISTRAL, "<s>[INST] ", "[/INST]Yo</s>[INST] ", "[/INST]"),
+        (GEMMA, "<bos><start_of_turn>user\n", "Yo<end_of_turn>\n<start_of_turn>user\n", "<end_of_turn>"),
+    ],
+)
+def test_user_turns_of_known_formats(tokenizer, template: str, opening: str, after_a_turn: str, stop: str):
+    chat = chat_with(tokenizer, template)
+    chat.check_user_turn()
+    assert tokenizer.decode(chat.user_prompt([])) == opening
+    assert tokenizer.decode(chat.user_prompt(TURN)).endswith(after_a_turn)
+    assert chat.user_stop == ((stop,), ())
+
+
+def test_the_embedded_model_s_turn_ends_with_one_token(tokenizer):
+    chat = chat_from_tokenizer(tokenizer)
+    chat.check_user_turn()
+    assert tokenizer.decode(chat.user_prompt([SYSTEM])) == "<|im_start|>system\nS.<|im_end|>\n<|im_start|>user\n"
+    assert chat.user_stop == ((), (tokenizer.convert_tokens_to_ids("<|im_end|>"),))
+
+
+def test_prompts_are_the_tokens_that_the_tokenizer_gives_for_the_conversation(tokenizer):
+    chat = chat_from_tokenizer(tokenizer)
+    messages = [SYSTEM, *TURN, {"role": "user", "content": "What is 5 plus 3?"}]
+    expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert chat.prompt(messages) == expected
+    # A user turn's opening is the beginning of the same conversation.
+    assert expected[: len(chat.user_prompt([SYSTEM, *TURN]))] == chat.user_prompt([SYSTEM, *TURN])
+
+
+def test_a_bos_of_the_template_is_not_doubled(tokenizer):
+    chat = chat_with(tokenizer, LLAMA3)
+    assert tokenizer.decode(chat.prompt([{"role": "user", "content": "x"}])).count("<|begin_of_text|>") == 1
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (NO_USER, "drops or changes user messages"),
+        (BARE, "does not mark where a user turn ends"),
+        ("{{ raise_exception('chat is off') }}", "chat is off"),
+    ],
+)
+def test_a_template_that_cannot_open_a_user_turn_is_refused_with_the_reason(tokenizer, template: str, reason: str):
+    with pytest.raises(ModelError, match=reason):
+        chat_with(tokenizer, template).check_user_turn()
+
+
+def test_a_given_pre_query_template_overrides(tokenizer):
+    chat = chat_with(tokenizer, MISTRAL, pre_query_template="<s>[INST] As a teacher, ")
+    assert tokenizer.decode(chat.user_prompt([])) == "<s>[INST] As a teacher, "
+
+
+def test_models_that_cannot_be_used_are_named(tmp_path):
+    with pytest.raises(ModelError, match="there is no folder"):
+        load_tokenizer(str(tmp_path / "nope"))
+    with pytest.raises(ModelError, match=r"has no config\.json"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_bytes_survive_any_text():
+    ids = byte_chat().prompt([{"role": "user", "content": "Grüße 🙂"}])
+    assert "Grüße 🙂" in bytes(ids).decode()

@@ -1,0 +1,147 @@
+"""The command line: its options, its exit codes, and one clear message for every mistake of a new user."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from batchgen.cli import build_parser, main
+
+CHAOS = """\
+name: test
+source: {path: seeds.jsonl}
+model: {path: chaos}
+steps: [{task: text_generation}]
+output: run
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.yaml").write_text(CHAOS)
+    (tmp_path / "seeds.jsonl").write_text('{"instruction": "a"}\n{"instruction": "b"}\n')
+    return tmp_path
+
+
+def options_of(command: str) -> list[str]:
+    actions = next(a for a in build_parser()._actions if a.dest == "command")
+    return sorted(name for action in actions.choices[command]._actions for name in action.option_strings)
+
+
+def test_the_commands_and_their_options():
+    job = ["--help", "--output", "--set", "-h"]
+    assert {name: options_of(name) for name in ("run", "plan", "status", "merge", "publish", "draw", "submit")} == {
+        "run": sorted([*job, "--address", "--trust-remote-code"]),
+        "plan": sorted([*job, "--trust-remote-code"]),
+        "status": ["--help", "--json", "-h"],
+        "merge": ["--help", "--partial", "--set", "-h"],
+        "publish": ["--help", "--to", "-h"],
+        "draw": job,
+        "submit": sorted([*job, "--address", "--trust-remote-code"]),
+    }
+
+
+def test_help_imports_nothing_heavy_and_answers_at_once():
+    code = "import sys; from batchgen.cli import build_parser; build_parser().format_help(); print(*sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    heavy = {"ray", "vllm", "distilabel", "torch", "transformers", "datasets", "pyarrow", "pydantic", "rich", "yaml"}
+    assert not heavy & set(out.split())
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    started = time.monotonic()
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert time.monotonic() - started < 20
+    assert "Traceback" not in captured.err
+    assert captured.err.startswith("batchgen: error: ")
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("model:", "modle:", "job.yaml:3: modle: unknown key; did you mean 'model'?"),
+        ("source: {path: seeds.jsonl}", "source: {count: many}", "job.yaml:2: source.count: input should be a valid int"),
+        ("seeds.jsonl", "nope.jsonl", "no file matches 'nope.jsonl'"),
+        ("path: chaos", "path: ./no-model", "model.path: there is no folder './no-model'"),
+        ("path: chaos", "path: nobody/nothing-here", "model.path: 'nobody/nothing-here' is neither a folder here nor"),
+        ("output: run", "output: /proc/run", "output: '/proc/run' cannot be written"),
+        ("output: run", "output: seeds.jsonl", "output: 'seeds.jsonl' cannot be written"),
+    ],
+)
+def test_a_bad_job_is_refused(folder: Path, capsys, old: str, new: str, message: str):
+    (folder / "job.yaml").write_text(CHAOS.replace(old, new))
+    assert message in refused(capsys, "run", "job.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "seeds.jsonl: the file has no rows"),
+        ('{"instruction": "a"}\nnot json\n', "seeds.jsonl:2: not JSON"),
+        ('{"question": "a"}\n', "steps[0] (text_generation): reads column 'instruction', which nobody writes"),
+        ('{"instruction": "a"}\n{"instruction": null}\n', "seeds.jsonl:2: column 'instruction' is missing or null"),
+    ],
+)
+def test_bad_seeds_are_refused(folder: Path, capsys, content: str, message: str):
+    (folder / "seeds.jsonl").write_text(content)
+    assert message in refused(capsys, "run", "job.yaml")
+
+
+def test_a_changed_job_is_refused_on_resume(folder: Path, capsys):
+    from batchgen import Job, run
+
+    run(Job.load("job.yaml"), in_process=True)
+    message = refused(capsys, "run", "job.yaml", "--set", "sampling.temperature=0.5")
+    assert "holds a run of another job" in message
+    assert "sampling.temperature: absent then, 0.5 now" in message
+    (folder / "seeds.jsonl").write_text('{"instruction": "a"}\n{"instruction": "c"}\n')
+    assert "seeds: 2 rows then, 2 now (other content)" in refused(capsys, "run", "job.yaml")
+
+
+def test_plan_status_merge_publish_draw(folder: Path, capsys):
+    from batchgen import Job, run
+
+    assert main(["plan", "job.yaml"]) == 0
+    assert "2 seed rows in 1 shards" in capsys.readouterr().out
+    assert not (folder / "run").exists(), "plan writes nothing"
+    run(Job.load("job.yaml"), in_process=True)
+    assert main(["status", "run", "--json"]) == 0
+    state = json.loads(capsys.readouterr().out)
+    assert (state["ok"], state["rejected"], state["complete"], state["rows_kept"]) == (2, 0, True, 2)
+    assert main(["status", "run"]) == 0
+    assert "rows: 2 ok, 0 rejected, of 2" in capsys.readouterr().out
+    assert main(["merge", "run"]) == 0
+    assert main(["publish", "run", "--to", "out"]) == 0
+    assert (folder / "out" / "data" / "train-00000-of-00001.parquet").is_file()
+    capsys.readouterr()
+    assert main(["draw", "job.yaml"]) == 0
+    assert capsys.readouterr().out.startswith("flowchart LR\n")
+
+
+@pytest.mark.parametrize("command", ["status", "merge", "publish"])
+def test_a_folder_that_is_no_run_is_refused(folder: Path, capsys, command: str):
+    refused(capsys, command, str(folder), *(["--to", "x"] if command == "publish" else []))
+
+
+def test_merge_changes_only_merge_fields(folder: Path, capsys):
+    from batchgen import Job, run
+
+    run(Job.load("job.yaml"), in_process=True)
+    assert "only merge.* fields can change" in refused(capsys, "merge", "run", "--set", "seed=3")
+    assert "did you mean 'near'" in refused(capsys, "merge", "run", "--set", "merge.nera=1")
+
+
+def test_unknown_commands_and_versions():
+    with pytest.raises(SystemExit) as caught:
+        main(["rnu"])
+    assert caught.value.code == 2
+    assert main(["--version"]) == 0
+    assert main([]) == 2

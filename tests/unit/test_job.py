@@ -1,0 +1,150 @@
+"""The job file: what is legal, and what a user reads when it is not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from batchgen.errors import JobError
+from batchgen.job import Job
+
+GOOD = """\
+name: magpie-math
+seed: 42
+source: {count: 10000}
+model: {path: HuggingFaceTB/SmolLM2-1.7B-Instruct, engine: {max_model_len: 4096, tensor_parallel_size: 1}}
+sampling: {temperature: 1.0, top_p: 0.95, max_tokens: 1024}
+steps:
+  - task: magpie
+    n_turns: 1
+    system_prompt: You are an AI assistant that helps with math problems.
+merge: {near: {threshold: 0.8}}
+output: runs/magpie-math
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    return path
+
+
+def refused(tmp_path: Path, text: str, *overrides: str) -> str:
+    with pytest.raises(JobError) as caught:
+        Job.load(write(tmp_path, text), overrides)
+    return str(caught.value).replace(str(tmp_path), "")
+
+
+def test_the_documented_job_loads(tmp_path: Path):
+    job = Job.load(write(tmp_path, GOOD))
+    assert job.source.count == 10000
+    assert job.steps[0].parameters.n_turns == 1
+    assert job.model.tensor_parallel_size == 1
+    assert job.merge.near is not None
+    assert job.merge.near.threshold == 0.8
+
+
+def test_a_job_survives_its_own_tree(tmp_path: Path):
+    job = Job.load(write(tmp_path, GOOD))
+    assert Job.of(job.tree()).tree() == job.tree()
+
+
+def test_a_job_cannot_be_changed(tmp_path: Path):
+    job = Job.load(write(tmp_path, GOOD))
+    with pytest.raises(ValueError, match="frozen"):
+        job.seed = 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("seed: 42", "sede: 42", "/job.yaml:2: sede: unknown key; did you mean 'seed'? Legal keys: name, seed"),
+        ("count: 10000", "count: ten", "/job.yaml:3: source.count: input should be a valid integer, got \"ten\""),
+        ("count: 10000", "count: 0", "/job.yaml:3: source.count: input should be greater than 0, got 0"),
+        ("{count: 10000}", "{}", "/job.yaml:3: source: give exactly one of count, rows, path, dataset; there is none"),
+        ("{count: 10000}", "{count: 1, path: x}", "source: give exactly one of"),
+        ("n_turns: 1", "n_turns: one", "/job.yaml:8: steps[0].n_turns: input should be a valid integer, got \"one\""),
+        ("n_turns: 1", "n_turn: 1", "/job.yaml:8: steps[0].n_turn: unknown key 'n_turn'; did you mean 'n_turns'?"),
+        ("task: magpie", "task: magpy", "/job.yaml:7: steps[0].task: unknown task 'magpy'; did you mean 'magpie'?"),
+        ("top_p: 0.95", "topp: 0.95", "/job.yaml:5: sampling.topp: unknown vLLM argument 'topp'; did you mean 'top_p'"),
+        ("top_p: 0.95", "top_p: 1.5", "/job.yaml:5: sampling.top_p: must be from 1e-09 to 1, got 1.5"),
+        ("top_p: 0.95", "n: 2", "/job.yaml:5: sampling.n: 'n' cannot be set here"),
+        ("max_model_len: 4096", "max_len: 4096", "/job.yaml:4: model.engine.max_len: unknown vLLM argument"),
+        ("max_model_len: 4096", "max_model_len: long", "model.engine.max_model_len: expected"),
+        ("max_model_len: 4096", "trust_remote_code: true", "'trust_remote_code' cannot be set here"),
+        ("max_model_len: 4096", "worker_cls: os.system", "names no code"),
+        ("threshold: 0.8", "threshold: 2", "/job.yaml:10: merge.near.threshold: input should be less than or equal"),
+        ("name: magpie-math", "name: a/b", "/job.yaml:1: name:"),
+        ("seed: 42", "seed: 42\nseed: 43", "/job.yaml:3: seed: key given twice"),
+        ("seed: 42", "seed: [42", "not valid YAML"),
+        ("output: runs/magpie-math", "", "/job.yaml:1: output: missing"),
+        ("name: magpie-math", "name: !!python/object/apply:os.getcwd []", "not valid YAML"),
+        ("    n_turns: 1", "    explode: instruction", "steps[0].explode: must read `list column -> new column`"),
+        ("    n_turns: 1", "    input_mappings: {x: y}", "steps[0].input_mappings.x: 'x' is not an input of magpie"),
+        ("    n_turns: 1", "    output_mappings: {x: y}", "'x' is not an output of magpie; legal: instruction, response"),
+    ],
+)
+def test_a_mistake_is_named_with_file_line_field_and_what_is_legal(tmp_path: Path, old: str, new: str, message: str):
+    assert old in GOOD
+    assert message in refused(tmp_path, GOOD.replace(old, new))
+
+
+def test_every_mistake_is_named_at_once(tmp_path: Path):
+    text = refused(tmp_path, GOOD.replace("seed: 42", "sede: 42").replace("count: 10000", "count: -1"))
+    assert "sede" in text
+    assert "source.count" in text
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just text"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str):
+    assert "a job is a mapping" in refused(tmp_path, text)
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(JobError, match="nope.yaml: no such job file"):
+        Job.load(tmp_path / "nope.yaml")
+
+
+def test_set_takes_any_field(tmp_path: Path):
+    overrides = ["steps.0.n_turns=3", "model.path=embedded", "source.rows=[{a: b}]", "merge.near=false", "engines=2"]
+    job = Job.load(write(tmp_path, GOOD), overrides)
+    assert job.steps[0].parameters.n_turns == 3
+    assert job.model.path == "embedded"
+    assert job.source.rows == [{"a": "b"}]
+    assert job.source.count is None
+    assert job.merge.near is None
+    assert job.engines == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed", "must read key=value"),
+        ("modle.path=x", "--set: modle: unknown key; did you mean 'model'?"),
+        ("source.count=many", "--set: source.count: input should be a valid integer"),
+        ("steps.7.task=magpie", "'7' is no index of a list of 1"),
+        ("name.x=1", "is no mapping"),
+        ("seed=[1", "not valid YAML"),
+    ],
+)
+def test_a_bad_override_is_named(tmp_path: Path, override: str, message: str):
+    assert message in refused(tmp_path, GOOD, override)
+
+
+def test_the_chaos_engine_s_fields_are_checked(tmp_path: Path):
+    chaos = GOOD.replace("HuggingFaceTB/SmolLM2-1.7B-Instruct", "chaos").replace("tensor_parallel_size: 1", "slot: 1")
+    assert "model.engine.slot: unknown field of the chaos engine 'slot'; did you mean 'slots'?" in refused(tmp_path, chaos)
+
+
+def test_a_job_is_checked_without_importing_anything_heavy(tmp_path: Path):
+    code = f"""
+import sys
+from batchgen.job import Job
+Job.load({str(write(tmp_path, GOOD))!r})
+heavy = {{"vllm", "ray", "distilabel", "torch", "transformers", "datasets"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

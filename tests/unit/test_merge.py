@@ -1,0 +1,209 @@
+"""The merger: exact and near duplicates against oracles, filters with counts, and the same bytes every time."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from batchgen import run
+from batchgen.errors import CorruptShard, UserError
+from batchgen.merge import latest_version, merge_run, near
+from batchgen.merge.rows import normalise
+from batchgen.plan import read_plan
+from batchgen.publish import publish_folder
+from batchgen.store import LocalStore
+from tests.helpers import chaos_job, planned
+
+VOCABULARY = [f"word{i}" for i in range(2000)]
+
+
+def text(rng: random.Random, words: int = 60) -> list[str]:
+    return rng.choices(VOCABULARY, k=words)
+
+
+def jaccard(a: list[str], b: list[str]) -> float:
+    grams = [{tuple(words[i : i + 3]) for i in range(len(words) - 2)} for words in (a, b)]
+    return len(grams[0] & grams[1]) / len(grams[0] | grams[1])
+
+
+def test_signatures_estimate_jaccard_similarity_as_well_as_datasketch():
+    from datasketch import MinHash
+
+    rng = random.Random(1)
+    mine, theirs = [], []
+    for _ in range(60):
+        a = text(rng)
+        b = list(a)
+        for _ in range(rng.randint(0, 8)):
+            b[rng.randrange(len(b))] = rng.choice(VOCABULARY)
+        true = jaccard(a, b)
+        signatures = near.signatures(pa.array([" ".join(a), " ".join(b)]))
+        mine.append(near.similarity(signatures[0], signatures[1]) - true)
+        sketches = []
+        for words in (a, b):
+            sketch = MinHash(num_perm=128)
+            for i in range(len(words) - 2):
+                sketch.update(" ".join(words[i : i + 3]).encode())
+            sketches.append(sketch)
+        theirs.append(sketches[0].jaccard(sketches[1]) - true)
+    assert abs(np.mean(mine)) < 0.02
+    assert np.std(mine) < 1.3 * np.std(theirs)
+
+
+def test_near_duplicates_are_found_and_others_are_not():
+    rng = random.Random(2)
+    texts, cluster = [], []
+    for index in range(300):
+        base = text(rng)
+        for copy in range(1 + index % 3):
+            words = list(base)
+            if copy:
+                words[rng.randrange(len(words))] = "changed"
+            texts.append(" ".join(words))
+            cluster.append(index)
+    first = near.clusters(pa.array(texts), 0.8)
+    found = sum(first[i] == first[j] for i, j in pairs(cluster))
+    assert found >= 0.98 * len(pairs(cluster))
+    assert all(cluster[i] == cluster[first[i]] for i in range(len(texts))), "no two different texts are one"
+    assert all(first[i] <= i for i in range(len(texts))), "the lowest of a cluster stays"
+
+
+def pairs(cluster: list[int]) -> list[tuple[int, int]]:
+    return [(i, j) for i in range(len(cluster)) for j in range(i + 1, min(i + 3, len(cluster))) if cluster[i] == cluster[j]]
+
+
+def test_a_huge_bucket_is_one_cluster_and_signs_tell_texts_apart():
+    same = near.clusters(pa.array(["the very same text again and again"] * 5000), 0.8)
+    assert set(same.tolist()) == {0}
+    apart = near.clusters(pa.array(["what is 5 + 3 ?", "what is 5 - 3 ?", "what is 5 * 3 ?"]), 0.8)
+    assert apart.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("texts", [[], ["one"], ["", ""], ["a", "a b"], ["ÄÖ ü", "ÄÖ ü"]])
+def test_short_and_odd_texts_are_no_trouble(texts: list[str]):
+    first = near.clusters(pa.array(texts, pa.string()), 0.8)
+    assert [texts[i] for i in first] == texts
+
+
+def test_a_sliced_array_is_read_from_its_own_start():
+    whole = pa.array(["x y z w", "a b c d", "a b c d"])
+    assert near.clusters(whole.slice(1), 0.8).tolist() == [0, 0]
+
+
+def test_normalisation():
+    assert normalise(pa.array(["  Ｗhat\tIS \n it? "])).to_pylist() == ["what is it?"]
+
+
+def answered(tmp_path: Path, texts: list[str], script: dict | None = None, **changes: object):
+    """A finished run that answers the given instructions."""
+    job = chaos_job(
+        tmp_path / "run",
+        source={"rows": [{"instruction": text} for text in texts]},
+        model={"path": "chaos", "engine": script or {}},
+        steps=[{"task": "text_generation"}],
+        **changes,
+    )
+    return run(job, in_process=True)
+
+
+def test_every_dropped_row_is_counted_by_reason(tmp_path: Path):
+    long = "please write a long and careful story about a river that runs through the old town"
+    texts = ["Hello there", "hello   THERE", long, long + " today", "cut this", "empty this", "other"]
+    result = answered(tmp_path, texts, {"truncate_on": "cut this", "empty_on": "empty this"})
+    version = result.version
+    assert version.dropped == {
+        "exact duplicate": 1,
+        "near duplicate": 1,
+        "rejected: empty_completion": 1,
+        "truncated": 1,
+    }
+    assert (version.read, version.kept) == (7, 3)
+
+
+def test_the_dataset_opens_and_reads_as_chat(tmp_path: Path):
+    from datasets import load_dataset
+
+    result = answered(tmp_path, ["a b c", "a B c", "d e f"])
+    dataset = load_dataset(str(result.dataset), split="train", cache_dir=str(tmp_path / "cache"))
+    assert [[m["role"] for m in row["messages"]] for row in dataset] == [["user", "assistant"]] * 2
+    assert [row["messages"][0]["content"] for row in dataset] == ["a b c", "d e f"]
+    assert [row["messages"][1]["content"] for row in dataset] == dataset["generation"]
+    assert dataset["cluster_size"] == [2, 1]
+
+
+def test_switches_of_the_merge(tmp_path: Path):
+    texts = ["a b c", "a B c", "cut"]
+    keep = {"exact": False, "near": False, "drop_truncated": False}
+    assert answered(tmp_path / "1", texts, {"truncate_on": "cut"}, merge=keep).version.kept == 3
+    by_conversation = {"on": "conversation"}
+    assert answered(tmp_path / "2", texts, merge=by_conversation).version.kept == 3
+
+
+def test_the_same_run_merges_to_the_same_bytes_and_the_same_version(tmp_path: Path):
+    results = [answered(tmp_path / name, ["a b c", "d e f", "g h i"]) for name in ("1", "2")]
+    files = [{k: v["sha256"] for k, v in result.version.files.items()} for result in results]
+    assert files[0] == files[1]
+    store = LocalStore(results[0].run)
+    again = merge_run(store, read_plan(store), chaos_job(results[0].run, **_same(results[0])))
+    assert again.number == 1
+
+
+def _same(result) -> dict:
+    import json
+
+    tree = json.loads((result.run / "job.json").read_text())
+    return {name: tree[name] for name in ("source", "model", "steps", "merge")}
+
+
+def test_other_settings_make_another_version_and_the_first_stays(tmp_path: Path):
+    from batchgen.cli import main
+
+    result = answered(tmp_path, ["a b c", "a B c"])
+    assert main(["merge", str(result.run), "--set", "merge.exact=false", "--set", "merge.near=false"]) == 0
+    store = LocalStore(result.run)
+    newest = latest_version(store)
+    assert (newest.number, newest.kept, result.version.kept) == (2, 2, 1)
+    assert main(["publish", str(result.run), "--to", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "README.md").read_text().startswith("---\n")
+
+
+def test_an_incomplete_run_is_merged_only_when_asked(tmp_path: Path):
+    job = chaos_job(tmp_path)
+    plan, _, store = planned(job)
+    with pytest.raises(UserError, match=r"0 of \d+ shards are committed"):
+        merge_run(store, plan, job)
+    assert merge_run(store, plan, job, partial=True).kept == 0
+
+
+def test_a_corrupt_shard_is_named_and_nothing_is_published(tmp_path: Path):
+    from batchgen.cli import main
+
+    result = answered(tmp_path, ["a b c", "d e f"])
+    shard = next((result.run / "attempts").rglob("*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    store = LocalStore(result.run)
+    with pytest.raises(CorruptShard, match="shard 000000"):
+        merge_run(store, read_plan(store), chaos_job(result.run, **_same(result)))
+    assert main(["merge", str(result.run)]) == 1
+    assert latest_version(store).number == 1
+
+
+def test_publish_replaces_a_dataset_and_nothing_else(tmp_path: Path):
+    result = answered(tmp_path, ["a b c"])
+    store = LocalStore(result.run)
+    target = tmp_path / "out"
+    publish_folder(store, result.version, target)
+    (target / "data" / "old.parquet").write_bytes(b"x")
+    publish_folder(store, result.version, target)
+    assert sorted(p.name for p in (target / "data").iterdir()) == ["train-00000-of-00001.parquet"]
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("do not lose")
+    with pytest.raises(UserError, match="is no published dataset"):
+        publish_folder(store, result.version, mine)
+    assert (mine / "thesis.txt").read_text() == "do not lose"
+    assert list(tmp_path.glob(".*")) == []

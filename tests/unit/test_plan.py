@@ -1,0 +1,128 @@
+"""The plan: shards, columns, and what a resumed run is compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from batchgen.errors import JobError, PlanMismatch, SeedError
+from batchgen.job import Source
+from batchgen.plan import Plan, make_plan, read_plan, settle_plan, shard_bounds
+from batchgen.seeds import load_seeds
+from batchgen.store import LocalStore
+from tests.helpers import chaos_job, planned
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 9, 100, 1_000, 54_321, 1_000_000])
+@pytest.mark.parametrize("shard_rows", [None, 1, 3, 512])
+def test_shards_cover_the_rows_without_gap_or_overlap_and_end_small(rows: int, shard_rows: int | None):
+    bounds = shard_bounds(rows, shard_rows)
+    assert bounds[0][0] == 0
+    assert bounds[-1][1] == rows
+    assert all(before[1] == after[0] for before, after in zip(bounds, bounds[1:], strict=False))
+    sizes = [stop - start for start, stop in bounds]
+    assert min(sizes) >= 1
+    assert max(sizes) <= (shard_rows or 512)
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_a_plan_survives_its_file(tmp_path: Path):
+    plan, _, store = planned(chaos_job(tmp_path))
+    assert read_plan(store) == plan
+    assert Plan.parse(plan.dump()).fingerprint == plan.fingerprint
+
+
+def test_a_torn_or_changed_plan_is_refused(tmp_path: Path):
+    plan, _, _ = planned(chaos_job(tmp_path))
+    with pytest.raises(PlanMismatch, match="cannot be read"):
+        Plan.parse(plan.dump()[:-10])
+    with pytest.raises(PlanMismatch, match="was changed"):
+        Plan.parse(plan.dump().replace(b'"seed":0', b'"seed":1'))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 1}, "seed: 0 then, 1 now"),
+        ({"sampling": {"temperature": 0.5}}, "sampling.temperature: absent then, 0.5 now"),
+        ({"steps": [{"task": "magpie", "n_turns": 2}]}, "steps[0].n_turns: absent then, 2 now"),
+        ({"source": {"count": 41}}, "seeds: 40 rows then, 41 now"),
+        ({"source": {"rows": [{"x": str(i)} for i in range(40)]}}, "seeds: 40 rows then, 40 now (other content)"),
+        ({"shard_rows": 5}, "shard_rows: null then, 5 now"),
+        ({"model": {"path": "chaos", "engine": {"tokens": 3}}}, "model.engine.tokens: absent then, 3 now"),
+    ],
+)
+def test_a_changed_job_is_refused_and_the_change_named(tmp_path: Path, change: dict, named: str):
+    planned(chaos_job(tmp_path))
+    with pytest.raises(PlanMismatch) as caught:
+        planned(chaos_job(tmp_path, **change))
+    assert named in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"engines": 3}, {"merge": {"near": None}}, {"name": "x"}, {"model": {"path": "chaos", "engine": {"slots": 3}}}],
+)
+def test_what_does_not_change_the_rows_may_change(tmp_path: Path, change: dict):
+    first, _, _ = planned(chaos_job(tmp_path))
+    second, _, _ = planned(chaos_job(tmp_path, **change))
+    assert first == second
+
+
+def test_columns_are_those_of_the_steps():
+    job = chaos_job(
+        "x",
+        source={"rows": [{"context": "text", "page": 3}]},
+        steps=[
+            {"task": "self_instruct", "input_mappings": {"input": "context"}, "explode": "instructions -> instruction"},
+            {"task": "evol_instruct"},
+            {"task": "text_generation", "input_mappings": {"instruction": "evolved_instruction"}},
+        ],
+    )
+    plan = make_plan(job, load_seeds(job.source))
+    assert plan.schema.names[-5:] == ["context", "page", "instruction", "evolved_instruction", "generation"]
+    assert str(plan.schema.field("page").type) == "int64"
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (
+            [{"task": "text_generation"}],
+            r"steps\[0\] \(text_generation\): reads column 'instruction', which nobody writes; there are: text",
+        ),
+        (
+            [{"task": "text_generation", "input_mappings": {"instruction": "tex"}}],
+            "'tex', which nobody writes; did you mean 'text'",
+        ),
+        (
+            [{"task": "magpie"}, {"task": "magpie"}],
+            r"steps\[1\] \(magpie\): column 'instruction' exists already; give the new one another name",
+        ),
+        ([{"task": "magpie", "explode": "nope -> x"}], r"explode: no column 'nope'"),
+        ([{"task": "magpie", "explode": "instruction -> x"}], r"explode: column 'instruction' is no list"),
+        ([{"task": "magpie", "output_mappings": {"response": "reason"}}], "'reason' is one that batchgen writes itself"),
+    ],
+)
+def test_steps_that_do_not_fit_are_refused(steps: list, message: str):
+    job = chaos_job("x", source={"rows": [{"text": "t"}]}, steps=steps)
+    with pytest.raises(JobError, match=message):
+        make_plan(job, load_seeds(job.source))
+
+
+def test_a_row_without_a_required_value_is_named_with_its_line(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"instruction": "x"}\n{"other": "y"}\n')
+    job = chaos_job("x", source={"path": "a.jsonl"}, steps=[{"task": "text_generation"}])
+    with pytest.raises(SeedError, match=r"a\.jsonl:2: column 'instruction' is missing or null"):
+        make_plan(job, load_seeds(Source(path="a.jsonl"), tmp_path))
+
+
+def test_a_folder_without_a_plan_is_no_run(tmp_path: Path):
+    with pytest.raises(PlanMismatch, match="is no run of batchgen"):
+        read_plan(LocalStore(tmp_path))
+
+
+def test_of_two_that_settle_at_once_both_have_one_plan(tmp_path: Path):
+    plan, _, store = planned(chaos_job(tmp_path))
+    assert settle_plan(store, plan) == plan

@@ -1,0 +1,195 @@
+"""The scheduler: every failure, without a process or a clock."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from batchgen.errors import EngineStartError, ShardFailed, Stopped, StoreError
+from batchgen.plan import Shard
+from batchgen.schedule import Dispatch, Finish, KillEngine, Scheduler, StartEngine
+
+
+def shards(count: int, rows: int = 10) -> list[Shard]:
+    return [Shard(i, i * rows, (i + 1) * rows) for i in range(count)]
+
+
+def dispatched(actions: list) -> list[tuple[int, int]]:
+    return [(action.engine, action.shard.index) for action in actions if isinstance(action, Dispatch)]
+
+
+def finish(actions: list) -> Finish:
+    (end,) = [action for action in actions if isinstance(action, Finish)]
+    return end
+
+
+def test_nothing_to_do_finishes_at_once():
+    assert Scheduler([], 2).start() == [Finish(None)]
+
+
+def test_no_more_engines_than_shards():
+    assert Scheduler(shards(1), 4).start() == [StartEngine(0)]
+
+
+def test_an_engine_holds_at_least_two_shards_and_enough_rows_for_its_slots():
+    scheduler = Scheduler(shards(20), 1)
+    scheduler.start()
+    assert len(dispatched(scheduler.engine_ready(0, slots=1))) == 2
+    scheduler = Scheduler(shards(20), 1)
+    scheduler.start()
+    assert len(dispatched(scheduler.engine_ready(0, slots=16))) == 7, "64 rows for 16 slots, 10 a shard"
+
+
+def test_every_shard_goes_out_once_and_the_run_finishes():
+    scheduler = Scheduler(shards(5), 2)
+    scheduler.start()
+    open_ = dispatched(scheduler.engine_ready(0, 1)) + dispatched(scheduler.engine_ready(1, 1))
+    done = []
+    while open_:
+        engine, shard = open_.pop(0)
+        done.append(shard)
+        actions = scheduler.shard_done(engine, shard)
+        open_ += dispatched(actions)
+    assert sorted(done) == [0, 1, 2, 3, 4]
+    assert finish(actions).error is None
+
+
+def test_a_lost_engine_is_killed_and_replaced_and_its_shards_come_back_first():
+    scheduler = Scheduler(shards(6), 1)
+    scheduler.start()
+    assert dispatched(scheduler.engine_ready(0, 1)) == [(0, 0), (0, 1)]
+    assert scheduler.engine_lost(0, "died") == [KillEngine(0), StartEngine(1)]
+    assert dispatched(scheduler.engine_ready(1, 1)) == [(1, 0), (1, 1)]
+
+
+def test_late_answers_of_a_lost_engine_change_nothing():
+    scheduler = Scheduler(shards(6), 1)
+    scheduler.start()
+    scheduler.engine_ready(0, 1)
+    scheduler.engine_lost(0, "died")
+    assert scheduler.shard_done(0, 0) == []
+    assert scheduler.shard_failed(0, 1, "late") == []
+    assert scheduler.engine_lost(0, "again") == []
+    assert scheduler.engine_ready(0, 1) == []
+
+
+def test_a_shard_that_fails_everywhere_fails_the_run_and_is_named():
+    scheduler = Scheduler(shards(3), 1, max_attempts=2)
+    scheduler.start()
+    scheduler.engine_ready(0, 1)
+    assert dispatched(scheduler.shard_failed(0, 0, "bug")) == [(0, 2)]
+    scheduler.shard_done(0, 1)
+    scheduler.shard_done(0, 2)
+    error = finish(scheduler.shard_failed(0, 0, "bug")).error
+    assert isinstance(error, ShardFailed)
+    assert "shard 000000 (seed rows 0 to 9) failed 2 times; the last time: bug" in str(error)
+
+
+def test_engines_that_never_start_fail_the_run_with_the_cause():
+    scheduler = Scheduler(shards(3), 1, max_start_failures=3)
+    scheduler.start()
+    assert scheduler.engine_start_failed(0, "no memory") == [KillEngine(0), StartEngine(1)]
+    assert scheduler.engine_start_failed(1, "no memory") == [KillEngine(1), StartEngine(2)]
+    error = finish(scheduler.engine_start_failed(2, "no memory")).error
+    assert isinstance(error, EngineStartError)
+    assert "3 times in a row; the last time: no memory" in str(error)
+
+
+def test_a_start_that_succeeds_resets_the_count():
+    scheduler = Scheduler(shards(9), 1, max_start_failures=2, max_attempts=9)
+    scheduler.start()
+    for engine in range(0, 6, 2):
+        assert scheduler.engine_start_failed(engine, "x") == [KillEngine(engine), StartEngine(engine + 1)]
+        scheduler.engine_ready(engine + 1, 1)
+        scheduler.engine_lost(engine + 1, "y")
+
+
+def test_stop_hands_out_nothing_more_and_waits_for_what_is_in_flight():
+    scheduler = Scheduler(shards(5), 1)
+    scheduler.start()
+    scheduler.engine_ready(0, 1)
+    assert scheduler.stop("interrupted") == []
+    assert scheduler.shard_done(0, 0) == []
+    error = finish(scheduler.shard_done(0, 1)).error
+    assert isinstance(error, Stopped)
+    assert not isinstance(error, StoreError)
+
+
+def test_a_second_stop_ends_at_once():
+    scheduler = Scheduler(shards(5), 1)
+    scheduler.start()
+    scheduler.engine_ready(0, 1)
+    scheduler.stop("interrupted")
+    assert isinstance(finish(scheduler.stop("interrupted")).error, Stopped)
+
+
+def test_a_stop_while_engines_start_ends_at_once():
+    scheduler = Scheduler(shards(5), 1)
+    scheduler.start()
+    assert isinstance(finish(scheduler.stop("interrupted")).error, Stopped)
+
+
+def test_a_failing_store_blames_no_shard_and_ends_resumable():
+    scheduler = Scheduler(shards(5), 1, max_attempts=1)
+    scheduler.start()
+    scheduler.engine_ready(0, 1)
+    assert scheduler.store_failed(0, 0, "disk full") == []
+    error = finish(scheduler.store_failed(0, 1, "disk full")).error
+    assert isinstance(error, Stopped)
+    assert "disk full" in str(error)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_whatever_happens_every_shard_is_done_once_or_the_run_says_why(seed: int):
+    """A random walk over all events: no shard is held twice, none is lost, and it always ends."""
+    rng = random.Random(seed)
+    scheduler = Scheduler(shards(rng.randint(1, 12)), rng.randint(1, 4), max_attempts=5)
+    total = set(range(len(scheduler._pending)))
+    starting: list[int] = []
+    ready: dict[int, set[int]] = {}
+    done: set[int] = set()
+    end: Finish | None = None
+
+    def perform(actions: list) -> None:
+        nonlocal end
+        for action in actions:
+            if isinstance(action, StartEngine):
+                starting.append(action.engine)
+            elif isinstance(action, KillEngine):
+                ready.pop(action.engine, None)
+            elif isinstance(action, Dispatch):
+                held = {index for each in ready.values() for index in each}
+                assert action.shard.index not in held | done
+                ready[action.engine].add(action.shard.index)
+            else:
+                assert end is None
+                end = action
+
+    perform(scheduler.start())
+    for _ in range(10_000):
+        if end is not None:
+            break
+        working = [(engine, index) for engine, held in ready.items() for index in held]
+        kind = rng.choice(["start", "done", "done", "done", "fail", "lose"])
+        if starting and (kind == "start" or not working):
+            engine = starting.pop(rng.randrange(len(starting)))
+            if rng.random() < 0.2:
+                perform(scheduler.engine_start_failed(engine, "x"))
+            else:
+                ready[engine] = set()
+                perform(scheduler.engine_ready(engine, rng.randint(1, 8)))
+        elif working:
+            engine, index = rng.choice(working)
+            if kind == "lose" and rng.random() < 0.3:
+                ready.pop(engine)
+                perform(scheduler.engine_lost(engine, "x"))
+            else:
+                ready[engine].discard(index)
+                if kind == "fail" and rng.random() < 0.3:
+                    perform(scheduler.shard_failed(engine, index, "x"))
+                else:
+                    done.add(index)
+                    perform(scheduler.shard_done(engine, index))
+    assert end is not None, "the run never ended"
+    assert end.error is not None or done == total
