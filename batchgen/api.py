@@ -107,12 +107,13 @@ def run(
 
 
 def check_output(output: str) -> None:
-    """Refuses an output folder that cannot be written, before anything is read or started.
+    """Refuses an output folder that cannot be written, before anything is read or started; leaves no trace.
 
     Raises:
         UserError: with the reason.
     """
     folder = Path(output).expanduser().resolve()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe-{os.getpid()}"
@@ -120,6 +121,10 @@ def check_output(output: str) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"output: {output!r} cannot be written: {error.strerror or error}") from error
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def save_job(store: ObjectStore, job: Job) -> None:

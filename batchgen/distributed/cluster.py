@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import ray
+from ray._private import ray_constants
 
 from batchgen.errors import UserError
 
@@ -45,10 +46,10 @@ def connected(address: str | None, engines: int | None) -> Iterator[Cluster]:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
         if address is None:
+            _keep_to_loopback()
             ray.init(
                 address="local",
                 include_dashboard=False,
-                _node_ip_address="127.0.0.1",
                 num_cpus=max(os.cpu_count() or 1, engines or 1),
                 **quiet,
             )
@@ -56,8 +57,22 @@ def connected(address: str | None, engines: int | None) -> Iterator[Cluster]:
             ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"--address {address}: cannot connect to Ray: {reason}") from error
+        raise UserError(
+            f"--address {address}: cannot connect to Ray: {reason} (a cluster that asks for a token needs "
+            "RAY_AUTH_MODE=token here, and the token)"
+        ) from error
     try:
         yield Cluster(gpus=int(ray.cluster_resources().get("GPU", 0)), local=address is None)
     finally:
         ray.shutdown()
+
+
+def _keep_to_loopback() -> None:
+    """Has a Ray that is about to start here listen on 127.0.0.1 only.
+
+    `_node_ip_address="127.0.0.1"` does not: Ray 2.60 turns it into the machine's address and binds to all interfaces.
+    Its switch against that, made for macOS and Windows, works on Linux too; it is read when ray is imported, and again
+    by every process that Ray starts.
+    """
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False

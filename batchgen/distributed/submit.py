@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import glob
+import logging
+import os
 import shutil
 import sys
 import tempfile
+import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from ray.job_submission import JobStatus, JobSubmissionClient
 
 import batchgen
 from batchgen.errors import BatchgenError, UserError
 from batchgen.job import Job, Source
 from batchgen.seeds import load_seeds
 
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+_PAUSES = (1, 2, 4, 8, 15, 30)
 _IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
@@ -38,19 +45,20 @@ def submit(job: Job, address: str, trust_remote_code: bool, out: Callable[[str],
             "cluster shares (give --output)"
         )
     load_seeds(job.source)
+    _offer_token()
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    logging.getLogger("ray").setLevel(logging.WARNING)
     try:
         client = JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"--address {address}: no Ray dashboard answers: {reason}") from error
+        raise UserError(f"--address {address}: no Ray dashboard takes jobs there: {reason}") from error
     entrypoint = "python -m batchgen.cli run job.yaml" + (" --trust-remote-code" if trust_remote_code else "")
     with tempfile.TemporaryDirectory(prefix="batchgen-submit-") as folder:
         _pack(job, Path(folder))
-        submission = client.submit_job(
-            entrypoint=entrypoint,
-            runtime_env={"working_dir": folder},
-            metadata={"batchgen_job": job.name},
-        )
+        submission = _submit_patiently(client, entrypoint, folder, job.name)
     out(f"submitted {submission} to {address}")
     try:
         asyncio.run(_follow(client, submission))
@@ -63,6 +71,35 @@ def submit(job: Job, address: str, trust_remote_code: bool, out: Callable[[str],
     if info.driver_exit_code is None:
         raise BatchgenError(f"{submission} ended as {info.status}: {info.message}")
     return int(info.driver_exit_code)
+
+
+def _offer_token() -> None:
+    """Has the client send Ray's token where there is one, as `ray start` does; read when ray is imported.
+
+    A dashboard that asks for none ignores it.
+    """
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if "RAY_AUTH_MODE" not in os.environ and (os.environ.get("RAY_AUTH_TOKEN") or path.is_file()):
+        os.environ["RAY_AUTH_MODE"] = "token"
+
+
+def _submit_patiently(client: JobSubmissionClient, entrypoint: str, folder: str, name: str) -> str:
+    """Submits under one id, again and again for a while: a head that has just come up has no agent to take a job."""
+    submission = f"batchgen-{name}-{uuid.uuid4().hex[:8]}"
+    for pause in (*_PAUSES, None):
+        try:
+            client.submit_job(
+                entrypoint=entrypoint,
+                submission_id=submission,
+                runtime_env={"working_dir": folder},
+                metadata={"batchgen_job": name},
+            )
+            break
+        except RuntimeError as error:
+            if pause is None:
+                raise BatchgenError(f"the cluster did not take the job: {str(error).splitlines()[0]}") from error
+            time.sleep(pause)
+    return submission
 
 
 def _pack(job: Job, folder: Path) -> None:

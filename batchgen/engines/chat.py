@@ -125,7 +125,7 @@ def _on_hub(path: str, revision: str | None) -> bool:
         raise ModelError(f"model.path: {path!r} is gated; accept its terms and set HF_TOKEN") from error
     except RepositoryNotFoundError as error:
         raise ModelError(
-            f"model.path: {path!r} is neither a folder here nor a model on the Hugging Face Hub that this token may read"
+            f"model.path: {path!r} is neither a folder here nor a model that the Hugging Face Hub lets this token read"
         ) from error
     except RevisionNotFoundError as error:
         raise ModelError(f"model.revision: {path!r} has no revision {revision!r}") from error

@@ -70,9 +70,9 @@ def test_a_thousand_rows_are_in_flight_at_once_each_with_its_context():
 
 def test_random_choices_are_the_row_s_whatever_runs_beside_it():
     def work() -> list[float]:
-        drawn = [random.random(), float(np.random.rand())]  # noqa: NPY002
+        drawn = [random.random(), float(np.random.rand())]
         bridge.wait(later(0))
-        return [*drawn, random.random(), float(np.random.rand())]  # noqa: NPY002
+        return [*drawn, random.random(), float(np.random.rand())]
 
     async def rows(order: list[int]) -> dict[int, list[float]]:
         drawn = await asyncio.gather(*(bridge.run_row(work, None, seed) for seed in order))

@@ -68,7 +68,11 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     ("old", "new", "message"),
     [
         ("model:", "modle:", "job.yaml:3: modle: unknown key; did you mean 'model'?"),
-        ("source: {path: seeds.jsonl}", "source: {count: many}", "job.yaml:2: source.count: input should be a valid int"),
+        (
+            "source: {path: seeds.jsonl}",
+            "source: {count: many}",
+            "job.yaml:2: source.count: input should be a valid int",
+        ),
         ("seeds.jsonl", "nope.jsonl", "no file matches 'nope.jsonl'"),
         ("path: chaos", "path: ./no-model", "model.path: there is no folder './no-model'"),
         ("path: chaos", "path: nobody/nothing-here", "model.path: 'nobody/nothing-here' is neither a folder here nor"),

@@ -43,7 +43,9 @@ def test_right_answers(question: str, answer: str):
     assert parsed.answer == answer
 
 
-@pytest.mark.parametrize("text", ["", "What is 7 plus banana?", "What is the capital of Paris?", "Convert 3 hours to grams."])
+@pytest.mark.parametrize(
+    "text", ["", "What is 7 plus banana?", "What is the capital of Paris?", "Convert 3 hours to grams."]
+)
 def test_other_text_does_not_parse(text: str):
     assert grammar.parse(text) is None
 

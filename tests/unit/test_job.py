@@ -62,11 +62,11 @@ def test_a_job_cannot_be_changed(tmp_path: Path):
     ("old", "new", "message"),
     [
         ("seed: 42", "sede: 42", "/job.yaml:2: sede: unknown key; did you mean 'seed'? Legal keys: name, seed"),
-        ("count: 10000", "count: ten", "/job.yaml:3: source.count: input should be a valid integer, got \"ten\""),
+        ("count: 10000", "count: ten", '/job.yaml:3: source.count: input should be a valid integer, got "ten"'),
         ("count: 10000", "count: 0", "/job.yaml:3: source.count: input should be greater than 0, got 0"),
         ("{count: 10000}", "{}", "/job.yaml:3: source: give exactly one of count, rows, path, dataset; there is none"),
         ("{count: 10000}", "{count: 1, path: x}", "source: give exactly one of"),
-        ("n_turns: 1", "n_turns: one", "/job.yaml:8: steps[0].n_turns: input should be a valid integer, got \"one\""),
+        ("n_turns: 1", "n_turns: one", '/job.yaml:8: steps[0].n_turns: input should be a valid integer, got "one"'),
         ("n_turns: 1", "n_turn: 1", "/job.yaml:8: steps[0].n_turn: unknown key 'n_turn'; did you mean 'n_turns'?"),
         ("task: magpie", "task: magpy", "/job.yaml:7: steps[0].task: unknown task 'magpy'; did you mean 'magpie'?"),
         ("top_p: 0.95", "topp: 0.95", "/job.yaml:5: sampling.topp: unknown vLLM argument 'topp'; did you mean 'top_p'"),
@@ -84,7 +84,11 @@ def test_a_job_cannot_be_changed(tmp_path: Path):
         ("name: magpie-math", "name: !!python/object/apply:os.getcwd []", "not valid YAML"),
         ("    n_turns: 1", "    explode: instruction", "steps[0].explode: must read `list column -> new column`"),
         ("    n_turns: 1", "    input_mappings: {x: y}", "steps[0].input_mappings.x: 'x' is not an input of magpie"),
-        ("    n_turns: 1", "    output_mappings: {x: y}", "'x' is not an output of magpie; legal: instruction, response"),
+        (
+            "    n_turns: 1",
+            "    output_mappings: {x: y}",
+            "'x' is not an output of magpie; legal: instruction, response",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_file_line_field_and_what_is_legal(tmp_path: Path, old: str, new: str, message: str):
@@ -104,7 +108,7 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str):
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
-    with pytest.raises(JobError, match="nope.yaml: no such job file"):
+    with pytest.raises(JobError, match=r"nope\.yaml: no such job file"):
         Job.load(tmp_path / "nope.yaml")
 
 
@@ -136,7 +140,9 @@ def test_a_bad_override_is_named(tmp_path: Path, override: str, message: str):
 
 def test_the_chaos_engine_s_fields_are_checked(tmp_path: Path):
     chaos = GOOD.replace("HuggingFaceTB/SmolLM2-1.7B-Instruct", "chaos").replace("tensor_parallel_size: 1", "slot: 1")
-    assert "model.engine.slot: unknown field of the chaos engine 'slot'; did you mean 'slots'?" in refused(tmp_path, chaos)
+    assert "model.engine.slot: unknown field of the chaos engine 'slot'; did you mean 'slots'?" in refused(
+        tmp_path, chaos
+    )
 
 
 def test_a_job_is_checked_without_importing_anything_heavy(tmp_path: Path):

@@ -73,7 +73,9 @@ def test_near_duplicates_are_found_and_others_are_not():
 
 
 def pairs(cluster: list[int]) -> list[tuple[int, int]]:
-    return [(i, j) for i in range(len(cluster)) for j in range(i + 1, min(i + 3, len(cluster))) if cluster[i] == cluster[j]]
+    return [
+        (i, j) for i in range(len(cluster)) for j in range(i + 1, min(i + 3, len(cluster))) if cluster[i] == cluster[j]
+    ]
 
 
 def test_a_huge_bucket_is_one_cluster_and_signs_tell_texts_apart():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ def test_shards_cover_the_rows_without_gap_or_overlap_and_end_small(rows: int, s
     bounds = shard_bounds(rows, shard_rows)
     assert bounds[0][0] == 0
     assert bounds[-1][1] == rows
-    assert all(before[1] == after[0] for before, after in zip(bounds, bounds[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(bounds))
     sizes = [stop - start for start, stop in bounds]
     assert min(sizes) >= 1
     assert max(sizes) <= (shard_rows or 512)
@@ -102,7 +103,10 @@ def test_columns_are_those_of_the_steps():
         ),
         ([{"task": "magpie", "explode": "nope -> x"}], r"explode: no column 'nope'"),
         ([{"task": "magpie", "explode": "instruction -> x"}], r"explode: column 'instruction' is no list"),
-        ([{"task": "magpie", "output_mappings": {"response": "reason"}}], "'reason' is one that batchgen writes itself"),
+        (
+            [{"task": "magpie", "output_mappings": {"response": "reason"}}],
+            "'reason' is one that batchgen writes itself",
+        ),
     ],
 )
 def test_steps_that_do_not_fit_are_refused(steps: list, message: str):

@@ -1,0 +1,166 @@
+"""A Ray head on loopback: submitted jobs, attached runs, several engines."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from batchgen.cli import main
+from batchgen.commit import committed
+from batchgen.plan import read_plan
+from batchgen.store import LocalStore
+
+pytestmark = pytest.mark.cluster
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module", params=["token", "disabled"])
+def head(request: pytest.FixtureRequest) -> Iterator[tuple[str, str, str]]:
+    """(address of the cluster, address of its dashboard, its RAY_AUTH_MODE)."""
+    port, dashboard = free_port(), free_port()
+    ray = Path(sys.executable).with_name("ray")
+    subprocess.run([str(ray), "get-auth-token", "--generate"], check=True, capture_output=True)
+    process = subprocess.Popen(
+        [
+            *(str(ray), "start", "--head", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1"),
+            *(f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=4"),
+            f"--dashboard-agent-listen-port={free_port()}",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # The entrypoint's `python` is the cluster's.
+        env={**os.environ, "RAY_AUTH_MODE": request.param, "PATH": f"{ray.parent}:{os.environ['PATH']}"},
+    )
+    url = f"http://127.0.0.1:{dashboard}"
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(f"{url}/api/version", timeout=2)
+            break
+        except urllib.error.HTTPError:
+            break  # it answers, and asks for Ray's own token
+        except OSError:
+            assert time.monotonic() < deadline, "the Ray head did not come up"
+            time.sleep(0.5)
+    yield f"127.0.0.1:{port}", url, request.param
+    family = [process, *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        member.terminate()
+    psutil.wait_procs([m for m in family if isinstance(m, psutil.Process)], timeout=20)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "seeds").mkdir()
+    for name in ("a", "b"):
+        lines = [json.dumps({"instruction": f"{name} {i}"}) for i in range(30)]
+        (tmp_path / "seeds" / f"{name}.jsonl").write_text("\n".join(lines))
+    tree = {
+        "name": "submitted",
+        "source": {"path": "seeds/*.jsonl"},
+        "model": {"path": "chaos", "engine": {"latency": 0.01}},
+        "steps": [{"task": "text_generation"}],
+        "merge": {"near": False},
+        "output": str(tmp_path / "run"),
+    }
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(tree))
+    return tmp_path
+
+
+def batchgen(*arguments: str, auth: str | None = None) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "batchgen.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, **({"RAY_AUTH_MODE": auth} if auth else {})},
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def check_complete(run: Path, rows: int) -> None:
+    store = LocalStore(run)
+    plan = read_plan(store)
+    manifests = committed(store, plan)
+    assert len(manifests) == len(plan.shards)
+    assert sum(manifest.ok for manifest in manifests.values()) == rows
+
+
+def test_a_job_is_submitted_with_its_seeds_and_followed_to_its_dataset(head, folder: Path):
+    from datasets import load_dataset
+
+    code, out = batchgen("submit", "job.yaml", "--address", head[1])
+    assert code == 0, out
+    assert "60/60 rows" in out, "its log is followed"
+    check_complete(folder / "run", 60)
+    dataset = load_dataset(str(folder / "run" / "dataset"), split="train", cache_dir=str(folder / "cache"))
+    assert dataset["instruction"][0] == "a 0"
+    assert len(dataset) == 60
+
+
+def test_a_submitted_job_that_fails_gives_its_exit_code(head, folder: Path):
+    code, out = batchgen("submit", "job.yaml", "--address", head[1], "--set", "model.engine={start_failures: true}")
+    assert code == 1, out
+    assert "this engine never starts" in out
+
+
+def test_a_run_attached_to_a_cluster_with_three_engines(head, folder: Path):
+    options = ("--set", "engines=3", "--set", "shard_rows=2")
+    code, out = batchgen("run", "job.yaml", "--address", head[0], *options, auth=head[2])
+    assert code == 0, out
+    check_complete(folder / "run", 60)
+    assert len(list((folder / "run" / "logs").glob("engine-*.log"))) == 3
+
+
+def test_a_cluster_that_asks_for_a_token_says_so(head, folder: Path):
+    if head[2] == "token":
+        code, out = batchgen("run", "job.yaml", "--address", head[0], auth="disabled")
+        assert code == 2, out
+        assert "RAY_AUTH_MODE=token" in out
+
+
+def test_a_local_ray_listens_on_loopback_only():
+    code = """
+import psutil
+from batchgen.distributed.cluster import connected
+with connected(None, 1):
+    me = psutil.Process()
+    sockets = [s for p in (me, *me.children(recursive=True)) for s in p.net_connections("inet") if s.status == "LISTEN"]
+    print(len(sockets), *{s.laddr.ip for s in sockets})
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True).stdout
+    number, *addresses = out.split()
+    assert int(number) > 3
+    assert set(addresses) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+def test_what_cannot_be_submitted_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]):
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    assert main(["submit", "job.yaml", "--address", nowhere]) == 2
+    assert "no Ray dashboard takes jobs there" in capsys.readouterr().err
+    assert main(["submit", "job.yaml", "--address", nowhere, "--output", "here"]) == 2
+    assert "needs an absolute folder that every machine" in capsys.readouterr().err
+
+
+def test_a_cluster_that_does_not_answer_is_named(folder: Path):
+    code, out = batchgen("run", "job.yaml", "--address", f"127.0.0.1:{free_port()}")
+    assert code == 2, out
+    assert "cannot connect to Ray" in out

@@ -1,0 +1,47 @@
+"""Fixtures that are dear: one vLLM engine for the whole session."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterator
+from typing import Any
+
+import pytest
+
+from batchgen.engines import build_engine
+from batchgen.engines.base import Engine, EngineSpec
+
+
+class LoopThread:
+    """An event loop in a thread of its own: an engine lives on one loop as long as it lives."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, Any], timeout: float = 300) -> Any:
+        """Runs a coroutine on the loop and returns its result."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout)
+
+    def close(self) -> None:
+        """Stops the loop."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+
+
+@pytest.fixture(scope="session")
+def loop_thread() -> Iterator[LoopThread]:
+    thread = LoopThread()
+    yield thread
+    thread.close()
+
+
+@pytest.fixture(scope="session")
+def vllm_engine(loop_thread: LoopThread) -> Iterator[Engine]:
+    """A started vLLM engine on the embedded model."""
+    engine = build_engine(EngineSpec("embedded", arguments={"max_model_len": 2048, "max_num_seqs": 32}, seed=11))
+    loop_thread.run(engine.start())
+    yield engine
+    loop_thread.run(engine.stop())

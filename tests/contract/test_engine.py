@@ -1,0 +1,78 @@
+"""The engine contract, on every engine."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from batchgen.engines.base import Engine, EngineSpec, Request
+from batchgen.engines.chaos import ChaosEngine
+from batchgen.errors import RowRejected
+
+QUESTION = [{"role": "user", "content": "What is the capital of Japan?"}]
+
+
+@pytest.fixture(params=["chaos", pytest.param("vllm", marks=pytest.mark.engine)])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    if request.param == "chaos":
+        return ChaosEngine(EngineSpec("chaos", arguments={"max_model_len": 2048}))
+    return request.getfixturevalue("vllm_engine")
+
+
+@pytest.fixture
+def ask(engine: Engine, loop_thread):
+    """Asks the engine something and returns the completion."""
+    serial = iter(range(10_000))
+
+    def request(**changes) -> Request:
+        number = next(serial)
+        whole = Request(engine.chat.prompt(QUESTION), {"max_tokens": 40}, seed=number, key=f"{id(serial)}-{number}")
+        return replace(whole, **changes)
+
+    def asks(count: int = 1, **changes):
+        async def all_of_them():
+            return await asyncio.gather(*(engine.generate(request(**changes)) for _ in range(count)))
+
+        return loop_thread.run(all_of_them())
+
+    return asks
+
+
+def test_a_completion_says_what_it_cost(ask, engine: Engine):
+    (completion,) = ask()
+    assert completion.text.strip()
+    assert completion.finish_reason == "stop"
+    assert completion.input_tokens == len(engine.chat.prompt(QUESTION))
+    assert 0 < completion.output_tokens <= 40
+    assert engine.slots >= 1
+    assert engine.model_name
+
+
+def test_special_tokens_are_not_part_of_the_text(ask):
+    assert all("<|im_" not in completion.text for completion in ask(20))
+
+
+def test_the_same_prompt_many_times_gives_different_texts(ask, engine: Engine):
+    texts = [
+        c.text
+        for c in ask(
+            40,
+            token_ids=engine.chat.user_prompt([]),
+            stop=engine.chat.user_stop[0],
+            stop_token_ids=engine.chat.user_stop[1],
+        )
+    ]
+    assert len(set(texts)) > 20
+
+
+def test_a_prompt_that_is_too_long_rejects_its_row_alone(ask, engine: Engine):
+    too_long = engine.chat.prompt([{"role": "user", "content": "long " * 5000}])
+    with pytest.raises(RowRejected, match="prompt_too_long"):
+        ask(token_ids=too_long)
+    assert ask()[0].text
+
+
+def test_more_requests_than_slots_are_all_answered(ask, engine: Engine):
+    assert len(ask(3 * engine.slots)) == 3 * engine.slots

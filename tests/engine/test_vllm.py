@@ -1,0 +1,89 @@
+"""Real vLLM on the embedded model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from batchgen.commit import committed, new_attempt
+from batchgen.embedded import grammar
+from batchgen.engines.arguments import _frozen
+from batchgen.engines.base import Engine, Request
+from batchgen.job import Job
+from batchgen.merge import merge_run
+from batchgen.publish import publish_folder
+from tests.helpers import worker_on
+
+pytestmark = pytest.mark.engine
+JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))
+
+
+def test_the_frozen_argument_names_are_those_of_the_installed_vllm():
+    from batchgen.engines.vllm import argument_names
+
+    assert argument_names() == _frozen()
+
+
+def test_sampling_parameters_reach_the_engine(vllm_engine: Engine, loop_thread):
+    prompt = vllm_engine.chat.prompt([{"role": "user", "content": "What is the capital of Japan?"}])
+
+    def ask(**sampling) -> object:
+        return loop_thread.run(vllm_engine.generate(Request(prompt, sampling, seed=1, key=json.dumps(sampling))))
+
+    greedy = ask(temperature=0.0, max_tokens=40)
+    assert greedy.text.strip() == "The capital of Japan is Tokyo."
+    assert greedy.finish_reason == "stop"
+    cut = ask(temperature=0.0, max_tokens=3)
+    assert (cut.finish_reason, cut.output_tokens) == ("length", 3)
+    assert "Tokyo" not in ask(temperature=0.0, max_tokens=40, stop=["Tokyo"]).text
+    choice = ask(temperature=0.0, max_tokens=40, structured_outputs={"choice": ["Lima", "Oslo"]})
+    assert choice.text in ("Lima", "Oslo")
+
+
+def test_magpie_user_turns_are_the_grammar_s_and_end_cleanly(vllm_engine: Engine, loop_thread):
+    chat = vllm_engine.chat
+    stop, stop_token_ids = chat.user_stop
+    system = [{"role": "system", "content": "You are an AI assistant that helps with math problems."}]
+    prompt = chat.user_prompt(system)
+
+    async def turns() -> list[str]:
+        requests = [
+            Request(prompt, {"temperature": 0.7, "max_tokens": 60}, i, stop, stop_token_ids, f"turn-{i}")
+            for i in range(40)
+        ]
+        return [c.text for c in await asyncio.gather(*(vllm_engine.generate(request) for request in requests))]
+
+    parsed = [grammar.parse(text) for text in loop_thread.run(turns())]
+    assert sum(p is not None and p.topic.name == "arithmetic" for p in parsed) >= 34
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+def test_every_recipe_runs_to_a_dataset(path: Path, vllm_engine: Engine, loop_thread, tmp_path: Path):
+    from datasets import load_dataset
+
+    overrides = ["model.path=embedded", "model.engine={max_model_len: 2048}", f"output={tmp_path / 'run'}"]
+    job = Job.load(path, overrides)
+    if job.source.count is not None:
+        job = Job.load(path, [*overrides, "source.count=24"])
+
+    async def go():
+        worker, plan, seeds, store = worker_on(vllm_engine, job)
+        shards = [worker.shard(s, new_attempt(), seeds.slice(s.start, s.stop)) for s in plan.shards]
+        await asyncio.gather(*shards)
+        return plan, store
+
+    plan, store = loop_thread.run(go())
+    manifests = committed(store, plan)
+    assert sum(m.ok + m.rejected for m in manifests.values()) == plan.rows
+    assert sum(m.ok for m in manifests.values()) >= 0.7 * plan.rows
+    dataset = load_dataset(
+        str(publish_folder(store, merge_run(store, plan, job), tmp_path / "dataset")),
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
+    )
+    assert len(dataset) >= 2
+    assert {message["role"] for message in dataset[0]["messages"]} <= {"user", "assistant"}
+    assert all(message["content"].strip() for row in dataset for message in row["messages"])

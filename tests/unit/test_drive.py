@@ -1,0 +1,76 @@
+"""The driver over engines in this process: hangs, stores that fail, statuses that add up."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from batchgen.commit import committed
+from batchgen.drive import Driver, Status
+from batchgen.errors import ShardFailed, Stopped, StoreError
+from batchgen.fleet import HostConfig
+from batchgen.host import LocalFleet
+from batchgen.progress import Progress
+from batchgen.schedule import Scheduler
+from tests.helpers import chaos_job, planned
+
+
+def drive(job, stall_seconds: float = 60.0, engines: int = 1, store: str | None = None):
+    plan, seeds, opened = planned(job)
+    statuses: list[Status] = []
+    fleet = LocalFleet(HostConfig(job, plan, store or opened.location, 0))
+    driver = Driver(
+        Scheduler(plan.shards, engines),
+        fleet,
+        seeds,
+        shards=len(plan.shards),
+        shards_before=0,
+        before=Progress(),
+        engines=engines,
+        watch=statuses.append,
+        stall_seconds=stall_seconds,
+    )
+    asyncio.run(driver.run())
+    return committed(opened, plan), plan, statuses
+
+
+def test_all_shards_are_committed_and_the_last_status_says_so(tmp_path: Path):
+    manifests, plan, statuses = drive(chaos_job(tmp_path, source={"count": 300}), engines=3)
+    assert len(manifests) == len(plan.shards)
+    last = statuses[-1]
+    assert (last.done.ok, last.done.rejected, last.shards_done) == (300, 0, len(plan.shards))
+    assert last.done.output_tokens == sum(manifest.output_tokens for manifest in manifests.values())
+
+
+def test_an_engine_that_hangs_is_taken_for_dead_and_replaced(tmp_path: Path):
+    script = {"hang_on": "stuck", "once_file": str(tmp_path / "hung")}
+    job = chaos_job(
+        tmp_path / "run",
+        source={"rows": [{"instruction": "stuck" if i == 7 else f"row {i}"} for i in range(20)]},
+        model={"path": "chaos", "engine": script},
+        steps=[{"task": "text_generation"}],
+    )
+    manifests, plan, statuses = drive(job, stall_seconds=1.0)
+    assert len(manifests) == len(plan.shards)
+    assert any("taken for hung" in note for status in statuses for note in status.notes)
+
+
+def test_a_row_that_always_kills_the_engine_fails_the_run_by_name(tmp_path: Path):
+    job = chaos_job(
+        tmp_path,
+        source={"rows": [{"instruction": "deadly" if i == 3 else f"row {i}"} for i in range(8)]},
+        model={"path": "chaos", "engine": {"crash_on": "deadly"}},
+        steps=[{"task": "text_generation"}],
+    )
+    with pytest.raises(ShardFailed, match=r"shard 000000 \(seed rows 0 to 7\) failed 4 times"):
+        drive(job)
+
+
+def test_a_store_that_fails_ends_the_run_resumable_and_blames_no_row(tmp_path: Path):
+    (tmp_path / "full").write_text("in the way")
+    with pytest.raises(Stopped, match="cannot write") as caught:
+        drive(chaos_job(tmp_path / "run"), store=str(tmp_path / "full"))
+    assert caught.value.exit_code == 75
+    assert issubclass(StoreError, Stopped)
