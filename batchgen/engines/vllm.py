@@ -66,6 +66,8 @@ class VllmEngine:
             if on_cpu:
                 # Nothing is captured or compiled on a CPU that would pay for the time it takes.
                 arguments["enforce_eager"] = True
+                # In bfloat16 the CPU build's workers now and then died of SIGILL on a virtual machine with AMX.
+                arguments["dtype"] = "float32"
             arguments |= spec.arguments
             arguments |= {
                 "model": resolve_path(spec.path),

@@ -1,0 +1,154 @@
+"""How full a whole run through Ray keeps the engine: against the raw engine in the same kind of actor.
+
+Both sides run in Ray actors on this machine, one after the other, interleaved; the run's rate counts from the first
+dispatch to the last commit and includes seeds, Parquet files, fsync and manifests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from batchgen.distributed import fleet as ray_fleet
+from batchgen.distributed.cluster import connected
+from batchgen.fleet import HostConfig
+from batchgen.host import EngineHost
+from batchgen.job import Job
+from batchgen.plan import make_plan, settle_plan
+from batchgen.seeds import load_seeds
+from batchgen.store import LocalStore
+from tests.bench.workload import ROWS, SLOTS, SPEC, TURNS, FixedLengths, raw
+
+REPEAT_ROWS = 4 * ROWS
+
+
+class BenchHost(EngineHost):
+    """An engine host with fixed lengths that can also be driven raw."""
+
+    def __init__(self, config: HostConfig) -> None:
+        super().__init__(config)
+        self._engine = FixedLengths(self._engine)
+
+    async def raw(self) -> tuple[int, float]:
+        """(output tokens, seconds) of the raw engine on the same workload."""
+        started = time.perf_counter()
+        tokens = await raw(self._engine, 2 * SLOTS, REPEAT_ROWS)
+        return tokens, time.perf_counter() - started
+
+    async def reopen(self, config: HostConfig) -> None:
+        """A worker for another run, on the same engine."""
+        from batchgen.generate import Worker
+        from batchgen.store import open_store
+
+        self._worker = Worker(config.job, config.plan, open_store(config.store), self._engine)
+
+
+class BenchActor(ray_fleet._Actor):
+    """batchgen's actor with the bench's host."""
+
+    def __init__(self, config: HostConfig, log: str | None, threads: int | None) -> None:
+        super().__init__(config, log, threads)
+        self._host = BenchHost(config)
+
+    async def raw(self) -> tuple[int, float]:
+        """See `BenchHost.raw`."""
+        return await self._host.raw()
+
+    async def reopen(self, config: HostConfig) -> None:
+        """See `BenchHost.reopen`."""
+        await self._host.reopen(config)
+
+
+def _job(folder: Path, number: int) -> Job:
+    return Job.of(
+        {
+            "name": "bench",
+            "seed": number,
+            "source": {"count": REPEAT_ROWS},
+            "model": {"path": "embedded", "engine": dict(SPEC.arguments)},
+            "sampling": {"temperature": 1.0},
+            "steps": [{"task": "magpie", "n_turns": TURNS}],
+            "output": str(folder / f"run-{number}"),
+        }
+    )
+
+
+async def _one_run(actor: Any, fleet: ray_fleet.RayFleet, config: HostConfig, seeds: Any) -> tuple[int, float]:
+    """(output tokens, seconds) of a whole run driven by batchgen's own driver on a started actor."""
+    from batchgen.drive import Driver
+    from batchgen.progress import Progress
+    from batchgen.schedule import Scheduler
+
+    class Started:
+        """The fleet of an engine that runs already."""
+
+        async def start(self, engine: int) -> int:
+            return SLOTS
+
+        async def run(self, engine: int, shard: Any, rows: Any) -> Any:
+            return await fleet.run(0, shard, rows)
+
+        async def progress(self, engine: int) -> Any:
+            return await fleet.progress(0)
+
+        async def kill(self, engine: int) -> None: ...
+
+        async def close(self) -> None: ...
+
+    await actor.reopen.remote(config)
+    last: list[Any] = []
+    plan = config.plan
+    driver = Driver(Scheduler(plan.shards, 1), Started(), seeds, len(plan.shards), 0, Progress(), 1, watch=last.append)
+    started = time.perf_counter()
+    await driver.run()
+    seconds = time.perf_counter() - started
+    assert last[-1].done.ok == REPEAT_ROWS, last[-1]
+    return last[-1].done.output_tokens, seconds
+
+
+def measure(repeats: int) -> dict[str, Any]:
+    """Medians and the ratio."""
+    rates: dict[str, list[float]] = {"raw engine": [], "batchgen through Ray": []}
+    with tempfile.TemporaryDirectory() as temporary, connected(None, 1):
+        folder = Path(temporary)
+
+        async def go() -> None:
+            configs = []
+            for number in range(repeats + 1):
+                job = _job(folder, number)
+                seeds = load_seeds(job.source)
+                store = LocalStore(job.output)
+                plan = settle_plan(store, make_plan(job, seeds))
+                configs.append((HostConfig(job, plan, store.location, number), seeds))
+            fleet = ray_fleet.RayFleet(configs[0][0], folder / "logs", 0, 1, local=True)
+            actor = (
+                ray.remote(BenchActor)
+                .options(num_cpus=0, max_concurrency=1000)
+                .remote(replace(configs[0][0], seed=5), str(folder / "engine.log"), 2)
+            )
+            fleet._actors[0] = actor
+            slots = await actor.start.remote()
+            assert slots == SLOTS, slots
+            await _one_run(actor, fleet, *configs[0])
+            for config, seeds in configs[1:]:
+                for name, work in (("raw engine", actor.raw.remote), ("batchgen through Ray", None)):
+                    tokens, seconds = await (work() if work else _one_run(actor, fleet, config, seeds))
+                    rates[name].append(tokens / seconds)
+                    print(f"{name:22s} {rates[name][-1]:8,.0f} tok/s", flush=True)
+            await fleet.close()
+
+        asyncio.run(go())
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    return {
+        "workload": f"{REPEAT_ROWS} rows, {TURNS} turns, {SLOTS} slots, {2 * SLOTS} rows in flight, embedded model",
+        "tokens_per_second": {name: [round(value) for value in values] for name, values in rates.items()},
+        "median": {name: round(value) for name, value in medians.items()},
+        "ratio": round(medians["batchgen through Ray"] / medians["raw engine"], 3),
+    }

@@ -1,0 +1,91 @@
+"""The workload of the fill benchmark: two-turn Magpie rows with long-tailed lengths."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from batchgen.engines.base import Completion, Engine, EngineSpec, Request
+from batchgen.engines.chat import TemplateChat
+
+SLOTS = 64
+ROWS = 256
+TURNS = 2
+SPEC = EngineSpec("embedded", arguments={"max_model_len": 2048, "max_num_seqs": SLOTS, "dtype": "float32"}, seed=5)
+
+
+def length_of(key: int) -> int:
+    """Output tokens of a call: lognormal, median 24, at most 200 (mean about 34)."""
+    return max(4, min(200, int(random.Random(key).lognormvariate(3.2, 0.9))))
+
+
+class FixedLengths:
+    """An engine whose completions have the workload's lengths, whatever the text: every variant does equal work.
+
+    The length of a call follows from the request's seed, which batchgen derives from row and call.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.output_tokens = 0
+
+    @property
+    def model_name(self) -> str:
+        """The engine's."""
+        return self._engine.model_name
+
+    @property
+    def chat(self) -> TemplateChat:
+        """The engine's."""
+        return self._engine.chat  # type: ignore[return-value]
+
+    @property
+    def slots(self) -> int:
+        """The engine's."""
+        return self._engine.slots
+
+    async def start(self) -> None:
+        """Starts the engine."""
+        await self._engine.start()
+
+    async def stop(self) -> None:
+        """Stops the engine."""
+        await self._engine.stop()
+
+    async def generate(self, request: Request) -> Completion:
+        """A completion of the workload's length."""
+        tokens = length_of(request.seed)
+        sampling: Mapping[str, Any] = {**request.sampling, "max_tokens": tokens, "ignore_eos": True}
+        # Without the stop condition of user turns, which would end them early.
+        fixed = replace(request, sampling=sampling, stop=(), stop_token_ids=())
+        completion = await self._engine.generate(fixed)
+        self.output_tokens += completion.output_tokens
+        return Completion(
+            completion.text.replace("<|im_end|>", " ").strip() or "x", "stop", completion.input_tokens, tokens
+        )
+
+
+async def raw(engine: Engine, in_flight: int, rows: int = ROWS) -> int:
+    """The same calls straight to the engine: prompts grow turn by turn as in a Magpie row. Returns output tokens."""
+    gate = asyncio.Semaphore(in_flight)
+    total = 0
+
+    async def row(number: int) -> None:
+        nonlocal total
+        async with gate:
+            messages: list[dict[str, str]] = []
+            for call in range(2 * TURNS):
+                user = call % 2 == 0
+                prompt = engine.chat.user_prompt(messages) if user else engine.chat.prompt(messages)
+                request = Request(
+                    prompt, {"temperature": 1.0}, seed=number * 10 + call, key=f"raw-{id(gate)}-{number}-{call}"
+                )
+                completion = await engine.generate(request)
+                total += completion.output_tokens
+                messages.append({"role": "user" if user else "assistant", "content": completion.text})
+
+    await asyncio.gather(*(row(number) for number in range(rows)))
+    return total
