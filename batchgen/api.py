@@ -13,7 +13,7 @@ from pathlib import Path
 
 from batchgen.commit import Manifest, committed
 from batchgen.drive import STALL_SECONDS, Driver, Status
-from batchgen.errors import JobError, ModelError, StoreError, UserError
+from batchgen.errors import BatchgenError, JobError, ModelError, StoreError, UserError
 from batchgen.fleet import Fleet, HostConfig
 from batchgen.job import Job
 from batchgen.merge.version import Version, merge_run
@@ -101,9 +101,13 @@ def run(
         with _fleet(config, address, in_process) as (fleet, engines):
             _generate(plan, seeds, manifests, fleet, engines, watch)
         manifests = committed(store, plan)
+    progress = progress_of(manifests)
+    if progress.ok == 0:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in progress.reasons.items())
+        raise BatchgenError(f"all {plan.rows} rows were rejected ({reasons}); there is nothing to publish")
     version = merge_run(store, plan, job)
     dataset = publish_folder(store, version, Path(job.output) / "dataset")
-    return Result(Path(job.output), progress_of(manifests), version, dataset)
+    return Result(Path(job.output), progress, version, dataset)
 
 
 def check_output(output: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchgen.errors import BatchgenError, Stopped
+from batchgen.errors import BatchgenError, Stopped, UserError
 
 if TYPE_CHECKING:
     from batchgen.job import Job
@@ -131,6 +131,8 @@ def _run(options: argparse.Namespace) -> int:
         raise Stopped(
             f"{error}\nEvery committed row is safe. To go on, run the same command again:\n  {again}"
         ) from None
+    except UserError:
+        raise
     except BatchgenError:
         _show_log_tail(Path(job.output))
         raise
@@ -253,7 +255,6 @@ def _merge(options: argparse.Namespace) -> int:
 
 
 def _publish(options: argparse.Namespace) -> int:
-    from batchgen.errors import UserError
     from batchgen.merge import latest_version
     from batchgen.publish import publish_folder
     from batchgen.store import open_store

@@ -145,7 +145,17 @@ class Driver:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A defect must end the run: an event that never comes would let it wait for ever."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+
+            def fail() -> list[Action]:
+                raise error
+
+            self._events.put_nowait(fail)
 
     async def _start(self, engine: int) -> None:
         try:

@@ -28,6 +28,8 @@ from batchgen.errors import JobError
 from batchgen.tasks.table import TASKS, TaskParameters, TaskSpec
 from batchgen.yamlfile import YamlDocument, load_yaml
 
+# vLLM's own default of 16 would cut nearly every completion.
+DEFAULT_MAX_TOKENS = 1024
 _STEP_FIELDS = ("task", "sampling", "input_mappings", "output_mappings", "explode")
 
 
@@ -246,7 +248,7 @@ class Job(_Part):
 
     def step_sampling(self, step: Step) -> dict[str, Any]:
         """The sampling parameters of a step: the job's, with the step's own on top."""
-        return {**self.sampling, **step.sampling}
+        return {"max_tokens": DEFAULT_MAX_TOKENS, **self.sampling, **step.sampling}
 
 
 def _unknown(kind: str, name: str, legal: Iterable[str], path: tuple[str, ...] = ()) -> PydanticCustomError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ import pyarrow as pa
 
 from batchgen.errors import JobError, PlanMismatch, SeedError
 from batchgen.job import Job, Step
-from batchgen.rows import ARROW_TYPES, META_NAMES, canonical_json, random_seed, shard_schema
+from batchgen.rows import ARROW_TYPES, META_NAMES, canonical_json, shard_schema
 from batchgen.seeds import Seeds
 from batchgen.store.base import ObjectStore
 
@@ -58,8 +59,7 @@ class Plan:
     def fingerprint(self) -> str:
         """128 bits over everything that the generated rows depend on, and over the shards."""
         bounds = [(shard.start, shard.stop) for shard in self.shards]
-        number = [random_seed(half, json.dumps([self.inputs, bounds], sort_keys=True)) for half in (0, 1)]
-        return f"{number[0]:016x}{number[1]:016x}"
+        return hashlib.blake2b(canonical_json([self.inputs, bounds]), digest_size=16).hexdigest()
 
     def dump(self) -> bytes:
         """The plan as the bytes of `plan.json`."""

@@ -21,80 +21,24 @@ def _numbers(low: int, high: int) -> tuple[str, ...]:
     return tuple(str(n) for n in range(low, high + 1))
 
 
-CAPITALS = MappingProxyType(
-    dict(
-        pair.split(":")
-        for pair in [
-            "France:Paris",
-            "Japan:Tokyo",
-            "Italy:Rome",
-            "Spain:Madrid",
-            "Germany:Berlin",
-            "Egypt:Cairo",
-            "Kenya:Nairobi",
-            "Peru:Lima",
-            "Norway:Oslo",
-            "Sweden:Stockholm",
-            "Finland:Helsinki",
-            "Greece:Athens",
-            "Poland:Warsaw",
-            "Cuba:Havana",
-            "Canada:Ottawa",
-            "China:Beijing",
-            "Russia:Moscow",
-            "Portugal:Lisbon",
-            "Ireland:Dublin",
-            "Austria:Vienna",
-            "Hungary:Budapest",
-            "Denmark:Copenhagen",
-            "Belgium:Brussels",
-            "Turkey:Ankara",
-            "Iran:Tehran",
-            "Iraq:Baghdad",
-            "Thailand:Bangkok",
-            "Vietnam:Hanoi",
-            "Nepal:Kathmandu",
-            "Chile:Santiago",
-            "Ghana:Accra",
-            "Tunisia:Tunis",
-        ]
-    )
+def _pairs(text: str) -> Mapping[str, str]:
+    return MappingProxyType(dict(pair.split(":") for pair in text.split()))
+
+
+CAPITALS = _pairs(
+    "France:Paris Japan:Tokyo Italy:Rome Spain:Madrid Germany:Berlin Egypt:Cairo Kenya:Nairobi Peru:Lima "
+    "Norway:Oslo Sweden:Stockholm Finland:Helsinki Greece:Athens Poland:Warsaw Cuba:Havana Canada:Ottawa "
+    "China:Beijing Russia:Moscow Portugal:Lisbon Ireland:Dublin Austria:Vienna Hungary:Budapest "
+    "Denmark:Copenhagen Belgium:Brussels Turkey:Ankara Iran:Tehran Iraq:Baghdad Thailand:Bangkok "
+    "Vietnam:Hanoi Nepal:Kathmandu Chile:Santiago Ghana:Accra Tunisia:Tunis"
 )
-YOUNG = MappingProxyType(
-    dict(
-        pair.split(":")
-        for pair in [
-            "dog:puppy",
-            "cat:kitten",
-            "cow:calf",
-            "horse:foal",
-            "sheep:lamb",
-            "goat:kid",
-            "lion:cub",
-            "duck:duckling",
-            "pig:piglet",
-            "frog:tadpole",
-            "deer:fawn",
-            "swan:cygnet",
-        ]
-    )
+YOUNG = _pairs(
+    "dog:puppy cat:kitten cow:calf horse:foal sheep:lamb goat:kid lion:cub duck:duckling pig:piglet frog:tadpole "
+    "deer:fawn swan:cygnet"
 )
-COLOURS = MappingProxyType(
-    dict(
-        pair.split(":")
-        for pair in [
-            "snow:white",
-            "grass:green",
-            "coal:black",
-            "blood:red",
-            "lemons:yellow",
-            "carrots:orange",
-            "chocolate:brown",
-            "emeralds:green",
-            "milk:white",
-            "tomatoes:red",
-        ]
-    )
+COLOURS = _pairs(
+    "snow:white grass:green coal:black blood:red lemons:yellow carrots:orange chocolate:brown emeralds:green "
+    "milk:white tomatoes:red"
 )
 # Unit pair -> factor.
 UNITS = MappingProxyType(
@@ -123,60 +67,17 @@ PYTHON = MappingProxyType(
         "the unique items": "set({x})",
     }
 )
-WORDS = (
-    "apple",
-    "bear",
-    "cloud",
-    "dance",
-    "eagle",
-    "forest",
-    "garden",
-    "house",
-    "island",
-    "jacket",
-    "kettle",
-    "ladder",
-    "market",
-    "needle",
-    "ocean",
-    "pencil",
-    "queen",
-    "river",
-    "silver",
-    "table",
-    "umbrella",
-    "village",
-    "window",
-    "yellow",
-    "zebra",
+WORDS = tuple(
+    "apple bear cloud dance eagle forest garden house island jacket kettle ladder market needle ocean pencil queen "
+    "river silver table umbrella village window yellow zebra".split()
 )
-PEOPLE = ("Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry")
-THINGS = ("apples", "books", "coins", "marbles", "stamps", "shells", "cards", "pencils")
-LISTS = ("prices", "scores", "ages", "names", "values", "points", "grades", "words", "sizes", "times")
+PEOPLE = tuple("Anna Ben Clara David Emma Frank Grace Henry".split())
+THINGS = tuple("apples books coins marbles stamps shells cards pencils".split())
+LISTS = tuple("prices scores ages names values points grades words sizes times".split())
 REQUESTS = tuple(
-    f"{verb} {thing}"
-    for verb in (
-        "give me",
-        "show me",
-        "send me",
-        "lend me",
-        "bring me",
-        "open",
-        "close",
-        "clean",
-        "move",
-        "fix",
-    )
-    for thing in (
-        "the book",
-        "the door",
-        "the box",
-        "the chair",
-        "the report",
-        "the window",
-        "the bag",
-        "the map",
-    )
+    f"{verb} the {thing}"
+    for verb in ("give me", "show me", "send me", "lend me", "bring me", "open", "close", "clean", "move", "fix")
+    for thing in "book door box chair report window bag map".split()
 )
 SMALL = _numbers(2, 10)
 UP_TO_20 = _numbers(1, 20)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from batchgen import run
 from batchgen.commit import committed
 from batchgen.drive import Driver, Status
 from batchgen.errors import ShardFailed, Stopped, StoreError
@@ -74,3 +75,23 @@ def test_a_store_that_fails_ends_the_run_resumable_and_blames_no_row(tmp_path: P
         drive(chaos_job(tmp_path / "run"), store=str(tmp_path / "full"))
     assert caught.value.exit_code == 75
     assert issubclass(StoreError, Stopped)
+
+
+def test_a_defect_of_a_fleet_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    async def broken(*_: object) -> None:
+        raise LookupError("a defect")
+
+    monkeypatch.setattr(LocalFleet, "run", broken)
+    with pytest.raises(LookupError, match="a defect"):
+        drive(chaos_job(tmp_path))
+
+
+def test_a_run_in_which_every_row_is_rejected_is_no_success(tmp_path: Path):
+    job = chaos_job(
+        tmp_path,
+        source={"rows": [{"instruction": "x"}]},
+        model={"path": "chaos", "engine": {"empty_on": "x"}},
+        steps=[{"task": "text_generation"}],
+    )
+    with pytest.raises(BatchgenError, match=r"all 1 rows were rejected \(empty_completion 1\)"):
+        run(job, in_process=True)

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Slurm: one batchgen job on as many nodes as the allocation has. Submit with: sbatch cluster/slurm.sh JOB OUTPUT
+#SBATCH --job-name=batchgen
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=32
+#SBATCH --time=08:00:00
+#SBATCH --requeue
+#SBATCH --signal=B:TERM@120
+set -euo pipefail
+
+job=${1:?usage: sbatch cluster/slurm.sh JOB OUTPUT}
+output=${2:?OUTPUT is a folder that all nodes share}
+venv=${VENV:-.venv}
+port=${RAY_PORT:-6379}
+
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')
+# Ray runs any code that its clients send: a token keeps other users of the machines out.
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=${RAY_AUTH_TOKEN:-$(openssl rand -hex 32)}
+
+srun --nodes=1 --ntasks=1 --nodelist="$head" \
+  "$venv/bin/ray" start --head --node-ip-address="$address" --port="$port" --include-dashboard=false --block &
+sleep 20
+if [ "$SLURM_NNODES" -gt 1 ]; then
+  srun --nodes=$((SLURM_NNODES - 1)) --ntasks=$((SLURM_NNODES - 1)) --exclude="$head" \
+    "$venv/bin/ray" start --address="$address:$port" --block &
+  sleep 20
+fi
+
+# The head's node runs the driver. At a time limit or preemption it gets SIGTERM, commits what is in flight and ends
+# with 75; the requeued job runs the same command and goes on.
+"$venv/bin/batchgen" run "$job" --output "$output" --address "$address:$port" &
+driver=$!
+trap 'kill -TERM "$driver"' TERM
+code=0
+wait "$driver" || code=$?
+while kill -0 "$driver" 2>/dev/null; do code=0; wait "$driver" || code=$?; done
+if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+exit "$code"
