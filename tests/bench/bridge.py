@@ -18,13 +18,13 @@ from batchgen import bridge
 from batchgen.engines import build_engine
 from batchgen.tasks.runner import CallLog, TaskRunner
 from batchgen.tasks.table import TASKS
-from tests.bench.workload import ROWS, SLOTS, SPEC, TURNS, FixedLengths, raw
+from tests.bench.workload import ROWS, SLOTS, SPEC, SYSTEM_PROMPT, TURNS, FixedLengths, raw
 
 IN_FLIGHT = 2 * SLOTS
 
 
 def _runner(engine: FixedLengths) -> TaskRunner:
-    parameters = TASKS["magpie"].parameters.model_validate({"n_turns": TURNS})
+    parameters = TASKS["magpie"].parameters.model_validate({"n_turns": TURNS, "system_prompt": SYSTEM_PROMPT})
     return TaskRunner("magpie", parameters, {}, {}, engine, {"temperature": 1.0})
 
 

@@ -24,9 +24,9 @@ from batchgen.job import Job
 from batchgen.plan import make_plan, settle_plan
 from batchgen.seeds import load_seeds
 from batchgen.store import LocalStore
-from tests.bench.workload import ROWS, SLOTS, SPEC, TURNS, FixedLengths, raw
+from tests.bench.workload import ROWS, SLOTS, SPEC, SYSTEM_PROMPT, TURNS, FixedLengths, raw
 
-REPEAT_ROWS = 4 * ROWS
+REPEAT_ROWS = 2 * ROWS
 
 
 class BenchHost(EngineHost):
@@ -74,7 +74,7 @@ def _job(folder: Path, number: int) -> Job:
             "source": {"count": REPEAT_ROWS},
             "model": {"path": "embedded", "engine": dict(SPEC.arguments)},
             "sampling": {"temperature": 1.0},
-            "steps": [{"task": "magpie", "n_turns": TURNS}],
+            "steps": [{"task": "magpie", "n_turns": TURNS, "system_prompt": SYSTEM_PROMPT}],
             "output": str(folder / f"run-{number}"),
         }
     )

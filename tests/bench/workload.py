@@ -14,6 +14,8 @@ from batchgen.engines.chat import TemplateChat
 SLOTS = 64
 ROWS = 256
 TURNS = 2
+# Given, so that both sides have the same prompts: distilabel puts a long one of its own before several turns.
+SYSTEM_PROMPT = "You are a helpful assistant."
 SPEC = EngineSpec("embedded", arguments={"max_model_len": 2048, "max_num_seqs": SLOTS, "dtype": "float32"}, seed=5)
 
 
@@ -76,7 +78,7 @@ async def raw(engine: Engine, in_flight: int, rows: int = ROWS) -> int:
     async def row(number: int) -> None:
         nonlocal total
         async with gate:
-            messages: list[dict[str, str]] = []
+            messages: list[dict[str, str]] = [{"role": "system", "content": SYSTEM_PROMPT}]
             for call in range(2 * TURNS):
                 user = call % 2 == 0
                 prompt = engine.chat.user_prompt(messages) if user else engine.chat.prompt(messages)

@@ -10,7 +10,7 @@ import pytest
 from batchgen import run
 from batchgen.commit import committed
 from batchgen.drive import Driver, Status
-from batchgen.errors import ShardFailed, Stopped, StoreError
+from batchgen.errors import BatchgenError, ShardFailed, Stopped, StoreError
 from batchgen.fleet import HostConfig
 from batchgen.host import LocalFleet
 from batchgen.progress import Progress
