@@ -116,7 +116,7 @@ def _load(options: argparse.Namespace) -> Job:
 
 def _run(options: argparse.Namespace) -> int:
     from batchgen import api
-    from batchgen.display import Display, stdout_console
+    from batchgen.display import Display, stderr_to, stdout_console
 
     job = _load(options)
     console = stdout_console()
@@ -124,7 +124,7 @@ def _run(options: argparse.Namespace) -> int:
         f"job {job.name}: {' -> '.join(step.task for step in job.steps)} on {job.model.path}", highlight=False
     )
     try:
-        with Display(console) as display:
+        with stderr_to(Path(job.output) / "logs" / "driver.log"), Display(console) as display:
             result = api.run(job, options.address, display.show, options.trust_remote_code)
     except Stopped as error:
         again = " ".join(["batchgen", *sys.argv[1:]])
@@ -145,8 +145,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _show_log_tail(run: Path, lines: int = 15) -> None:
-    """The last lines of the newest engine log, where there is one: that is where vLLM says why."""
-    logs = sorted((run / "logs").glob("engine-*.log"), key=lambda path: path.stat().st_mtime)
+    """The last lines of the newest engine log, or of the driver's: that is where vLLM or Ray says why."""
+    logs = sorted((run / "logs").glob("*.log"), key=lambda path: (path.name != "driver.log", path.stat().st_mtime))
     if not logs:
         return
     tail = logs[-1].read_text(errors="replace").splitlines()[-lines:]
@@ -181,15 +181,21 @@ def _show_sample(dataset: Path, out: Callable[..., Any], rows: int = 3) -> None:
 
 def _plan(options: argparse.Namespace) -> int:
     from batchgen import api
+    from batchgen.plan import PLAN_KEY, check_plan
+    from batchgen.store import open_store
 
     job = _load(options)
     plan, _ = api.plan_run(job, options.trust_remote_code)
+    store = open_store(job.output)
+    begun = store.read(PLAN_KEY) is not None
+    if begun:
+        check_plan(store, plan)
     print(f"job {job.name}: {plan.rows:,} seed rows in {len(plan.shards):,} shards, model {job.model.path}")
     for index, step in enumerate(job.steps):
         outputs = ", ".join(step.output_mappings.get(name, name) for name in step.spec.outputs(step.parameters))
         print(f"  {index + 1}. {step.task} -> {outputs}" + (f"; explode {step.explode}" if step.explode else ""))
     print(f"columns of a shard: {', '.join(plan.schema.names)}")
-    print(f"output: {job.output}")
+    print(f"output: {job.output}" + (" (a run of this job, which would go on)" if begun else ""))
     return 0
 
 

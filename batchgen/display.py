@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
@@ -91,6 +96,36 @@ class Display:
         elif time.monotonic() - self._printed >= _PLAIN_EVERY:
             self._printed = time.monotonic()
             self._console.print(self._last, highlight=False)
+
+
+@contextlib.contextmanager
+def stderr_to(log: Path) -> Iterator[None]:
+    """Sends what this process's libraries print to standard error, Ray's C++ parts too, to a file.
+
+    It is written at the end, and only where its run exists: a refused job leaves nothing behind.
+    """
+    saved = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as buffer:
+            os.dup2(buffer.fileno(), 2)
+            try:
+                yield
+            finally:
+                sys.stderr.flush()
+                os.dup2(saved, 2)
+                _append(log, buffer)
+    finally:
+        os.close(saved)
+
+
+def _append(log: Path, buffer: IO[bytes]) -> None:
+    buffer.seek(0)
+    text = buffer.read()
+    if text and log.parent.parent.is_dir():
+        with contextlib.suppress(OSError):
+            log.parent.mkdir(exist_ok=True)
+            with log.open("ab") as file:
+                file.write(text)
 
 
 def stdout_console() -> Console:

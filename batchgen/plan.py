@@ -241,8 +241,15 @@ def settle_plan(store: ObjectStore, plan: Plan) -> Plan:
     Raises:
         PlanMismatch: names what changed.
     """
-    if store.put_if_absent(PLAN_KEY, plan.dump()):
-        return plan
+    return plan if store.put_if_absent(PLAN_KEY, plan.dump()) else check_plan(store, plan)
+
+
+def check_plan(store: ObjectStore, plan: Plan) -> Plan:
+    """The run's existing plan, which has to be the same.
+
+    Raises:
+        PlanMismatch: names what changed.
+    """
     existing = read_plan(store)
     if existing.fingerprint != plan.fingerprint:
         raise PlanMismatch(

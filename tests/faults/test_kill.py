@@ -44,6 +44,7 @@ def start(job: Path, *arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -108,7 +109,8 @@ def test_a_stop_commits_what_is_in_flight_and_says_how_to_go_on(job: Path, tmp_p
     run = tmp_path / "run"
     process = start(job)
     wait_for(lambda: shards_committed(run) >= 5)
-    process.send_signal(number)
+    # A terminal sends Ctrl-C to every process of the group, Ray and the engines included.
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     out = finish(process, 75)
     assert "To go on, run the same command again:" in out
     assert "Traceback" not in out

@@ -108,6 +108,7 @@ def test_a_changed_job_is_refused_on_resume(folder: Path, capsys):
     assert "sampling.temperature: absent then, 0.5 now" in message
     (folder / "seeds.jsonl").write_text('{"instruction": "a"}\n{"instruction": "c"}\n')
     assert "seeds: 2 rows then, 2 now (other content)" in refused(capsys, "run", "job.yaml")
+    assert "seeds: 2 rows then" in refused(capsys, "plan", "job.yaml")
 
 
 def test_plan_status_merge_publish_draw(folder: Path, capsys):
