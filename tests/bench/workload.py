@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from batchgen.engines.base import Completion, Engine, EngineSpec, Request
 from batchgen.engines.chat import TemplateChat
+from batchgen.rows import random_seed
 
 SLOTS = 64
 ROWS = 256
@@ -70,24 +72,31 @@ class FixedLengths:
         )
 
 
-async def raw(engine: Engine, in_flight: int, rows: int = ROWS) -> int:
-    """The same calls straight to the engine: prompts grow turn by turn as in a Magpie row. Returns output tokens."""
+async def raw(engine: Engine, in_flight: int, row_seeds: Sequence[int]) -> int:
+    """The same calls straight to the engine: prompts grow turn by turn as in a Magpie row.
+
+    Args:
+        row_seeds: of the rows' calls, as batchgen derives them, so that every variant has the same lengths in the same
+            order.
+
+    Returns:
+        Output tokens.
+    """
     gate = asyncio.Semaphore(in_flight)
     total = 0
 
-    async def row(number: int) -> None:
+    async def row(number: int, seed: int) -> None:
         nonlocal total
         async with gate:
             messages: list[dict[str, str]] = [{"role": "system", "content": SYSTEM_PROMPT}]
             for call in range(2 * TURNS):
                 user = call % 2 == 0
                 prompt = engine.chat.user_prompt(messages) if user else engine.chat.prompt(messages)
-                request = Request(
-                    prompt, {"temperature": 1.0}, seed=number * 10 + call, key=f"raw-{id(gate)}-{number}-{call}"
-                )
+                key = f"raw-{time.monotonic_ns()}-{number}-{call}"
+                request = Request(prompt, {"temperature": 1.0}, seed=random_seed(seed, call), key=key)
                 completion = await engine.generate(request)
                 total += completion.output_tokens
                 messages.append({"role": "user" if user else "assistant", "content": completion.text})
 
-    await asyncio.gather(*(row(number) for number in range(rows)))
+    await asyncio.gather(*(row(number, seed) for number, seed in enumerate(row_seeds)))
     return total
