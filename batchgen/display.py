@@ -67,6 +67,7 @@ class Display:
         self._last = ""
 
     def __enter__(self) -> Display:
+        self._console.print("checking job, seeds and model, then starting Ray and the engines ...", highlight=False)
         if self._console.is_terminal:
             self._live = Live(self._bar, console=self._console, refresh_per_second=4, transient=True)
             self._live.__enter__()

@@ -1,0 +1,62 @@
+"""What a person sees of a run."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+from rich.console import Console
+
+from batchgen.display import Display, describe, stderr_to
+from batchgen.drive import Status
+from batchgen.progress import Progress
+
+STATUS = Status(
+    rows=1000,
+    done=Progress(ok=240, rejected=10, reasons={"empty_completion": 7, "prompt_too_long": 3}, output_tokens=9000),
+    shards=50,
+    shards_done=12,
+    engines=4,
+    engines_ready=3,
+    tokens_per_second=1234.4,
+    eta=3725.0,
+    notes=("engine 1 did not start: no memory",),
+)
+
+
+def test_a_status_in_one_line():
+    assert describe(STATUS) == (
+        "250/1,000 rows, shards 12/50, 10 rejected (empty_completion 7, prompt_too_long 3), engines 3/4, 1,234 tok/s, "
+        "ETA 1:02:05"
+    )
+
+
+def test_plain_lines_where_the_output_is_no_terminal():
+    out = io.StringIO()
+    with Display(Console(file=out, width=200)) as display:
+        for _ in range(5):
+            display.show(STATUS)
+    lines = out.getvalue().splitlines()
+    assert sum("250/1,000 rows" in line for line in lines) == 2, "one at the start and one at the end, not one a second"
+    assert "  engine 1 did not start: no memory" in lines
+    assert "\x1b" not in out.getvalue()
+
+
+def test_a_live_display_on_a_terminal():
+    out = io.StringIO()
+    with Display(Console(file=out, width=120, force_terminal=True)) as display:
+        display.show(STATUS)
+    assert "250/1000" in out.getvalue()
+    assert "\x1b[" in out.getvalue()
+
+
+def test_what_libraries_print_goes_to_the_log_of_a_run_and_leaves_no_run_behind(tmp_path: Path, capfd):
+    (tmp_path / "run").mkdir()
+    for run in ("run", "refused"):
+        with stderr_to(tmp_path / run / "logs" / "driver.log"):
+            os.write(2, b"noise\n")
+    os.write(2, b"mine\n")
+    assert (tmp_path / "run" / "logs" / "driver.log").read_bytes() == b"noise\n"
+    assert not (tmp_path / "refused").exists()
+    assert capfd.readouterr().err == "mine\n"
