@@ -60,10 +60,13 @@ def head(request: pytest.FixtureRequest) -> Iterator[tuple[str, str, str]]:
             assert time.monotonic() < deadline, "the Ray head did not come up"
             time.sleep(0.5)
     yield f"127.0.0.1:{port}", url, request.param
-    family = [process, *psutil.Process(process.pid).children(recursive=True)]
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
     for member in family:
         member.terminate()
-    psutil.wait_procs([m for m in family if isinstance(m, psutil.Process)], timeout=20)
+    _, alive = psutil.wait_procs(family, timeout=5)
+    for member in alive:
+        member.kill()
+    process.wait()
 
 
 @pytest.fixture
