@@ -17,7 +17,6 @@ import psutil
 import pytest
 import yaml
 
-from batchgen.cli import main
 from batchgen.commit import committed
 from batchgen.plan import read_plan
 from batchgen.store import LocalStore
@@ -155,12 +154,14 @@ with connected(None, 1):
     assert set(addresses) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
-def test_what_cannot_be_submitted_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_cannot_be_submitted_is_refused(folder: Path):
     nowhere = f"http://127.0.0.1:{free_port()}"
-    assert main(["submit", "job.yaml", "--address", nowhere]) == 2
-    assert "no Ray dashboard takes jobs there" in capsys.readouterr().err
-    assert main(["submit", "job.yaml", "--address", nowhere, "--output", "here"]) == 2
-    assert "needs an absolute folder that every machine" in capsys.readouterr().err
+    code, out = batchgen("submit", "job.yaml", "--address", nowhere)
+    assert code == 2, out
+    assert "no Ray dashboard takes jobs there" in out
+    code, out = batchgen("submit", "job.yaml", "--address", nowhere, "--output", "here")
+    assert code == 2, out
+    assert "needs an absolute folder that every machine" in out
 
 
 def test_a_cluster_that_does_not_answer_is_named(folder: Path):
