@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -43,6 +44,8 @@ def connected(address: str | None, engines: int | None) -> Iterator[Cluster]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Without it Ray hides the GPUs of an actor that asks for none from libraries that look for them on import.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address is not None:
+        _check_answers(address)
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
         if address is None:
@@ -65,6 +68,25 @@ def connected(address: str | None, engines: int | None) -> Iterator[Cluster]:
         yield Cluster(gpus=int(ray.cluster_resources().get("GPU", 0)), local=address is None)
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Refuses an address at which nothing listens in seconds; Ray itself tries for minutes.
+
+    Raises:
+        UserError: with the reason.
+    """
+    if address in ("auto", "local"):
+        return
+    if "://" in address:
+        raise UserError(
+            f"--address {address}: give HOST:PORT of the cluster's head; to send a job, use batchgen submit"
+        )
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(f"--address {address}: cannot connect to Ray: {error}") from error
 
 
 def _keep_to_loopback() -> None:
