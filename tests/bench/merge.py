@@ -29,7 +29,7 @@ def _texts() -> list[str]:
 
 def _ours(texts: list[str]) -> int:
     first = near.clusters(normalise(pa.array(texts)), 0.8)
-    return sum(index == keep for index, keep in enumerate(first))
+    return int(sum(index == keep for index, keep in enumerate(first)))
 
 
 def _datasketch(texts: list[str]) -> int:
