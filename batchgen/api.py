@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from batchgen.commit import Manifest, committed
 from batchgen.drive import STALL_SECONDS, Driver, Status
 from batchgen.errors import BatchgenError, JobError, ModelError, StoreError, UserError
 from batchgen.fleet import Fleet, HostConfig
-from batchgen.job import Job
+from batchgen.job import Job, Model, Step
 from batchgen.merge.version import Version, merge_run
 from batchgen.plan import Plan, make_plan, settle_plan
 from batchgen.progress import Progress
@@ -51,23 +51,33 @@ def plan_run(job: Job, trust_remote_code: bool = False) -> tuple[Plan, Seeds]:
     """
     seeds = load_seeds(job.source)
     plan = make_plan(job, seeds)
-    _check_model(job, trust_remote_code)
+    _check_models(job, trust_remote_code)
     return plan, seeds
 
 
-def _check_model(job: Job, trust_remote_code: bool) -> None:
-    if job.model.path == "chaos":
+def _check_models(job: Job, trust_remote_code: bool) -> None:
+    used = {step.model for step in job.steps}
+    for name in (None, *job.models):
+        if name in used or name is None:
+            steps = [step for step in job.steps if step.model == name]
+            _check_model(job.model if name is None else job.models[name], steps, trust_remote_code)
+
+
+def _check_model(model: Model, steps: Sequence[Step], trust_remote_code: bool) -> None:
+    if not model.is_local:
         return
-    if trust_remote_code and job.model.revision is None and not Path(job.model.path).is_dir():
+    if trust_remote_code and model.revision is None and not Path(model.path).is_dir():
         raise JobError("--trust-remote-code: runs the model's own code; pin it with model.revision")
+    if model.lora is not None and not (Path(model.lora).expanduser() / "adapter_config.json").is_file():
+        raise ModelError(f"model.lora: the folder {model.lora!r} holds no LoRA adapter (it has no adapter_config.json)")
     from batchgen.engines.chat import chat_from_tokenizer, load_tokenizer
 
-    tokenizer = load_tokenizer(job.model.path, job.model.revision, trust_remote_code)
-    if any(step.spec.user_turns for step in job.steps):
+    tokenizer = load_tokenizer(model.path, model.revision, trust_remote_code)
+    if any(step.spec.user_turns for step in steps):
         try:
-            chat_from_tokenizer(tokenizer, job.model.pre_query_template).check_user_turn()
+            chat_from_tokenizer(tokenizer, model.pre_query_template).check_user_turn()
         except ModelError as error:
-            raise ModelError(f"model.path: {job.model.path!r}: {error}; set model.pre_query_template") from None
+            raise ModelError(f"model.path: {model.path!r}: {error}; set model.pre_query_template") from None
 
 
 def run(
@@ -159,9 +169,7 @@ def progress_of(manifests: dict[int, Manifest]) -> Progress:
     """What all committed shards hold."""
     total = Progress()
     for manifest in manifests.values():
-        total += Progress(
-            manifest.ok, manifest.rejected, manifest.reasons, manifest.input_tokens, manifest.output_tokens
-        )
+        total += manifest.progress
     return total
 
 
@@ -178,8 +186,9 @@ def _fleet(config: HostConfig, address: str | None, in_process: bool) -> Iterato
     from batchgen.distributed.fleet import RayFleet
 
     with connected(address, job.engines) as cluster:
-        needs = job.model.tensor_parallel_size
-        on_gpu = cluster.gpus > 0 and job.model.path != "chaos"
+        local = [model for model in (job.model, *job.models.values()) if model.is_local]
+        needs = max((model.tensor_parallel_size for model in local), default=1)
+        on_gpu = cluster.gpus > 0 and bool(local)
         if on_gpu and cluster.gpus < needs:
             raise UserError(f"model.engine: an engine takes {needs} GPUs, and the cluster has {cluster.gpus}")
         engines = job.engines or (cluster.gpus // needs if on_gpu else 1)

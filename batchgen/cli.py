@@ -52,6 +52,10 @@ def build_parser() -> argparse.ArgumentParser:
     publish.add_argument("--to", required=True, metavar="DIR", help="folder; an earlier version in it is replaced")
     draw = command("draw", _draw, "print a job as a Mermaid flow chart")
     _job_arguments(draw)
+    tasks = command("tasks", _tasks, "list the tasks that a step may name")
+    form = tasks.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="as JSON")
+    form.add_argument("--markdown", action="store_true", help="as the table of the README")
     submit = command("submit", _submit, "send a job to a running Ray cluster, with its seed files and this package")
     _job_arguments(submit)
     submit.add_argument("--address", required=True, metavar="URL", help="of the cluster's dashboard, http://host:8265")
@@ -192,7 +196,7 @@ def _plan(options: argparse.Namespace) -> int:
         check_plan(store, plan)
     print(f"job {job.name}: {plan.rows:,} seed rows in {len(plan.shards):,} shards, model {job.model.path}")
     for index, step in enumerate(job.steps):
-        outputs = ", ".join(step.output_mappings.get(name, name) for name in step.spec.outputs(step.parameters))
+        outputs = ", ".join(step.outputs)
         print(f"  {index + 1}. {step.task} -> {outputs}" + (f"; explode {step.explode}" if step.explode else ""))
     print(f"columns of a shard: {', '.join(plan.schema.names)}")
     print(f"output: {job.output}" + (" (a run of this job, which would go on)" if begun else ""))
@@ -278,6 +282,16 @@ def _draw(options: argparse.Namespace) -> int:
     from batchgen.draw import mermaid
 
     print(mermaid(_load(options)))
+    return 0
+
+
+def _tasks(options: argparse.Namespace) -> int:
+    from batchgen.tasks import listing
+
+    if options.json:
+        print(json.dumps(listing.listing(), indent=2))
+    else:
+        print(listing.markdown() if options.markdown else listing.text())
     return 0
 
 

@@ -13,7 +13,7 @@ import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from batchgen.errors import BatchgenError, CorruptShard, PlanMismatch, StoreError
 from batchgen.plan import Plan, Shard
+from batchgen.progress import Progress
 from batchgen.rows import OK, ResultRow, SeedRow, canonical_json
 from batchgen.store.base import ObjectStore
 
@@ -37,6 +38,7 @@ class Manifest:
         ok: seed rows with at least one ok row.
         rejected: seed rows with none.
         reasons: rejected rows of the file by reason.
+        notes: of the file's rows, by code.
         size: of the file, in bytes.
     """
 
@@ -54,11 +56,17 @@ class Manifest:
     output_tokens: int
     size: int
     sha256: str
+    notes: Mapping[str, int] = field(default_factory=dict)
     format: int = FORMAT
 
     def dump(self) -> bytes:
         """The bytes of a manifest file."""
         return canonical_json(asdict(self))
+
+    @property
+    def progress(self) -> Progress:
+        """What the shard holds."""
+        return Progress(self.ok, self.rejected, self.reasons, self.input_tokens, self.output_tokens, self.notes)
 
     @classmethod
     def parse(cls, data: bytes, shard: Shard) -> Manifest:
@@ -159,6 +167,7 @@ def commit_shard(
         output_tokens=sum(result.output_tokens for result in results),
         size=size,
         sha256=sha256,
+        notes=dict(sorted(Counter(note for result in results for note in result.notes).items())),
     )
     if store.put_if_absent(manifest_key(shard), manifest.dump()):
         return manifest, True

@@ -15,8 +15,7 @@ def mermaid(job: Job) -> str:
     before, edge = "source", "-->"
     for index, step in enumerate(job.steps):
         node = f"step{index}"
-        outputs = step.spec.outputs(step.parameters)
-        columns = ", ".join(step.output_mappings.get(name, name) for name in outputs)
+        columns = ", ".join(step.outputs)
         lines.append(f'  {node}["{step.task}<br/>{_safe(columns)}"]')
         lines.append(f"  {before} {edge} {node}")
         before = node

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -184,7 +184,7 @@ class Driver:
         self._note(f"shard {shard.name} on engine {engine}: {answer.error}")
         react = {
             "engine_dead": lambda: self._scheduler.engine_lost(engine, answer.error),
-            "store": lambda: self._scheduler.store_failed(engine, shard.index, answer.error),
+            "unavailable": lambda: self._scheduler.service_failed(engine, shard.index, answer.error),
         }.get(answer.kind, lambda: self._scheduler.shard_failed(engine, shard.index, answer.error))
         self._events.put_nowait(react)
 
@@ -241,15 +241,11 @@ class Driver:
 
 def _excess(live: Progress, receipted: Progress) -> Progress:
     """What an engine has generated beyond its committed shards; never less than nothing."""
-    reasons: Mapping[str, int] = {
-        reason: count - receipted.reasons.get(reason, 0)
-        for reason, count in live.reasons.items()
-        if count > receipted.reasons.get(reason, 0)
-    }
     return Progress(
         max(0, live.ok - receipted.ok),
         max(0, live.rejected - receipted.rejected),
-        reasons,
+        dict(Counter(live.reasons) - Counter(receipted.reasons)),
         max(0, live.input_tokens - receipted.input_tokens),
         max(0, live.output_tokens - receipted.output_tokens),
+        dict(Counter(live.notes) - Counter(receipted.notes)),
     )

@@ -10,7 +10,8 @@
     │   └── StoreError               the store is full or unreachable
     ├── EngineError                  exit 1
     │   ├── EngineStartError         an engine never came up
-    │   └── EngineDead               an engine died or hangs; whatever was in flight on it goes back
+    │   ├── EngineDead               an engine died or hangs; whatever was in flight on it goes back
+    │   └── EngineUnavailable        a model server elsewhere does not answer; the run stops, resumable
     ├── ShardFailed                  exit 1   a shard failed at every attempt
     ├── CorruptShard                 exit 1   committed bytes are not what the manifest says
     └── RowRejected                           one row's failure; never leaves the worker
@@ -69,6 +70,10 @@ class EngineStartError(EngineError):
 
 class EngineDead(EngineError):
     """An engine died or hangs while it was in use."""
+
+
+class EngineUnavailable(EngineError):
+    """A model server elsewhere does not answer, or no longer lets us in; no row and no engine here is to blame."""
 
 
 class ShardFailed(BatchgenError):

@@ -22,11 +22,12 @@ class Answer:
     """What became of a shard, in a form that survives any pickling.
 
     Args:
-        kind: `done`; `engine_dead` (the engine's fault); `store` (the store's); `failed` (anything else).
+        kind: `done`; `engine_dead` (the engine's fault); `unavailable` (the store's, or a server's elsewhere);
+            `failed` (anything else).
         error: what went wrong, without any text of a row.
     """
 
-    kind: Literal["done", "engine_dead", "store", "failed"]
+    kind: Literal["done", "engine_dead", "unavailable", "failed"]
     receipt: Receipt | None = None
     error: str = ""
 
@@ -65,13 +66,14 @@ class HostConfig:
     seed: int
     trust_remote_code: bool = False
 
-    @property
-    def engine_spec(self) -> EngineSpec:
-        """What the engine is built from."""
-        model = self.job.model
+    def engine_spec(self, name: str | None = None) -> EngineSpec:
+        """What an engine is built from: that of the job's model, or of one of its further models."""
+        model = self.job.model if name is None else self.job.models[name]
         return EngineSpec(
             path=model.path,
+            backend=model.backend,
             revision=model.revision,
+            lora=model.lora,
             arguments=model.engine,
             pre_query_template=model.pre_query_template,
             trust_remote_code=self.trust_remote_code,

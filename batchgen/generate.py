@@ -37,16 +37,48 @@ class _Branch:
     input_tokens: int = 0
     output_tokens: int = 0
     finish_reason: str | None = None
+    notes: tuple[str, ...] = ()
+    reason: str | None = None
+
+    def after(self, generation: _Generation) -> _Branch:
+        """The branch with what a step made of it."""
+        log = generation.log
+        return replace(
+            self,
+            data={**self.data, **generation.added},
+            input_tokens=self.input_tokens + log.input_tokens,
+            output_tokens=self.output_tokens + log.output_tokens,
+            finish_reason="length" if "length" in (self.finish_reason, log.finish_reason) else log.finish_reason,
+            notes=(*self.notes, *log.notes),
+            reason=generation.reason,
+        )
+
+    def split(self, number: int) -> list[_Branch]:
+        """Branches of this one; what was spent so far, and its notes, go with the first."""
+        rest = replace(self, input_tokens=0, output_tokens=0, notes=())
+        return [replace(rest if i else self, path=f"{self.path}.{i}".lstrip(".")) for i in range(number)]
+
+
+@dataclass(frozen=True)
+class _Generation:
+    """One run of a step over a branch: the columns that it adds, or why there are none."""
+
+    log: CallLog
+    added: Mapping[str, Any]
+    reason: str | None
 
 
 class Worker:
     """Runs shards of one job on one engine. Not thread-safe: all of it lives on one event loop.
 
     Args:
-        engine: started.
+        engine: of the job's model, started.
+        others: of the job's further models, by name, started.
     """
 
-    def __init__(self, job: Job, plan: Plan, store: ObjectStore, engine: Engine) -> None:
+    def __init__(
+        self, job: Job, plan: Plan, store: ObjectStore, engine: Engine, others: Mapping[str, Engine] | None = None
+    ) -> None:
         self._job = job
         self._plan = plan
         self._store = store
@@ -54,11 +86,13 @@ class Worker:
         self._runners = [
             TaskRunner(
                 step.task,
+                step.spec,
                 step.parameters,
                 step.input_mappings,
                 step.output_mappings,
-                engine,
+                (others or {})[step.model] if step.model is not None else engine,
                 job.step_sampling(step),
+                step.logprobs,
             )
             for step in job.steps
         ]
@@ -79,10 +113,7 @@ class Worker:
             for task in tasks:
                 task.cancel()
         manifest, won = await asyncio.to_thread(commit_shard, self._store, self._plan, shard, attempt, seeds, results)
-        progress = Progress(
-            manifest.ok, manifest.rejected, manifest.reasons, manifest.input_tokens, manifest.output_tokens
-        )
-        return Receipt(shard.index, attempt, won, progress)
+        return Receipt(shard.index, attempt, won, manifest.progress)
 
     async def _row(self, seed: SeedRow, attempt: str) -> list[ResultRow]:
         """One seed row through all steps: at least one result, whatever happens to it."""
@@ -95,53 +126,77 @@ class Worker:
             reasons=Counter(result.reason for result in results if result.reason is not None),
             input_tokens=sum(result.input_tokens for result in results),
             output_tokens=sum(result.output_tokens for result in results),
+            notes=Counter(note for result in results for note in result.notes),
         )
         return results
 
     async def _advance(self, seed: SeedRow, attempt: str, index: int, branch: _Branch) -> list[ResultRow]:
         if index == len(self._job.steps):
-            return [self._result(seed, branch, None)]
+            return [self._result(seed, branch)]
         step = self._job.steps[index]
-        log = CallLog(
-            key=f"{seed.id}-{branch.path}-{index}-{attempt[:8]}",
-            seed=random_seed(self._job.seed, seed.id, branch.path, index),
+        many = step.num_generations
+        generations = await asyncio.gather(
+            *(self._generation(seed, attempt, index, branch, number if many > 1 else None) for number in range(many))
         )
-        reason = None
-        added: Mapping[str, Any] = {}
+        if step.group_generations:
+            branches = [branch.after(_grouped(generations))]
+        elif many == 1:
+            branches = [branch.after(generations[0])]
+        else:
+            parts = branch.split(many)
+            branches = [part.after(generation) for part, generation in zip(parts, generations, strict=True)]
+        if step.exploded is not None:
+            branches = [part for each in branches for part in _explode(each, *step.exploded)]
+        groups = await asyncio.gather(
+            *(
+                self._advance(seed, attempt, index + 1 if each.reason is None else len(self._job.steps), each)
+                for each in branches
+            )
+        )
+        return [result for group in groups for result in group]
+
+    async def _generation(
+        self, seed: SeedRow, attempt: str, index: int, branch: _Branch, number: int | None
+    ) -> _Generation:
+        parts = (seed.id, branch.path, index) if number is None else (seed.id, branch.path, index, number)
+        key = f"{seed.id}-{branch.path}-{index}-{attempt[:8]}" + (f"-g{number}" if number is not None else "")
+        log = CallLog(key=key, seed=random_seed(self._job.seed, *parts))
         try:
             added = await self._runners[index].run(dict(branch.data), log)
             _check_text(added)
         except RowRejected as rejection:
-            reason = rejection.reason
-        branch = replace(
-            branch,
-            data=branch.data if reason else {**branch.data, **added},
-            input_tokens=branch.input_tokens + log.input_tokens,
-            output_tokens=branch.output_tokens + log.output_tokens,
-            finish_reason="length" if "length" in (branch.finish_reason, log.finish_reason) else log.finish_reason,
-        )
-        if reason:
-            return [self._result(seed, branch, reason)]
-        if step.exploded is None:
-            return await self._advance(seed, attempt, index + 1, branch)
-        branches = _explode(branch, *step.exploded)
-        if not branches:
-            return [self._result(seed, branch, "nothing_to_explode")]
-        groups = await asyncio.gather(*(self._advance(seed, attempt, index + 1, each) for each in branches))
-        return [result for group in groups for result in group]
+            return _Generation(log, {}, rejection.reason)
+        return _Generation(log, added, None)
 
-    def _result(self, seed: SeedRow, branch: _Branch, reason: str | None) -> ResultRow:
+    def _result(self, seed: SeedRow, branch: _Branch) -> ResultRow:
         return ResultRow(
             seed=seed,
             branch=branch.path,
-            outcome=OK if reason is None else REJECTED,
-            reason=reason,
+            outcome=OK if branch.reason is None else REJECTED,
+            reason=branch.reason,
             data=branch.data,
             model=self._engine.model_name,
             finish_reason=branch.finish_reason,
             input_tokens=branch.input_tokens,
             output_tokens=branch.output_tokens,
+            notes=branch.notes,
         )
+
+
+def _grouped(generations: Sequence[_Generation]) -> _Generation:
+    """Several generations as one with lists; one that failed is noted and left out, and all of them fail together."""
+    good = [generation for generation in generations if generation.reason is None]
+    log = CallLog("", 0)
+    for generation in generations:
+        log.input_tokens += generation.log.input_tokens
+        log.output_tokens += generation.log.output_tokens
+        log.notes += generation.log.notes
+        if log.finish_reason != "length":
+            log.finish_reason = generation.log.finish_reason
+    if not good:
+        return _Generation(log, {}, generations[0].reason)
+    log.notes += [f"generation_failed:{each.reason}" for each in generations if each.reason is not None]
+    return _Generation(log, {name: [each.added[name] for each in good] for name in good[0].added}, None)
 
 
 def _check_text(added: Mapping[str, Any]) -> None:
@@ -153,15 +208,12 @@ def _check_text(added: Mapping[str, Any]) -> None:
 
 
 def _explode(branch: _Branch, column: str, new: str) -> list[_Branch]:
-    items = [item for item in branch.data.get(column) or () if item]
+    """A branch for every item of a list; the branch itself, rejected, where the list has none."""
+    if branch.reason is not None:
+        return [branch]
+    items = [item for item in branch.data.get(column) or () if item is not None and item != ""]
+    if not items:
+        return [replace(branch, reason="nothing_to_explode")]
     rest = {name: value for name, value in branch.data.items() if name != column}
-    return [
-        replace(
-            branch,
-            path=f"{branch.path}.{index}".lstrip("."),
-            data={**rest, new: item},
-            input_tokens=branch.input_tokens if index == 0 else 0,
-            output_tokens=branch.output_tokens if index == 0 else 0,
-        )
-        for index, item in enumerate(items)
-    ]
+    parts = branch.split(len(items))
+    return [replace(part, data={**rest, new: item}) for part, item in zip(parts, items, strict=True)]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from batchgen.commit import new_attempt
 from batchgen.engines import build_engine
 from batchgen.engines.base import Engine
-from batchgen.errors import EngineDead, PlanMismatch, StoreError
+from batchgen.errors import EngineDead, EngineUnavailable, PlanMismatch, StoreError
 from batchgen.fleet import Answer, HostConfig
 from batchgen.generate import Worker
 from batchgen.plan import Shard
@@ -18,18 +18,22 @@ from batchgen.store import open_store
 
 
 class EngineHost:
-    """One engine and the worker on it."""
+    """One engine, those of further models that the job's steps name, and the worker on them."""
 
     def __init__(self, config: HostConfig) -> None:
         self._config = config
-        self._engine: Engine = build_engine(config.engine_spec)
+        self._engine: Engine = build_engine(config.engine_spec())
+        named = {step.model for step in config.job.steps if step.model is not None}
+        self._others: dict[str, Engine] = {name: build_engine(config.engine_spec(name)) for name in sorted(named)}
         self._worker: Worker | None = None
 
     async def start(self) -> int:
-        """Loads the model; returns how many requests the engine works on at once."""
-        await self._engine.start()
+        """Loads the models; returns how many requests the job's engine works on at once."""
+        # Servers first: where one does not answer, no model has been loaded for nothing.
+        for engine in (*self._others.values(), self._engine):
+            await engine.start()
         config = self._config
-        self._worker = Worker(config.job, config.plan, open_store(config.store), self._engine)
+        self._worker = Worker(config.job, config.plan, open_store(config.store), self._engine, self._others)
         return self._engine.slots
 
     async def run(self, shard: Shard, seeds: Sequence[SeedRow]) -> Answer:
@@ -39,8 +43,8 @@ class EngineHost:
             return Answer("done", await self._worker.shard(shard, new_attempt(), seeds))
         except EngineDead as error:
             return Answer("engine_dead", error=str(error))
-        except (StoreError, PlanMismatch) as error:
-            return Answer("store", error=str(error))
+        except (StoreError, PlanMismatch, EngineUnavailable) as error:
+            return Answer("unavailable", error=str(error))
         except Exception as error:
             return Answer("failed", error=f"{type(error).__name__} in {_where(error)}")
 
@@ -50,8 +54,9 @@ class EngineHost:
         return self._worker.progress if self._worker else Progress()
 
     async def stop(self) -> None:
-        """Ends the engine."""
-        await self._engine.stop()
+        """Ends the engines."""
+        for engine in (self._engine, *self._others.values()):
+            await engine.stop()
 
 
 def _where(error: BaseException) -> str:

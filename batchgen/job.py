@@ -16,7 +16,9 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveInt,
+    PrivateAttr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -24,13 +26,16 @@ from pydantic_core import PydanticCustomError
 
 from batchgen.engines import arguments
 from batchgen.engines.chaos import ChaosScript
+from batchgen.engines.options import OPTIONS
+from batchgen.engines.transformers import SAMPLING as TRANSFORMERS_SAMPLING
 from batchgen.errors import JobError
-from batchgen.tasks.table import TASKS, TaskParameters, TaskSpec
+from batchgen.tasks.spec import TaskParameters, TaskSpec, bare
+from batchgen.tasks.table import TASKS
 from batchgen.yamlfile import YamlDocument, load_yaml
 
 # vLLM's own default of 16 would cut nearly every completion.
 DEFAULT_MAX_TOKENS = 1024
-_STEP_FIELDS = ("task", "sampling", "input_mappings", "output_mappings", "explode")
+OwnTasks = Mapping[str, TaskSpec]
 
 
 class _Part(BaseModel):
@@ -64,25 +69,25 @@ class Source(_Part):
 class Model(_Part):
     """The model and how its engine is set up."""
 
-    path: str = Field(min_length=1, description="a Hub name, a folder, `embedded` or `chaos`")
+    path: str = Field(min_length=1, description="a Hub name, a folder, `embedded` or `chaos`; the name on a server")
+    backend: Literal["vllm", "openai", "transformers"] = Field("vllm", description="what runs the model")
     revision: str | None = Field(None, description="of a Hub model")
+    lora: str | None = Field(None, description="folder of a LoRA adapter that every request uses (vLLM)")
     pre_query_template: str | None = Field(None, description="opens a user turn, where it cannot be derived (Magpie)")
-    engine: dict[str, Any] = Field(default_factory=dict, description="vLLM's engine arguments")
+    engine: dict[str, Any] = Field(default_factory=dict, description="vLLM's engine arguments, or the backend's own")
 
     @model_validator(mode="after")
     def _known_arguments(self) -> Model:
         if self.path == "chaos":
-            try:
-                ChaosScript.model_validate(self.engine)
-            except ValidationError as error:
-                first = error.errors()[0]
-                name, legal = str(first["loc"][0]), ChaosScript.model_fields
-                if name not in legal:
-                    raise _unknown("field of the chaos engine", name, legal, ("engine", name)) from None
-                message = f"{first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
-                raise PydanticCustomError("type", "{message}", {"message": message, "path": ("engine", name)}) from None
+            _check_options(self.engine, ChaosScript, "chaos engine")
+        elif self.backend != "vllm":
+            _check_options(self.engine, OPTIONS[self.backend], f"{self.backend} backend")
         else:
             _check_arguments(self.engine, arguments.engine_arguments(), arguments.OWNED_ENGINE, "engine")
+        if self.backend != "vllm" and self.lora is not None:
+            raise PydanticCustomError("lora", "lora needs the vllm backend")
+        if self.backend == "openai" and (self.revision or self.pre_query_template):
+            raise PydanticCustomError("openai", "the server decides on revision and chat template; leave them out")
         return self
 
     @property
@@ -91,6 +96,11 @@ class Model(_Part):
         sizes = [self.engine.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline")]
         return int(sizes[0] * sizes[1])
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the model is loaded by batchgen, so that its tokenizer is at hand and a GPU is wanted."""
+        return self.path != "chaos" and self.backend != "openai"
+
 
 class Step(_Part):
     """One task applied to every row; keys that are not listed here are the task's parameters."""
@@ -98,16 +108,22 @@ class Step(_Part):
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     task: str
+    model: str | None = Field(None, description="one of `models`, where the step does not use `model`")
     sampling: dict[str, Any] = Field(default_factory=dict)
     input_mappings: dict[str, str] = Field(default_factory=dict)
     output_mappings: dict[str, str] = Field(default_factory=dict)
+    num_generations: PositiveInt = Field(1, description="times that every row goes through the step")
+    group_generations: bool = Field(False, description="one row with lists, instead of a row a generation")
+    logprobs: bool = Field(False, description="adds the log-probabilities of the completion's tokens")
     explode: str | None = None
+    _spec: TaskSpec | None = PrivateAttr(None)
 
     @field_validator("task")
     @classmethod
-    def _known_task(cls, name: str) -> str:
-        if name not in TASKS:
-            raise _unknown("task", name, TASKS)
+    def _known_task(cls, name: str, info: ValidationInfo) -> str:
+        known = _tasks_of(info)
+        if name not in known:
+            raise _unknown("task", name, known)
         return name
 
     @field_validator("sampling")
@@ -126,27 +142,51 @@ class Step(_Part):
         return text
 
     @model_validator(mode="after")
-    def _known_parameters(self) -> Step:
+    def _known_parameters(self, info: ValidationInfo) -> Step:
+        # Frozen for users; a task of their own is not in the table.
+        object.__setattr__(self, "__pydantic_private__", {"_spec": _tasks_of(info)[self.task]})
         given = self.__pydantic_extra__ or {}
         known = self.spec.parameters.model_fields
+        open_ended = self.spec.parameters.model_config.get("extra") == "allow"
         for name in given:
-            if name not in known:
+            if name not in known and not open_ended:
                 raise _unknown("key", name, [*_STEP_FIELDS, *known], (name,))
         self.spec.parameters.model_validate(given)
-        _check_mapping(self.input_mappings, self.spec.inputs, "input_mappings", f"an input of {self.task}")
-        outputs = self.spec.outputs(self.parameters)
-        _check_mapping(self.output_mappings, outputs, "output_mappings", f"an output of {self.task}")
+        _check_mapping(self.input_mappings, self.inputs, "input_mappings", f"an input of {self.task}")
+        _check_mapping(self.output_mappings, self._task_outputs, "output_mappings", f"an output of {self.task}")
+        if self.spec.distilabel is None and (self.model or self.num_generations > 1 or self.group_generations):
+            raise PydanticCustomError("no_calls", f"{self.task} calls no model and generates nothing")
+        if self.logprobs and not self.spec.single_call:
+            raise PydanticCustomError("logprobs", f"{self.task} makes several calls a row; logprobs are of one call")
         return self
 
     @property
     def spec(self) -> TaskSpec:
         """The task's entry in the table."""
-        return TASKS[self.task]
+        return self._spec or TASKS[self.task]
 
     @cached_property
     def parameters(self) -> TaskParameters:
         """The task's parameters."""
         return self.spec.parameters.model_validate(self.__pydantic_extra__ or {})
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        """The task's inputs, with their kinds."""
+        return self.spec.inputs(self.parameters)
+
+    @property
+    def _task_outputs(self) -> Mapping[str, str]:
+        outputs = dict(self.spec.outputs(self.parameters))
+        return {**outputs, "logprobs": "list[number]"} if self.logprobs else outputs
+
+    @property
+    def outputs(self) -> Mapping[str, str]:
+        """Columns that the step adds, with their kinds."""
+        form = "list[{}]" if self.group_generations else "{}"
+        return {
+            self.output_mappings.get(name, name): form.format(bare(kind)) for name, kind in self._task_outputs.items()
+        }
 
     @property
     def exploded(self) -> tuple[str, str] | None:
@@ -155,6 +195,14 @@ class Step(_Part):
             return None
         column, _, new = self.explode.partition("->")
         return column.strip(), new.strip()
+
+
+_STEP_FIELDS = tuple(Step.model_fields)
+
+
+def _tasks_of(info: ValidationInfo) -> Mapping[str, TaskSpec]:
+    """The table, with the user's own tasks of a call from Python."""
+    return {**TASKS, **((info.context or {}).get("tasks") or {})}
 
 
 class Near(_Part):
@@ -186,6 +234,7 @@ class Job(_Part):
     seed: int = Field(0, ge=0, lt=2**63)
     source: Source
     model: Model
+    models: dict[str, Model] = Field(default_factory=dict, description="further models, for steps that name them")
     sampling: dict[str, Any] = Field(default_factory=dict, description="vLLM's SamplingParams")
     steps: list[Step] = Field(min_length=1)
     merge: Merge = Field(default_factory=lambda: Merge())
@@ -199,12 +248,27 @@ class Job(_Part):
         _check_sampling(sampling)
         return sampling
 
+    @model_validator(mode="after")
+    def _known_models(self) -> Job:
+        for index, step in enumerate(self.steps):
+            if step.model is not None and step.model not in self.models:
+                raise _unknown("model", step.model, self.models, ("steps", index, "model"))
+            model = self.model_of(step)
+            if step.spec.user_turns and model.backend == "openai" and model.path != "chaos":
+                message = f"{step.task} writes user turns, which a server with a chat template of its own cannot open"
+                path = ("steps", index, "task")
+                raise PydanticCustomError("user_turns", "{message}", {"message": message, "path": path})
+            if model.backend == "transformers" and model.path != "chaos":
+                _check_transformers(step, self.step_sampling(step), ("steps", index))
+        return self
+
     @classmethod
-    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Job:
+    def load(cls, path: str | Path, overrides: Sequence[str] = (), tasks: OwnTasks | None = None) -> Job:
         """Reads a job file.
 
         Args:
             overrides: `key.path=value` texts; the values are YAML.
+            tasks: the user's own, by name.
 
         Raises:
             JobError: with file, line, field, value and what is legal.
@@ -219,24 +283,29 @@ class Job(_Part):
         if not isinstance(document.data, dict):
             raise JobError(f"{path}:1: a job is a mapping of keys to values; see the job reference in the README")
         overridden = [_override(document.data, override) for override in overrides]
-        return cls._validated(document.data, document, str(path), overridden)
+        return cls._validated(document.data, document, str(path), overridden, tasks)
 
     @classmethod
-    def of(cls, tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Job:
-        """A job from a mapping.
+    def of(cls, tree: Mapping[str, Any], overrides: Sequence[str] = (), tasks: OwnTasks | None = None) -> Job:
+        """A job from a mapping; the arguments are those of `load`.
 
         Raises:
             JobError: with field, value and what is legal.
         """
         data = json.loads(json.dumps(dict(tree)))
-        return cls._validated(data, None, "job", [_override(data, override) for override in overrides])
+        return cls._validated(data, None, "job", [_override(data, override) for override in overrides], tasks)
 
     @classmethod
     def _validated(
-        cls, data: Any, document: YamlDocument | None, name: str, overridden: Iterable[tuple[str | int, ...]]
+        cls,
+        data: Any,
+        document: YamlDocument | None,
+        name: str,
+        overridden: Iterable[tuple[str | int, ...]],
+        tasks: OwnTasks | None,
     ) -> Job:
         try:
-            return cls.model_validate(data)
+            return cls.model_validate(data, context={"tasks": tasks})
         except ValidationError as error:
             overridden = list(overridden)
             problems = [_problem(item, document, name, overridden) for item in error.errors()]
@@ -248,10 +317,16 @@ class Job(_Part):
 
     def step_sampling(self, step: Step) -> dict[str, Any]:
         """The sampling parameters of a step: the job's, with the step's own on top."""
-        return {"max_tokens": DEFAULT_MAX_TOKENS, **self.sampling, **step.sampling}
+        sampling = {"max_tokens": DEFAULT_MAX_TOKENS, **self.sampling, **step.sampling}
+        # 0: of the token that was chosen, and of no other.
+        return {**sampling, "logprobs": 0} if step.logprobs else sampling
+
+    def model_of(self, step: Step) -> Model:
+        """The model that a step runs on."""
+        return self.models[step.model] if step.model is not None else self.model
 
 
-def _unknown(kind: str, name: str, legal: Iterable[str], path: tuple[str, ...] = ()) -> PydanticCustomError:
+def _unknown(kind: str, name: str, legal: Iterable[str], path: tuple[str | int, ...] = ()) -> PydanticCustomError:
     legal = sorted(legal)
     near = difflib.get_close_matches(name, legal, n=2)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else ""
@@ -286,6 +361,37 @@ _SAMPLING_RANGES: Mapping[str, tuple[float, float]] = {
     "frequency_penalty": (-2.0, 2.0),
     "repetition_penalty": (1e-9, float("inf")),
 }
+
+
+def _check_options(given: Mapping[str, Any], options: type[BaseModel], what: str) -> None:
+    try:
+        options.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name, legal = str(first["loc"][0]), options.model_fields
+        path = ("engine", name)
+        if name not in legal:
+            raise _unknown(f"field of the {what}", name, legal, path) from None
+        if first["type"] == "missing":
+            message = f"missing; the {what} needs it"
+        else:
+            message = f"{first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
+        raise PydanticCustomError("type", "{message}", {"message": message, "path": path}) from None
+
+
+def _check_transformers(step: Step, sampling: Mapping[str, Any], path: tuple[str | int, ...]) -> None:
+    """Refuses what transformers' `generate` would ignore."""
+    structured = step.spec.distilabel == "StructuredGeneration" or getattr(
+        step.parameters, "use_default_structured_output", False
+    )
+    unknown = sorted(set(sampling) - TRANSFORMERS_SAMPLING)
+    if not unknown and not structured:
+        return
+    what = f"sampling has {unknown[0]!r}" if unknown else f"{step.task} asks for structured outputs"
+    message = (
+        f"{what}, which the transformers backend does not have; it takes: {', '.join(sorted(TRANSFORMERS_SAMPLING))}"
+    )
+    raise PydanticCustomError("transformers", "{message}", {"message": message, "path": path})
 
 
 def _check_sampling(sampling: Mapping[str, Any]) -> None:
@@ -332,11 +438,13 @@ def _message(item: Any, path: tuple[str | int, ...]) -> str:
         return "missing"
     message = str(item["msg"])
     value = item["input"]
-    if item["type"] in ("unknown_name", "owned", "type", "range", "mapping", "one_of"):
+    if (item.get("ctx") or {}).get("message") or item["type"] in _COMPLETE:
         return message
     return f"{message[0].lower()}{message[1:]}, got {json.dumps(value, default=str)[:80]}"
 
 
+# Our own messages that say everything; pydantic's get the value appended.
+_COMPLETE = ("one_of", "lora", "openai", "no_calls", "logprobs", "weights", "template", "explode")
 _PARTS: Mapping[str, type[BaseModel]] = {"source": Source, "model": Model, "merge": Merge, "near": Near}
 
 

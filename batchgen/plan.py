@@ -13,9 +13,10 @@ import pyarrow as pa
 
 from batchgen.errors import JobError, PlanMismatch, SeedError
 from batchgen.job import Job, Step
-from batchgen.rows import ARROW_TYPES, META_NAMES, canonical_json, shard_schema
+from batchgen.rows import META_NAMES, canonical_json, kind_of, shard_schema
 from batchgen.seeds import Seeds
 from batchgen.store.base import ObjectStore
+from batchgen.tasks.spec import bare, is_required
 
 PLAN_KEY = "plan.json"
 FORMAT = 1
@@ -46,7 +47,7 @@ class Plan:
         inputs: everything that the generated rows depend on, as a flat mapping of field to value.
         shards: cover the seed rows without gap or overlap.
         schema: of every shard file.
-        step_columns: name to a key of `rows.ARROW_TYPES`.
+        step_columns: name to kind.
     """
 
     inputs: Mapping[str, Any]
@@ -118,10 +119,10 @@ def shard_bounds(rows: int, shard_rows: int | None = None) -> list[tuple[int, in
 
 
 def trace_columns(job: Job, seed_columns: Mapping[str, str]) -> dict[str, str]:
-    """The columns that the steps add, in order, each with a key of `ARROW_TYPES`; checks every step on the way.
+    """The columns that the steps add, in order, with their kinds; checks every step on the way.
 
     Args:
-        seed_columns: name to a key of `ARROW_TYPES`, or "other".
+        seed_columns: name to kind.
 
     Raises:
         JobError: a step reads a column that nobody writes, or writes one that exists.
@@ -139,31 +140,38 @@ def trace_columns(job: Job, seed_columns: Mapping[str, str]) -> dict[str, str]:
     for index, step in enumerate(job.steps):
         where = f"steps[{index}] ({step.task})"
         _check_inputs(step, columns, where)
-        for output, kind in step.spec.outputs(step.parameters).items():
-            add(step.output_mappings.get(output, output), kind, where)
+        for name, kind in step.outputs.items():
+            add(name, kind, where)
         if step.exploded:
             column, new = step.exploded
             if column not in columns:
                 raise JobError(f"{where}.explode: no column {column!r}; {_existing(columns, column)}")
-            if columns[column] != "texts":
-                raise JobError(f"{where}.explode: column {column!r} is no list of texts; {_existing(columns, '')}")
+            kind = columns[column]
+            if not kind.startswith("list["):
+                lists = [name for name, other in columns.items() if other.startswith("list[")]
+                raise JobError(
+                    f"{where}.explode: column {column!r} is no list (it is {kind}); "
+                    f"there {'are: ' + ', '.join(lists) if lists else 'is none'}"
+                )
             # A list that was spread over rows is no column of theirs any more.
             del columns[column]
             added.pop(column, None)
-            add(new, "text", f"{where}.explode")
-    for name in (job.merge.prompt, job.merge.answer):
-        if name is not None and columns.get(name) != "text":
-            raise JobError(f"merge: no text column {name!r}; {_existing(columns, name)}")
+            add(new, kind[5:-1], f"{where}.explode")
+    for given, kinds in ((job.merge.prompt, ("text", "conversation")), (job.merge.answer, ("text",))):
+        if given is not None and columns.get(given) not in kinds:
+            raise JobError(f"merge: no {' or '.join(kinds)} column {given!r}; {_existing(columns, given)}")
     return added
 
 
 def _check_inputs(step: Step, columns: Mapping[str, str], where: str) -> None:
-    for task_input, required in step.spec.inputs.items():
+    for task_input, kind in step.inputs.items():
         column = step.input_mappings.get(task_input, task_input)
         if column in columns:
-            if columns[column] != "text":
-                raise JobError(f"{where}: input {task_input!r} is text, and column {column!r} is not")
-        elif required or task_input in step.input_mappings:
+            if columns[column] != bare(kind):
+                raise JobError(
+                    f"{where}: input {task_input!r} is {bare(kind)}, and column {column!r} is {columns[column]}"
+                )
+        elif is_required(kind) or task_input in step.input_mappings:
             raise JobError(
                 f"{where}: reads column {column!r}, which nobody writes; {_existing(columns, column)} "
                 f"(map it with input_mappings: {{{task_input}: ...}})"
@@ -183,10 +191,7 @@ def make_plan(job: Job, seeds: Seeds) -> Plan:
         JobError: the steps do not fit each other or the seeds.
         SeedError: a row lacks a value that a step needs.
     """
-    by_type = {kind: name for name, kind in ARROW_TYPES.items()}
-    by_type[pa.large_string()] = "text"
-    seed_columns = {field.name: by_type.get(field.type, "other") for field in seeds.fields}
-    added = trace_columns(job, seed_columns)
+    added = trace_columns(job, {field.name: kind_of(field.type) for field in seeds.fields})
     _check_nulls(job, seeds)
     return Plan(
         inputs=_flat(plan_inputs(job, seeds)),
@@ -200,27 +205,29 @@ def make_plan(job: Job, seeds: Seeds) -> Plan:
 def plan_inputs(job: Job, seeds: Seeds) -> dict[str, Any]:
     """Everything that the generated rows depend on."""
     tree = job.tree()
-    engine = tree["model"]["engine"]
-    if job.model.path != "chaos":
-        engine = {name: value for name, value in engine.items() if name in _TEXT_ARGUMENTS}
-    else:
-        engine = {name: engine[name] for name in ("tokens", "lines") if name in engine}
     return {
         "seeds": seeds.fingerprint,
         "seed": tree["seed"],
-        "model": {**tree["model"], "engine": engine},
+        "model": _model_inputs(tree["model"]),
+        "models": {name: _model_inputs(model) for name, model in tree["models"].items()},
         "sampling": tree["sampling"],
         "steps": tree["steps"],
         "shard_rows": tree["shard_rows"],
     }
 
 
+def _model_inputs(model: dict[str, Any]) -> dict[str, Any]:
+    """What of a model the generated rows depend on."""
+    names = ("tokens", "lines", "reply") if model["path"] == "chaos" else _TEXT_ARGUMENTS
+    return {**model, "engine": {name: value for name, value in model["engine"].items() if name in names}}
+
+
 def _check_nulls(job: Job, seeds: Seeds) -> None:
     """Names the first seed row without a value for a required input of the first step."""
     step = job.steps[0]
-    for task_input, required in step.spec.inputs.items():
+    for task_input, kind in step.inputs.items():
         column = step.input_mappings.get(task_input, task_input)
-        if not required or column not in seeds.table.column_names or not seeds.table[column].null_count:
+        if not is_required(kind) or column not in seeds.table.column_names or not seeds.table[column].null_count:
             continue
         index = seeds.table[column].is_null().index(True).as_py()
         place = seeds.where.get(index, f"seed row {index}")

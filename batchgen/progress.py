@@ -9,13 +9,19 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Progress:
-    """What a worker has done since it started."""
+    """What a worker has done since it started.
+
+    Args:
+        reasons: rejected rows by reason.
+        notes: what happened to rows without rejecting them, by code.
+    """
 
     ok: int = 0
     rejected: int = 0
     reasons: Mapping[str, int] = field(default_factory=dict)
     input_tokens: int = 0
     output_tokens: int = 0
+    notes: Mapping[str, int] = field(default_factory=dict)
 
     def __add__(self, other: Progress) -> Progress:
         return Progress(
@@ -24,6 +30,7 @@ class Progress:
             dict(Counter(self.reasons) + Counter(other.reasons)),
             self.input_tokens + other.input_tokens,
             self.output_tokens + other.output_tokens,
+            dict(Counter(self.notes) + Counter(other.notes)),
         )
 
 

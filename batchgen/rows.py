@@ -25,15 +25,40 @@ META_FIELDS = (
     pa.field("finish_reason", pa.string()),
     pa.field("input_tokens", pa.int64(), nullable=False),
     pa.field("output_tokens", pa.int64(), nullable=False),
+    pa.field("notes", pa.list_(pa.string()), nullable=False),
 )
 META_NAMES = frozenset(field.name for field in META_FIELDS)
 
 CONVERSATION = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
-ARROW_TYPES: Mapping[str, pa.DataType] = {
+_TYPES: Mapping[str, pa.DataType] = {
     "text": pa.string(),
-    "texts": pa.list_(pa.string()),
+    "number": pa.float64(),
+    "boolean": pa.bool_(),
     "conversation": CONVERSATION,
 }
+
+
+def arrow_type(kind: str) -> pa.DataType:
+    """The Arrow type of a column's kind: `text`, `number`, `boolean`, `conversation`, or `list[...]` of a kind."""
+    return pa.list_(arrow_type(kind[5:-1])) if kind.startswith("list[") else _TYPES[kind]
+
+
+def kind_of(type: pa.DataType) -> str:
+    """The kind of a column of seed rows; `other` where no task can read it."""
+    if pa.types.is_string(type) or pa.types.is_large_string(type):
+        return "text"
+    if pa.types.is_boolean(type):
+        return "boolean"
+    if pa.types.is_integer(type) or pa.types.is_floating(type):
+        return "number"
+    if pa.types.is_list(type) or pa.types.is_large_list(type):
+        item = type.value_type
+        if pa.types.is_struct(item):
+            names = {field.name for field in item if kind_of(field.type) == "text"}
+            return "conversation" if {"role", "content"} <= names else "other"
+        inner = kind_of(item)
+        return "other" if inner == "other" else f"list[{inner}]"
+    return "other"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +81,9 @@ class ResultRow:
     """One row of a shard file: what became of a seed row, or of one branch of it after an `explode`.
 
     Args:
-        branch: where the row stands among those of its seed row: "" without an explode, else the index in every
-            exploded list, joined by dots.
+        branch: where the row stands among those of its seed row: "" where there is one, else the index in every
+            exploded list and of every generation, joined by dots.
+        notes: what happened on the way that did not reject the row, a short code each.
     """
 
     seed: SeedRow
@@ -69,6 +95,7 @@ class ResultRow:
     finish_reason: str | None
     input_tokens: int
     output_tokens: int
+    notes: Sequence[str] = ()
 
     def record(self) -> dict[str, Any]:
         """The row as a flat record of the shard's schema; columns that it never reached are absent."""
@@ -83,6 +110,7 @@ class ResultRow:
             "finish_reason": self.finish_reason,
             "input_tokens": self.input_tokens,
             "output_tokens": self.output_tokens,
+            "notes": list(self.notes),
         }
 
 
@@ -108,7 +136,7 @@ def shard_schema(seed_fields: Sequence[pa.Field], step_columns: Mapping[str, str
 
     Args:
         seed_fields: columns of the seed rows.
-        step_columns: columns that the steps add, name to one of `ARROW_TYPES`.
+        step_columns: columns that the steps add, name to kind.
     """
-    added = [pa.field(name, ARROW_TYPES[kind]) for name, kind in step_columns.items()]
+    added = [pa.field(name, arrow_type(kind)) for name, kind in step_columns.items()]
     return pa.schema([*META_FIELDS, *seed_fields, *added])

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from batchgen.errors import BatchgenError, EngineStartError, ShardFailed, Stopped
 from batchgen.plan import Shard
 
-# Rows that an engine should hold per slot of it, so that it never drains while the driver hands out the next shard.
-HELD_ROWS_PER_SLOT = 4
+# Rows that an engine should hold per slot of it. A worker has two in flight; about as many are finished and wait for
+# the slow rows of their shards, and the rest are at hand when a slot falls free.
+HELD_ROWS_PER_SLOT = 6
 HELD_SHARDS = 2
 
 
@@ -152,8 +153,11 @@ class Scheduler:
         self._pending.append(failed)
         return self._fill()
 
-    def store_failed(self, engine: int, shard: int, error: str) -> list[Action]:
-        """The store failed: no row is to blame and no other shard would fare better, so the run ends, resumable."""
+    def service_failed(self, engine: int, shard: int, error: str) -> list[Action]:
+        """The store, or a model server, failed: no row is to blame and no other shard would fare better.
+
+        What is in flight is finished where it can be; then the run ends, resumable.
+        """
         if self.finished or engine not in self._engines:
             return []
         failed = self._engines[engine].shards.pop(shard, None)

@@ -72,7 +72,8 @@ def run_task(
     name: str, row: Mapping[str, Any], engine: ScriptedEngine, seed: int = 0, **parameters: Any
 ) -> dict[str, Any]:
     """One row through one task, on an engine."""
-    runner = TaskRunner(name, TASKS[name].parameters.model_validate(parameters), {}, {}, engine, {})
+    spec = TASKS[name]
+    runner = TaskRunner(name, spec, spec.parameters.model_validate(parameters), {}, {}, engine, {})
     return asyncio.run(runner.run(dict(row), CallLog("row", seed)))
 
 

@@ -9,6 +9,14 @@ def build_engine(spec: EngineSpec) -> Engine:
         from batchgen.engines.chaos import ChaosEngine
 
         return ChaosEngine(spec)
+    if spec.backend == "openai":
+        from batchgen.engines.openai import OpenAIEngine
+
+        return OpenAIEngine(spec)
+    if spec.backend == "transformers":
+        from batchgen.engines.transformers import TransformersEngine
+
+        return TransformersEngine(spec)
     from batchgen.engines.vllm import VllmEngine
 
     return VllmEngine(spec)

@@ -36,14 +36,14 @@ OWNED_ENGINE = {
     ),
 }
 OWNED_SAMPLING = {
-    "n": "a step makes its own calls",
+    "n": "use num_generations on a step",
     "seed": "derived from the job's `seed` and the row",
     "output_kind": "only finished outputs are read",
     "detokenize": "tasks read text",
     "stream_interval": "only finished outputs are read",
     "skip_clone": "batchgen makes each row's own parameters",
     "prompt_logprobs": "there is no column for them",
-    "logprobs": "there is no column for them",
+    "logprobs": "use `logprobs: true` on a step",
 }
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "int": (int,),

@@ -10,6 +10,19 @@ Message = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation as a model reads it.
+
+    Args:
+        text: special tokens written out.
+        token_ids: of exactly that text.
+    """
+
+    text: str
+    token_ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One prompt.
 
@@ -20,6 +33,7 @@ class Request:
         stop: texts that end the completion, besides the model's own end of turn.
         stop_token_ids: tokens that end it.
         key: names the request in logs, without any of its content.
+        messages: the conversation behind `token_ids`, for engines whose server applies the chat template itself.
     """
 
     token_ids: Sequence[int]
@@ -28,6 +42,7 @@ class Request:
     stop: Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     key: str = ""
+    messages: Sequence[Message] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +54,33 @@ class Completion:
         finish_reason: "stop" or "length", as vLLM says it.
         input_tokens: length of the prompt.
         output_tokens: length of the completion.
+        token_ids: of exactly `text`; empty where that is not known.
+        logprobs: of the generated tokens, where `sampling` asks for them.
     """
 
     text: str
     finish_reason: str
     input_tokens: int
     output_tokens: int
+    token_ids: Sequence[int] = ()
+    logprobs: Sequence[float] = ()
 
 
 class ChatFormat(Protocol):
-    """How a model writes a conversation as tokens."""
+    """How a model writes a conversation.
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids up to where the assistant's answer starts."""
+    `known` is the start of the conversation with the tokens that it had in the engine: they are used as they are where
+    the conversation's text goes on from it.
+    """
 
-    def user_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids up to where the next user turn starts (Magpie)."""
+    def prompt(self, messages: Sequence[Message], known: Prompt | None = None) -> Prompt:
+        """Everything up to where the assistant's answer starts."""
+
+    def user_prompt(self, messages: Sequence[Message], known: Prompt | None = None) -> Prompt:
+        """Everything up to where the next user turn starts (Magpie)."""
+
+    def continued(self, prompt: Prompt, completion: Completion) -> Prompt | None:
+        """A prompt with its completion; None where the completion's text and tokens differ."""
 
     @property
     def user_stop(self) -> tuple[Sequence[str], Sequence[int]]:
@@ -66,29 +92,32 @@ class EngineSpec:
     """Everything that an engine is built from; small, and safe to send to another machine.
 
     Args:
-        path: a folder, a Hub name, or `embedded` or `chaos`.
+        path: a folder, a Hub name, or `embedded` or `chaos`; what the server calls its model for `openai`.
+        backend: `vllm`, `openai` or `transformers`.
         revision: of a Hub model.
-        arguments: vLLM's engine arguments.
+        arguments: vLLM's engine arguments, or the backend's own.
+        lora: folder of an adapter that every request uses.
         pre_query_template: text that opens a user turn, where it cannot be derived.
         trust_remote_code: set by a command-line flag only.
-        chaos: the script of a chaos engine.
         seed: differs at every engine start.
     """
 
     path: str
+    backend: str = "vllm"
     revision: str | None = None
+    lora: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     pre_query_template: str | None = None
     trust_remote_code: bool = False
-    chaos: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
 
 class Engine(Protocol):
     """Turns requests into completions, many at a time.
 
-    `generate` raises `RowRejected` for a request that this engine can never serve (a prompt that is too long) and
-    `EngineDead` when the engine itself is gone; it is safe to call from many coroutines of one event loop.
+    `generate` raises `RowRejected` for a request that this engine can never serve (a prompt that is too long),
+    `EngineDead` when the engine itself is gone and `EngineUnavailable` when a server elsewhere is; it is safe to call
+    from many coroutines of one event loop.
     """
 
     @property
@@ -96,8 +125,8 @@ class Engine(Protocol):
         """What the `model` column says."""
 
     @property
-    def chat(self) -> ChatFormat:
-        """How this engine's model writes a conversation."""
+    def chat(self) -> ChatFormat | None:
+        """How this engine's model writes a conversation; None where its server does, from a request's messages."""
 
     @property
     def slots(self) -> int:

@@ -68,6 +68,7 @@ class ChaosScript(BaseModel):
     latency: float = Field(default=0.0, ge=0.0, description="mean seconds a completion, long-tailed")
     tokens: int = Field(default=12, ge=1, description="mean length of a completion in words")
     lines: int = Field(default=1, ge=1, description="lines a completion")
+    reply: str | None = Field(default=None, description="this text for every completion, instead of words")
     max_model_len: int = Field(default=100_000, ge=1, description="longest prompt in bytes")
     empty_on: str | None = None
     truncate_on: str | None = None
@@ -118,7 +119,14 @@ class ChaosEngine:
             text = "" if _in(script.empty_on, prompt) else self._text(random.Random(f"{request.seed}\n{prompt}"))
             await asyncio.sleep(random.expovariate(1 / script.latency) if script.latency else 0)
         truncated = _in(script.truncate_on, prompt)
-        return Completion(text, "length" if truncated else "stop", len(request.token_ids), len(text.split()))
+        words = len(text.split())
+        return Completion(
+            text,
+            "length" if truncated else "stop",
+            len(request.token_ids),
+            words,
+            logprobs=[-1.0] * words if "logprobs" in request.sampling else (),
+        )
 
     async def stop(self) -> None:
         """Nothing to release."""
@@ -128,6 +136,8 @@ class ChaosEngine:
             words = rng.choices(_WORDS, k=1 + int(rng.expovariate(1 / self.script.tokens)))
             return " ".join(words).capitalize() + "."
 
+        if self.script.reply is not None:
+            return self.script.reply
         return "\n".join(line() for _ in range(self.script.lines))
 
     def _crash(self) -> None:

@@ -8,13 +8,13 @@ as its content is rendered without a generation prompt and cut at the sentinel.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from batchgen.embedded import MODEL_PATH
-from batchgen.engines.base import Message
+from batchgen.engines.base import Completion, Message, Prompt
 from batchgen.errors import ModelError
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -31,7 +31,7 @@ class TemplateChat:
     Args:
         render: a conversation, and whether to open the assistant's turn, to text.
         encode: text to token ids, adding no special tokens of its own.
-        special: token ids that are single special tokens, by their text.
+        special: single special tokens, text to id.
         pre_query_template: overrides the derived opening of a user turn.
     """
 
@@ -39,24 +39,42 @@ class TemplateChat:
         self,
         render: Render,
         encode: Encode,
-        special: Callable[[str], int | None],
+        special: Mapping[str, int],
         pre_query_template: str | None = None,
     ) -> None:
         self._render = render
         self._encode = encode
         self._special = special
+        self._special_ids = frozenset(special.values())
+        self._special_texts = tuple(text for text in special if text)
         self._override = pre_query_template
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids up to where the assistant's answer starts."""
-        return self._encode(self._render(messages, True))
+    def prompt(self, messages: Sequence[Message], known: Prompt | None = None) -> Prompt:
+        """Everything up to where the assistant's answer starts."""
+        return self._tokenized(self._render(messages, True), known)
 
-    def user_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids up to where the next user turn starts, with no empty assistant header before it."""
+    def user_prompt(self, messages: Sequence[Message], known: Prompt | None = None) -> Prompt:
+        """Everything up to where the next user turn starts, with no empty assistant header before it."""
         if self._override is not None:
             history = self._render(messages, False) if messages else ""
-            return self._encode(history + self._override)
-        return self._encode(self._before_sentinel(messages))
+            return self._tokenized(history + self._override, known)
+        return self._tokenized(self._before_sentinel(messages), known)
+
+    def continued(self, prompt: Prompt, completion: Completion) -> Prompt | None:
+        """A prompt with its completion; None where the completion's text and tokens differ."""
+        ids = completion.token_ids
+        # A special token is left out of the text, half a character is replaced in it.
+        if not ids or "\ufffd" in completion.text or not self._special_ids.isdisjoint(ids):
+            return None
+        return Prompt(prompt.text + completion.text, [*prompt.token_ids, *ids])
+
+    def _tokenized(self, text: str, known: Prompt | None) -> Prompt:
+        """Encodes a text; what follows `known` alone, where a special token divides the two."""
+        if known is not None and text.startswith(known.text):
+            rest = text[len(known.text) :]
+            if rest.startswith(self._special_texts):
+                return Prompt(text, [*known.token_ids, *self._encode(rest)])
+        return Prompt(text, self._encode(text))
 
     @cached_property
     def user_stop(self) -> tuple[Sequence[str], Sequence[int]]:
@@ -75,7 +93,7 @@ class TemplateChat:
             end = answered.partition(_SENTINEL)[2].partition(_ANSWER_SENTINEL)[0].strip()
         if not end:
             raise ModelError("the model's chat template does not mark where a user turn ends, so Magpie cannot use it")
-        token = self._special(end)
+        token = self._special.get(end)
         return ((), (token,)) if token is not None else ((end,), ())
 
     def check_user_turn(self) -> None:
@@ -169,7 +187,11 @@ def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bo
 def chat_from_tokenizer(tokenizer: Any, pre_query_template: str | None = None) -> TemplateChat:
     """The chat format of a transformers tokenizer."""
     vocabulary = tokenizer.get_vocab()
-    special = set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab())
+    special = {
+        text: vocabulary[text]
+        for text in {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+        if text in vocabulary
+    }
 
     def render(messages: Sequence[Message], open_answer: bool) -> str:
         text: str = tokenizer.apply_chat_template(
@@ -181,7 +203,7 @@ def chat_from_tokenizer(tokenizer: Any, pre_query_template: str | None = None) -
         ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
-    return TemplateChat(render, encode, lambda text: vocabulary[text] if text in special else None, pre_query_template)
+    return TemplateChat(render, encode, special, pre_query_template)
 
 
 def byte_chat() -> TemplateChat:
@@ -191,4 +213,4 @@ def byte_chat() -> TemplateChat:
         turns = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
         return turns + ("<|im_start|>assistant\n" if open_answer else "")
 
-    return TemplateChat(render, lambda text: list(text.encode("utf-8", "surrogatepass")), lambda text: None)
+    return TemplateChat(render, lambda text: list(text.encode("utf-8", "surrogatepass")), {})

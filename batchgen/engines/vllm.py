@@ -41,6 +41,7 @@ class VllmEngine:
         self.slots = 1
         self._chat: TemplateChat | None = None
         self._llm: Any = None
+        self._lora: Any = None
         self._max_model_len = 0
 
     @property
@@ -68,6 +69,8 @@ class VllmEngine:
                 arguments["enforce_eager"] = True
                 # In bfloat16 the CPU build's workers now and then died of SIGILL on a virtual machine with AMX.
                 arguments["dtype"] = "float32"
+            if spec.lora is not None:
+                arguments |= _lora_arguments(spec.lora)
             arguments |= spec.arguments
             arguments |= {
                 "model": resolve_path(spec.path),
@@ -78,6 +81,10 @@ class VllmEngine:
             self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         except Exception as error:
             raise EngineStartError(f"vLLM did not start: {type(error).__name__}: {error}") from error
+        if spec.lora is not None:
+            from vllm.lora.request import LoRARequest
+
+            self._lora = LoRARequest(lora_name="adapter", lora_int_id=1, lora_path=str(Path(spec.lora).expanduser()))
         config = self._llm.vllm_config
         self.slots = config.scheduler_config.max_num_seqs
         self._max_model_len = config.model_config.max_model_len
@@ -100,7 +107,7 @@ class VllmEngine:
         prompt = TokensPrompt(prompt_token_ids=list(request.token_ids))
         final = None
         try:
-            async for output in self._llm.generate(prompt, params, request.key):
+            async for output in self._llm.generate(prompt, params, request.key, lora_request=self._lora):
                 final = output
         except VLLMValidationError as error:
             raise RowRejected("invalid_request") from error
@@ -114,6 +121,10 @@ class VllmEngine:
             finish_reason=str(answer.finish_reason),
             input_tokens=len(request.token_ids),
             output_tokens=len(answer.token_ids),
+            token_ids=_tokens_of_text(answer, options),
+            logprobs=[
+                step[token].logprob for token, step in zip(answer.token_ids, answer.logprobs or (), strict=False)
+            ],
         )
 
     async def stop(self) -> None:
@@ -121,6 +132,26 @@ class VllmEngine:
         if self._llm is not None:
             self._llm.shutdown()
             self._llm = None
+
+
+def _lora_arguments(folder: str) -> dict[str, Any]:
+    """The engine arguments that an adapter needs."""
+    rank = json.loads((Path(folder).expanduser() / "adapter_config.json").read_text())["r"]
+    # vLLM takes a few ranks only, and keeps room for the largest.
+    ranks = (8, 16, 32, 64, 128, 256, 320, 512)
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(r for r in ranks if r >= rank)}
+
+
+# With these the text is not what the tokens before the stop token say.
+_TEXT_OPTIONS = ("include_stop_str_in_output", "spaces_between_special_tokens")
+
+
+def _tokens_of_text(answer: Any, options: dict[str, Any]) -> list[int]:
+    """The tokens of exactly the completion's text; none where a stop text was cut off or options change the text."""
+    ids = list(answer.token_ids)
+    if any(name in options for name in _TEXT_OPTIONS) or isinstance(answer.stop_reason, str):
+        return []
+    return ids[:-1] if answer.finish_reason == "stop" else ids
 
 
 def _sampling_options(request: Request) -> dict[str, Any]:

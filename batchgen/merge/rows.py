@@ -17,7 +17,7 @@ from batchgen.errors import JobError
 from batchgen.job import Job, Merge, Step
 from batchgen.merge import near
 from batchgen.plan import Plan
-from batchgen.rows import CONVERSATION, OK
+from batchgen.rows import CONVERSATION, OK, kind_of
 from batchgen.store.base import ObjectStore
 
 Mask = npt.NDArray[np.bool_]
@@ -43,26 +43,36 @@ class Merged:
 def chat_columns(job: Job, plan: Plan) -> tuple[str, str | None] | str | None:
     """The columns that make `messages`: (prompt, answer), or one conversation, or None.
 
+    A prompt may be a conversation that the answer continues.
+
     Raises:
         JobError: `merge.answer` is given without anything to answer.
     """
-    columns = plan.schema.names
+    kinds = {field.name: kind_of(field.type) for field in plan.schema}
     if job.merge.prompt:
         return job.merge.prompt, job.merge.answer
+    if is_preference(plan):
+        return "prompt", None
     for step in reversed(job.steps):
         mapped = step.output_mappings.get("conversation", "conversation")
-        if "conversation" in step.spec.outputs(step.parameters):
+        if step.outputs.get(mapped) == "conversation" and "conversation" in step.spec.outputs(step.parameters):
             return mapped
         chat = step.spec.chat(step.parameters)
         if chat is None:
             continue
         prompt = _column(step, chat[0])
         answer = _column(step, chat[1]) if chat[1] else None
-        if prompt in columns and (answer is None or answer in columns):
+        # A grouped answer is a list of them.
+        if kinds.get(prompt) in ("text", "conversation") and (answer is None or kinds.get(answer) == "text"):
             return prompt, job.merge.answer or answer
     if job.merge.answer:
         raise JobError("merge.answer is given, but no step has a prompt that it would answer; give merge.prompt")
     return None
+
+
+def is_preference(plan: Plan) -> bool:
+    """Whether the rows are preference pairs, which TRL refuses to read beside `messages`."""
+    return {"prompt", "chosen", "rejected"} <= set(plan.schema.names)
 
 
 def _column(step: Step, name: str) -> str:
@@ -96,6 +106,8 @@ def merge_rows(store: ObjectStore, plan: Plan, job: Job, manifests: Mapping[int,
         table = table.add_column(0, pa.field("messages", CONVERSATION), messages)
         table = _keep(table, _complete(messages), "empty", dropped)
         table = _deduplicate(table, job.merge, dropped)
+        if is_preference(plan):
+            table = table.drop_columns(["messages"])
     return Merged(table.drop_columns(list(_DROPPED_COLUMNS)), read, dict(sorted(dropped.items())))
 
 
@@ -109,6 +121,8 @@ def _keep(table: pa.Table, mask: Mask, reason: str, dropped: Counter[str]) -> pa
 def _messages(table: pa.Table, columns: tuple[str, str | None] | str) -> pa.Array:
     if isinstance(columns, str):
         return table[columns].combine_chunks()
+    if kind_of(table.schema.field(columns[0]).type) == "conversation":
+        return _continued(table, *columns)
     roles = [(role, name) for role, name in zip(("user", "assistant"), columns, strict=True) if name is not None]
     texts = [table[name].combine_chunks().cast(pa.string()) for _, name in roles]
     # One flat array, a message after the other: row 0's user, row 0's assistant, row 1's user ...
@@ -118,6 +132,17 @@ def _messages(table: pa.Table, columns: tuple[str, str | None] | str) -> pa.Arra
     roles_flat = pa.array([role for role, _ in roles] * rows, pa.string())
     structs = pa.StructArray.from_arrays([roles_flat, contents], fields=list(CONVERSATION.value_type))
     return pa.ListArray.from_arrays(pa.array(np.arange(rows + 1) * width, pa.int32()), structs)
+
+
+def _continued(table: pa.Table, conversation: str, answer: str | None) -> pa.Array:
+    """Conversations with the answer, where there is one, as their last message."""
+    answers = table[answer].to_pylist() if answer is not None else [None] * table.num_rows
+    messages = [
+        [{"role": message["role"], "content": message["content"]} for message in given or ()]
+        + ([{"role": "assistant", "content": text}] if text is not None else [])
+        for given, text in zip(table[conversation].to_pylist(), answers, strict=True)
+    ]
+    return pa.array(messages, CONVERSATION)
 
 
 def _complete(messages: pa.Array | pa.ChunkedArray) -> Mask:

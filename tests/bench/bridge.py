@@ -24,8 +24,9 @@ IN_FLIGHT = 2 * SLOTS
 
 
 def _runner(engine: FixedLengths) -> TaskRunner:
-    parameters = TASKS["magpie"].parameters.model_validate({"n_turns": TURNS, "system_prompt": SYSTEM_PROMPT})
-    return TaskRunner("magpie", parameters, {}, {}, engine, {"temperature": 1.0})
+    spec = TASKS["magpie"]
+    parameters = spec.parameters.model_validate({"n_turns": TURNS, "system_prompt": SYSTEM_PROMPT})
+    return TaskRunner("magpie", spec, parameters, {}, {}, engine, {"temperature": 1.0})
 
 
 async def greenlets(engine: FixedLengths) -> None:

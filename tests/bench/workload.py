@@ -67,13 +67,13 @@ class FixedLengths:
         fixed = replace(request, sampling=sampling, stop=(), stop_token_ids=())
         completion = await self._engine.generate(fixed)
         self.output_tokens += completion.output_tokens
-        return Completion(
-            completion.text.replace("<|im_end|>", " ").strip() or "x", "stop", completion.input_tokens, tokens
-        )
+        text = completion.text.replace("<|im_end|>", " ").strip() or "x"
+        token_ids = completion.token_ids if text == completion.text else ()
+        return Completion(text, "stop", completion.input_tokens, tokens, token_ids)
 
 
 async def raw(engine: Engine, in_flight: int, row_seeds: Sequence[int]) -> int:
-    """The same calls straight to the engine: prompts grow turn by turn as in a Magpie row.
+    """The same calls straight to the engine: prompts grow turn by turn as in a Magpie row, and keep their tokens.
 
     Args:
         row_seeds: of the rows' calls, as batchgen derives them, so that every variant has the same lengths in the same
@@ -89,12 +89,15 @@ async def raw(engine: Engine, in_flight: int, row_seeds: Sequence[int]) -> int:
         nonlocal total
         async with gate:
             messages: list[dict[str, str]] = [{"role": "system", "content": SYSTEM_PROMPT}]
+            known = None
             for call in range(2 * TURNS):
                 user = call % 2 == 0
-                prompt = engine.chat.user_prompt(messages) if user else engine.chat.prompt(messages)
+                opened = engine.chat.user_prompt if user else engine.chat.prompt
+                prompt = opened(messages, known)
                 key = f"raw-{time.monotonic_ns()}-{number}-{call}"
-                request = Request(prompt, {"temperature": 1.0}, seed=random_seed(seed, call), key=key)
+                request = Request(prompt.token_ids, {"temperature": 1.0}, seed=random_seed(seed, call), key=key)
                 completion = await engine.generate(request)
+                known = engine.chat.continued(prompt, completion)
                 total += completion.output_tokens
                 messages.append({"role": "user" if user else "assistant", "content": completion.text})
 

@@ -28,7 +28,9 @@ def ask(engine: Engine, loop_thread):
 
     def request(**changes) -> Request:
         number = next(serial)
-        whole = Request(engine.chat.prompt(QUESTION), {"max_tokens": 40}, seed=number, key=f"{id(serial)}-{number}")
+        whole = Request(
+            engine.chat.prompt(QUESTION).token_ids, {"max_tokens": 40}, seed=number, key=f"{id(serial)}-{number}"
+        )
         return replace(whole, **changes)
 
     def asks(count: int = 1, **changes):
@@ -44,7 +46,7 @@ def test_a_completion_says_what_it_cost(ask, engine: Engine):
     (completion,) = ask()
     assert completion.text.strip()
     assert completion.finish_reason == "stop"
-    assert completion.input_tokens == len(engine.chat.prompt(QUESTION))
+    assert completion.input_tokens == len(engine.chat.prompt(QUESTION).token_ids)
     assert 0 < completion.output_tokens <= 40
     assert engine.slots >= 1
     assert engine.model_name
@@ -59,7 +61,7 @@ def test_the_same_prompt_many_times_gives_different_texts(ask, engine: Engine):
         c.text
         for c in ask(
             40,
-            token_ids=engine.chat.user_prompt([]),
+            token_ids=engine.chat.user_prompt([]).token_ids,
             stop=engine.chat.user_stop[0],
             stop_token_ids=engine.chat.user_stop[1],
         )
@@ -68,7 +70,7 @@ def test_the_same_prompt_many_times_gives_different_texts(ask, engine: Engine):
 
 
 def test_a_prompt_that_is_too_long_rejects_its_row_alone(ask, engine: Engine):
-    too_long = engine.chat.prompt([{"role": "user", "content": "long " * 5000}])
+    too_long = engine.chat.prompt([{"role": "user", "content": "long " * 5000}]).token_ids
     with pytest.raises(RowRejected, match="prompt_too_long"):
         ask(token_ids=too_long)
     assert ask()[0].text

@@ -28,7 +28,7 @@ def test_the_frozen_argument_names_are_those_of_the_installed_vllm():
 
 
 def test_sampling_parameters_reach_the_engine(vllm_engine: Engine, loop_thread):
-    prompt = vllm_engine.chat.prompt([{"role": "user", "content": "What is the capital of Japan?"}])
+    prompt = vllm_engine.chat.prompt([{"role": "user", "content": "What is the capital of Japan?"}]).token_ids
 
     def ask(**sampling) -> object:
         return loop_thread.run(vllm_engine.generate(Request(prompt, sampling, seed=1, key=json.dumps(sampling))))
@@ -47,7 +47,7 @@ def test_magpie_user_turns_are_the_grammar_s_and_end_cleanly(vllm_engine: Engine
     chat = vllm_engine.chat
     stop, stop_token_ids = chat.user_stop
     system = [{"role": "system", "content": "You are an AI assistant that helps with math problems."}]
-    prompt = chat.user_prompt(system)
+    prompt = chat.user_prompt(system).token_ids
 
     async def turns() -> list[str]:
         requests = [

@@ -57,15 +57,17 @@ def chat_with(tokenizer, template: str, **options):
 def test_user_turns_of_known_formats(tokenizer, template: str, opening: str, after_a_turn: str, stop: str):
     chat = chat_with(tokenizer, template)
     chat.check_user_turn()
-    assert tokenizer.decode(chat.user_prompt([])) == opening
-    assert tokenizer.decode(chat.user_prompt(TURN)).endswith(after_a_turn)
+    assert tokenizer.decode(chat.user_prompt([]).token_ids) == opening
+    assert tokenizer.decode(chat.user_prompt(TURN).token_ids).endswith(after_a_turn)
     assert chat.user_stop == ((stop,), ())
 
 
 def test_the_embedded_model_s_turn_ends_with_one_token(tokenizer):
     chat = chat_from_tokenizer(tokenizer)
     chat.check_user_turn()
-    assert tokenizer.decode(chat.user_prompt([SYSTEM])) == "<|im_start|>system\nS.<|im_end|>\n<|im_start|>user\n"
+    assert (
+        tokenizer.decode(chat.user_prompt([SYSTEM]).token_ids) == "<|im_start|>system\nS.<|im_end|>\n<|im_start|>user\n"
+    )
     assert chat.user_stop == ((), (tokenizer.convert_tokens_to_ids("<|im_end|>"),))
 
 
@@ -73,14 +75,14 @@ def test_prompts_are_the_tokens_that_the_tokenizer_gives_for_the_conversation(to
     chat = chat_from_tokenizer(tokenizer)
     messages = [SYSTEM, *TURN, {"role": "user", "content": "What is 5 plus 3?"}]
     expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    assert chat.prompt(messages) == expected
+    assert chat.prompt(messages).token_ids == expected
     # A user turn's opening is the beginning of the same conversation.
-    assert expected[: len(chat.user_prompt([SYSTEM, *TURN]))] == chat.user_prompt([SYSTEM, *TURN])
+    assert expected[: len(chat.user_prompt([SYSTEM, *TURN]).token_ids)] == chat.user_prompt([SYSTEM, *TURN]).token_ids
 
 
 def test_a_bos_of_the_template_is_not_doubled(tokenizer):
     chat = chat_with(tokenizer, LLAMA3)
-    assert tokenizer.decode(chat.prompt([{"role": "user", "content": "x"}])).count("<|begin_of_text|>") == 1
+    assert tokenizer.decode(chat.prompt([{"role": "user", "content": "x"}]).token_ids).count("<|begin_of_text|>") == 1
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def test_a_template_that_cannot_open_a_user_turn_is_refused_with_the_reason(toke
 
 def test_a_given_pre_query_template_overrides(tokenizer):
     chat = chat_with(tokenizer, MISTRAL, pre_query_template="<s>[INST] As a teacher, ")
-    assert tokenizer.decode(chat.user_prompt([])) == "<s>[INST] As a teacher, "
+    assert tokenizer.decode(chat.user_prompt([]).token_ids) == "<s>[INST] As a teacher, "
 
 
 def test_models_that_cannot_be_used_are_named(tmp_path):
@@ -109,5 +111,5 @@ def test_models_that_cannot_be_used_are_named(tmp_path):
 
 
 def test_bytes_survive_any_text():
-    ids = byte_chat().prompt([{"role": "user", "content": "Grüße 🙂"}])
+    ids = byte_chat().prompt([{"role": "user", "content": "Grüße 🙂"}]).token_ids
     assert "Grüße 🙂" in bytes(ids).decode()

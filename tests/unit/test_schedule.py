@@ -38,7 +38,7 @@ def test_an_engine_holds_at_least_two_shards_and_enough_rows_for_its_slots():
     assert len(dispatched(scheduler.engine_ready(0, slots=1))) == 2
     scheduler = Scheduler(shards(20), 1)
     scheduler.start()
-    assert len(dispatched(scheduler.engine_ready(0, slots=16))) == 7, "64 rows for 16 slots, 10 a shard"
+    assert len(dispatched(scheduler.engine_ready(0, slots=16))) == 10, "96 rows for 16 slots, 10 a shard"
 
 
 def test_every_shard_goes_out_once_and_the_run_finishes():
@@ -134,8 +134,8 @@ def test_a_failing_store_blames_no_shard_and_ends_resumable():
     scheduler = Scheduler(shards(5), 1, max_attempts=1)
     scheduler.start()
     scheduler.engine_ready(0, 1)
-    assert scheduler.store_failed(0, 0, "disk full") == []
-    error = finish(scheduler.store_failed(0, 1, "disk full")).error
+    assert scheduler.service_failed(0, 0, "disk full") == []
+    error = finish(scheduler.service_failed(0, 1, "disk full")).error
     assert isinstance(error, Stopped)
     assert "disk full" in str(error)
 

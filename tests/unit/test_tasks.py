@@ -9,9 +9,11 @@ import pytest
 
 from batchgen.errors import RowRejected
 from batchgen.tasks import distilabel_api
+from batchgen.tasks.generation import clean_instructions
 from batchgen.tasks.runner import CallLog, TaskRunner
-from batchgen.tasks.table import TASKS, clean_instructions
+from batchgen.tasks.table import TASKS
 from tests.helpers import ScriptedEngine, run_task
+from tests.task_examples import EXAMPLES
 
 
 def test_text_generation_answers_the_instruction():
@@ -40,11 +42,11 @@ def test_a_missing_input_rejects_the_row(name: str):
         run_task(name, {"instruction": None}, ScriptedEngine(["a", "b"]))
 
 
-@pytest.mark.parametrize("name", sorted(TASKS))
+@pytest.mark.parametrize("name", sorted(name for name, spec in TASKS.items() if spec.distilabel))
 def test_an_empty_completion_rejects_the_row(name: str):
-    row = {"instruction": "x", "input": "y"}
+    example = EXAMPLES[name]
     with pytest.raises(RowRejected, match="empty_completion"):
-        run_task(name, row, ScriptedEngine(lambda prompt, number: " \n"))
+        run_task(name, example.row, ScriptedEngine(lambda prompt, number: " \n"), **example.parameters)
 
 
 def test_a_failing_request_rejects_the_row_without_quoting_it():
@@ -155,7 +157,7 @@ def test_random_choices_do_not_depend_on_what_runs_beside_a_row():
     parameters = TASKS["evol_instruct"].parameters.model_validate({"num_evolutions": 3})
 
     async def mutations(order: list[int]) -> dict[int, list[str]]:
-        runner = TaskRunner("evol_instruct", parameters, {}, {}, engine, {})
+        runner = TaskRunner("evol_instruct", TASKS["evol_instruct"], parameters, {}, {}, engine, {})
         engine.prompts.clear()
         await asyncio.gather(*(runner.run({"instruction": f"row {i}"}, CallLog(str(i), i)) for i in order))
         first = {i: [p for p in engine.prompts if f"row {i}" in p] for i in order}
@@ -194,7 +196,7 @@ def test_evol_instruct_keeps_what_follows_a_repeated_header():
     row = run_task("evol_instruct", {"instruction": "x"}, ScriptedEngine(["#Rewritten Prompt#: harder"]))
     assert row == {"evolved_instruction": "harder"}
     with pytest.raises(RowRejected, match="empty_completion"):
-        run_task("evol_instruct", {"instruction": "x"}, ScriptedEngine(["#Rewritten Prompt#:"]))
+        run_task("evol_instruct", {"instruction": "x"}, ScriptedEngine(["#Rewritten Prompt#:"]), eliminate=False)
 
 
 # Faults 5 and 8: metadata of a whole batch on every row; `process` changes the rows it is given.
@@ -207,7 +209,7 @@ def test_a_task_gives_only_its_declared_columns_and_leaves_its_row_alone():
 
 def test_token_counts_are_the_row_s_own():
     engine = ScriptedEngine(["one two", "three four five"])
-    runner = TaskRunner("magpie", TASKS["magpie"].parameters(), {}, {}, engine, {})
+    runner = TaskRunner("magpie", TASKS["magpie"], TASKS["magpie"].parameters(), {}, {}, engine, {})
     log = CallLog("row", 0)
     asyncio.run(runner.run({}, log))
     assert (log.calls, log.output_tokens, log.input_tokens) == (2, 5, sum(map(len, engine.prompts)))

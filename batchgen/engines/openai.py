@@ -1,0 +1,113 @@
+"""Any OpenAI-compatible server as an engine: vLLM's own server, a gateway, a hosted model."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from batchgen.engines.base import Completion, EngineSpec, Request
+from batchgen.engines.options import OpenAIOptions
+from batchgen.errors import EngineStartError, EngineUnavailable, RowRejected
+
+# Parameters of OpenAI's own API; vLLM's others travel in the request's body, which vLLM's server reads.
+_STANDARD = ("frequency_penalty", "max_tokens", "presence_penalty", "stop", "temperature", "top_p")
+# Statuses that one request, and not the server or the key, is to blame for.
+_ROW_STATUSES = (400, 413, 422)
+
+
+class OpenAIEngine:
+    """An `Engine` over the chat completions of a server, which applies the model's chat template itself.
+
+    Retries, with back-off, on 408, 409, 429, 5xx and lost connections are the client library's.
+    """
+
+    chat = None
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.options = OpenAIOptions.model_validate(dict(spec.arguments))
+        self.model_name = spec.path
+        self.slots = self.options.max_concurrency
+        self._free = asyncio.Semaphore(self.slots)
+        self._client: Any = None
+
+    async def start(self) -> None:
+        """Asks the server for its models; raises `EngineStartError` where it has none of that name."""
+        import openai
+
+        options = self.options
+        # Without a key none is sent that any server would take: the client library insists on one.
+        key = os.environ.get(options.api_key_env) or "none"
+        self._client = openai.AsyncOpenAI(
+            base_url=options.base_url, api_key=key, max_retries=options.max_retries, timeout=options.timeout
+        )
+        try:
+            models = [model.id async for model in await self._client.models.list()]
+        except openai.NotFoundError:
+            return  # a gateway without a list of models; the first request will tell
+        except openai.OpenAIError as error:
+            raise EngineStartError(self._told(error)) from None
+        if self.model_name not in models:
+            served = ", ".join(models[:10])
+            raise EngineStartError(f"{options.base_url} serves no model {self.model_name!r}; it serves: {served}")
+
+    async def generate(self, request: Request) -> Completion:
+        """Completes one conversation."""
+        import openai
+
+        async with self._free:
+            try:
+                answer = await self._client.chat.completions.create(
+                    model=self.model_name,
+                    messages=[dict(message) for message in request.messages],
+                    **_body(request.sampling),
+                )
+            except openai.APIStatusError as error:
+                if error.status_code in _ROW_STATUSES:
+                    raise RowRejected("refused_by_server") from None
+                raise EngineUnavailable(self._told(error)) from None
+            except openai.OpenAIError as error:
+                raise EngineUnavailable(self._told(error)) from None
+        if not answer.choices:
+            raise RowRejected("refused_by_server")
+        choice = answer.choices[0]
+        logprobs = choice.logprobs.content if choice.logprobs and choice.logprobs.content else ()
+        return Completion(
+            text=choice.message.content or "",
+            finish_reason=choice.finish_reason or "stop",
+            input_tokens=answer.usage.prompt_tokens if answer.usage else 0,
+            output_tokens=answer.usage.completion_tokens if answer.usage else 0,
+            logprobs=[token.logprob for token in logprobs],
+        )
+
+    async def stop(self) -> None:
+        """Closes the connections."""
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+    def _told(self, error: Exception) -> str:
+        """What went wrong, without the server's text, which may quote a prompt or the key."""
+        status = getattr(error, "status_code", None)
+        hint = f"; is {self.options.api_key_env} set and right?" if status in (401, 403) else ""
+        what = f"answers {status}" if status else f"cannot be reached ({type(error).__name__})"
+        return f"{self.options.base_url} {what}{hint}"
+
+
+def _body(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """vLLM's SamplingParams as arguments of the client's `create`."""
+    body: dict[str, Any] = {name: value for name, value in sampling.items() if name in _STANDARD}
+    extra = {name: value for name, value in sampling.items() if name not in _STANDARD}
+    if "logprobs" in extra:
+        body["logprobs"] = True
+        del extra["logprobs"]
+    if structure := extra.pop("structured_outputs", None):
+        if "json" in structure:
+            schema = {"name": "answer", "schema": structure["json"], "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        else:
+            extra["structured_outputs"] = dict(structure)
+    if extra:
+        body["extra_body"] = extra
+    return body

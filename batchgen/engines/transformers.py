@@ -1,0 +1,177 @@
+"""transformers itself as an engine, for machines where vLLM does not install: the same rows, many times slower."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from batchgen.engines.base import Completion, EngineSpec, Request
+from batchgen.engines.chat import TemplateChat, chat_from_tokenizer, load_tokenizer, resolve_path
+from batchgen.engines.options import TransformersOptions
+from batchgen.errors import EngineDead, EngineStartError, RowRejected
+
+# vLLM's names for what `generate` can do as well; any other would be ignored without a word.
+_SAMPLING: Mapping[str, str] = {
+    "max_tokens": "max_new_tokens",
+    "min_tokens": "min_new_tokens",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+}
+SAMPLING = frozenset({*_SAMPLING, "stop", "stop_token_ids"})
+
+_Waiting = tuple[Request, "asyncio.Future[Completion]"]
+
+
+class TransformersEngine:
+    """An `Engine` that generates in padded batches: a batch ends when its longest completion does."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec = spec
+        self.options = TransformersOptions.model_validate(dict(spec.arguments))
+        self.model_name = spec.path
+        self.slots = self.options.max_batch_size
+        self._chat: TemplateChat | None = None
+        self._tokenizer: Any = None
+        self._model: Any = None
+        self._max_model_len = 0
+        self._waiting: asyncio.Queue[_Waiting] = asyncio.Queue()
+        self._loop: asyncio.Task[None] | None = None
+
+    @property
+    def chat(self) -> TemplateChat:
+        """How the model writes a conversation."""
+        assert self._chat is not None, "start() first"
+        return self._chat
+
+    async def start(self) -> None:
+        """Loads the model; raises `EngineStartError`."""
+        spec = self.spec
+        self._tokenizer = load_tokenizer(spec.path, spec.revision, spec.trust_remote_code)
+        self._chat = chat_from_tokenizer(self._tokenizer, spec.pre_query_template)
+        try:
+            await asyncio.to_thread(self._load)
+        except Exception as error:
+            raise EngineStartError(f"transformers did not load the model: {type(error).__name__}: {error}") from error
+        self._loop = asyncio.create_task(self._serve())
+
+    def _load(self) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        spec = self.spec
+        torch.manual_seed(spec.seed % 2**63)
+        device = self.options.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = AutoModelForCausalLM.from_pretrained(
+            resolve_path(spec.path),
+            revision=spec.revision,
+            trust_remote_code=spec.trust_remote_code,
+            dtype=self.options.dtype,
+        )
+        self._model = model.to(device).eval()
+        limit = getattr(model.config, "max_position_embeddings", None) or 2**31
+        self._max_model_len = min(limit, self.options.max_model_len or limit)
+
+    async def generate(self, request: Request) -> Completion:
+        """Completes one prompt, together with others that wait."""
+        if len(request.token_ids) >= self._max_model_len:
+            raise RowRejected("prompt_too_long")
+        if self._loop is None or self._loop.done():
+            raise EngineDead("the engine is stopped")
+        future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+        self._waiting.put_nowait((request, future))
+        return await future
+
+    async def stop(self) -> None:
+        """Ends the batches and lets the model go."""
+        if self._loop is not None:
+            self._loop.cancel()
+            self._loop = None
+        self._model = None
+
+    async def _serve(self) -> None:
+        held: list[_Waiting] = []
+        while True:
+            held.append(held.pop(0) if held else await self._waiting.get())
+            await asyncio.sleep(0)  # rows that have just been answered ask again
+            while not self._waiting.empty():
+                held.append(self._waiting.get_nowait())
+            # Only equal parameters go together: `generate` has one set of them a batch.
+            same = [item for item in held if _key(item[0]) == _key(held[0][0])][: self.slots]
+            taken = {id(item[1]) for item in same}
+            held = [item for item in held if id(item[1]) not in taken]
+            try:
+                completions = await asyncio.to_thread(self._batch, [request for request, _ in same])
+            except Exception as error:
+                failure = EngineDead(f"transformers failed: {type(error).__name__}")
+                for _, future in (*same, *held):
+                    if not future.done():
+                        future.set_exception(failure)
+                raise
+            for (_, future), completion in zip(same, completions, strict=True):
+                if not future.done():
+                    future.set_result(completion)
+
+    def _batch(self, requests: Sequence[Request]) -> list[Completion]:
+        import torch
+
+        tokenizer, model = self._tokenizer, self._model
+        longest = max(len(request.token_ids) for request in requests)
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        padded = [[pad] * (longest - len(request.token_ids)) + list(request.token_ids) for request in requests]
+        mask = [[0] * (longest - len(request.token_ids)) + [1] * len(request.token_ids) for request in requests]
+        options, ends = self._options(requests[0], longest)
+        with torch.inference_mode():
+            output = model.generate(
+                input_ids=torch.tensor(padded, device=model.device),
+                attention_mask=torch.tensor(mask, device=model.device),
+                pad_token_id=pad,
+                eos_token_id=sorted(ends) or None,
+                tokenizer=tokenizer,
+                **options,
+            )
+        answers = output[:, longest:].tolist()
+        return [self._completion(request, answer, ends) for request, answer in zip(requests, answers, strict=True)]
+
+    def _options(self, request: Request, longest: int) -> tuple[dict[str, Any], set[int]]:
+        sampling = request.sampling
+        options = {_SAMPLING[name]: value for name, value in sampling.items() if name in _SAMPLING}
+        options["max_new_tokens"] = min(options["max_new_tokens"], self._max_model_len - longest)
+        options["do_sample"] = options.get("temperature", 1.0) > 0
+        if not options["do_sample"]:
+            options = {
+                name: options[name] for name in options if name not in ("temperature", "top_p", "top_k", "min_p")
+            }
+        if options.get("top_k", 0) <= 0:
+            options["top_k"] = 0  # else a model's own generation config decides
+        if stops := _stop_texts(request):
+            options["stop_strings"] = stops
+        model_ends = self._model.generation_config.eos_token_id
+        ends = {*(model_ends if isinstance(model_ends, list) else [model_ends]), self._tokenizer.eos_token_id}
+        ends |= {*(sampling.get("stop_token_ids") or ()), *request.stop_token_ids}
+        return options, {end for end in ends if end is not None}
+
+    def _completion(self, request: Request, answer: list[int], ends: set[int]) -> Completion:
+        end = next((i for i, token in enumerate(answer) if token in ends), None)
+        ids = answer if end is None else answer[:end]
+        text = self._tokenizer.decode(ids, skip_special_tokens=True)
+        stopped = end is not None
+        for stop in _stop_texts(request):
+            before, found, _ = text.partition(stop)
+            if found:
+                text, stopped = before, True
+        return Completion(text, "stop" if stopped else "length", len(request.token_ids), len(ids) + (end is not None))
+
+
+def _stop_texts(request: Request) -> list[str]:
+    stop = request.sampling.get("stop") or []
+    return [*([stop] if isinstance(stop, str) else stop), *request.stop]
+
+
+def _key(request: Request) -> str:
+    return repr((sorted(request.sampling.items()), tuple(request.stop), tuple(request.stop_token_ids)))

@@ -1,0 +1,280 @@
+"""distilabel's tasks with what is wrong in them put right, by the name of the class that each replaces.
+
+Each row runs alone (`process` gets one row) under `bridge.run_row`, which seeds `random` and numpy's global generator
+for it. `tests/unit/test_task_fixes.py` has a test for every difference.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from batchgen import bridge
+from batchgen.errors import RowRejected
+from batchgen.tasks.distilabel_api import tasks
+from batchgen.tasks.evolution import answer_elimination, elimination
+from batchgen.tasks.generation import render_template
+
+_FENCE = re.compile(r"```(?:json|python)?\s*\n(.*?)```", re.DOTALL)
+_LITERAL_LIMIT, _NESTING_LIMIT = 50_000, 20
+
+
+def parse_data(text: str) -> Any:
+    """The JSON, or Python literal, in a completion; None where there is none. distilabel calls `eval` on it."""
+    if fenced := _FENCE.search(text):
+        text = fenced[1]
+    try:
+        return json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        pass
+    # The parser behind literal_eval can be made to exhaust the stack, which would end the process.
+    if len(text) > _LITERAL_LIMIT or sum(text.count(bracket) for bracket in "([{") > _NESTING_LIMIT:
+        return None
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+
+
+class TextGeneration(tasks.TextGeneration):  # type: ignore[misc]  # distilabel is untyped
+    """Without Jinja: instructions are text, and a template has placeholders only."""
+
+    prompt_template: str | None = None
+
+    def format_input(self, input: dict[str, Any]) -> list[dict[str, str]]:
+        """The row's system prompt, or the task's, and the prompt."""
+        prompt = render_template(self.prompt_template, input) if self.prompt_template else input["instruction"]
+        system = input.get("system_prompt") or self.system_prompt
+        return [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": prompt}]
+
+
+class ChatGeneration(tasks.ChatGeneration):  # type: ignore[misc]
+    """A conversation that ends with another role has a reason of its own."""
+
+    def format_input(self, input: dict[str, Any]) -> list[dict[str, str]]:
+        """The conversation."""
+        messages: list[dict[str, str]] = input["messages"]
+        if not messages or messages[-1]["role"] != "user":
+            raise RowRejected("last_message_is_not_the_user_s")
+        return messages
+
+
+class Magpie(tasks.Magpie):  # type: ignore[misc]
+    """Chooses a system prompt a row, not a batch, with weights that need not sum to one."""
+
+    system_prompts: list[str] | dict[str, str | list[Any]] | None = None
+
+    def _prepare_inputs_for_instruction_generation(
+        self, inputs: list[dict[str, Any]]
+    ) -> tuple[list[list[dict[str, str]]], list[str]]:
+        keys: list[str] = []
+        if self.system_prompts is not None:
+            inputs = [input if "system_prompt" in input else self._with_system_prompt(input, keys) for input in inputs]
+        prepared, _ = super()._prepare_inputs_for_instruction_generation(inputs)
+        return prepared, keys
+
+    def _with_system_prompt(self, input: dict[str, Any], keys: list[str]) -> dict[str, Any]:
+        prompts = self.system_prompts
+        if not isinstance(prompts, dict):
+            return {**input, "system_prompt": random.choice(prompts or [""])}
+        weights = [value[1] if isinstance(value, list) else 1.0 for value in prompts.values()]
+        (key,) = random.choices(list(prompts), weights)
+        keys.append(key)
+        value = prompts[key]
+        return {**input, "system_prompt": value[0] if isinstance(value, list) else value}
+
+
+def _ask(task: Any, prompt: str) -> str:
+    (output,) = task.llm.generate([task.format_input(prompt)])
+    return str(output["generations"][0])
+
+
+class _Evolving:
+    """Evolves one row at a time, drops what WizardLM's rules eliminate, and keeps answers aligned."""
+
+    def process(self: Any, inputs: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+        """Every row with its evolutions."""
+        yield [{**row, **self._evolved(row)} for row in inputs]
+
+    def _evolved(self: Any, row: Mapping[str, Any]) -> dict[str, Any]:
+        texts = [row["instruction"]]
+        for _ in range(self.num_evolutions):
+            text = _ask(self, self._apply_random_mutation(texts[-1])).split("Prompt#:")[-1].strip()
+            if self.eliminate and (reason := elimination(text, texts[-1])):
+                self._dropped(reason)
+                text = texts[-1]
+            texts.append(text)
+        first = 0 if self.store_evolutions and self.include_original_instruction else 1
+        numbers = range(first, len(texts)) if self.store_evolutions else [len(texts) - 1]
+        if not self.generate_answers:
+            chosen = [texts[number] for number in numbers]
+            return {"evolved_instructions": chosen} if self.store_evolutions else {"evolved_instruction": chosen[-1]}
+        answers = self._answers(dict.fromkeys(texts[number] for number in numbers))
+        pairs = [self._answered(texts[: number + 1], answers) for number in numbers]
+        if self.store_evolutions:
+            return {"evolved_instructions": [text for text, _ in pairs], "answers": [answer for _, answer in pairs]}
+        return {"evolved_instruction": pairs[-1][0], "answer": pairs[-1][1]}
+
+    def _answers(self: Any, texts: Mapping[str, None]) -> dict[str, str | None]:
+        """An answer each, all asked for at once; None where the answer shows that the text is no good."""
+        outputs = self.llm.generate([self.format_input(text) for text in texts])
+        answers: dict[str, str | None] = {}
+        for text, output in zip(texts, outputs, strict=True):
+            answer = str(output["generations"][0])
+            answers[text] = answer
+            if self.eliminate and (reason := answer_elimination(answer)):
+                self._dropped(f"answer_{reason}")
+                answers[text] = None
+        return answers
+
+    def _answered(self: Any, history: Sequence[str], answers: dict[str, str | None]) -> tuple[str, str]:
+        """The last of an instruction's versions that has a good answer, with that answer."""
+        for text in reversed(list(dict.fromkeys(history))):
+            if text not in answers:
+                answers |= self._answers({text: None})
+            if (answer := answers[text]) is not None:
+                return text, answer
+        raise RowRejected("no_good_answer")
+
+    @staticmethod
+    def _dropped(reason: str) -> None:
+        bridge.current_context().notes.append(f"eliminated_{reason}")
+
+
+class EvolInstruct(_Evolving, tasks.EvolInstruct):  # type: ignore[misc]
+    """distilabel's prompts and mutations; see `_Evolving`."""
+
+    eliminate: bool = True
+
+
+class EvolComplexity(_Evolving, tasks.EvolComplexity):  # type: ignore[misc]
+    """distilabel's prompts and mutations; see `_Evolving`."""
+
+    eliminate: bool = True
+
+
+class EvolQuality(tasks.EvolQuality):  # type: ignore[misc]
+    """Mutations differ from row to row: distilabel reseeds numpy's generator with one number for every batch."""
+
+    def process(self, inputs: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+        """Every row with its evolved answers."""
+        yield [{**row, **self._evolved(row)} for row in inputs]
+
+    def _evolved(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        texts = [row["response"]]
+        for _ in range(self.num_evolutions):
+            answer = _ask(self, self._apply_random_mutation(row["instruction"], texts[-1]))
+            texts.append(answer.split("Rewritten Response#:")[-1].strip())
+            if not texts[-1]:
+                raise RowRejected("empty_completion")
+        if not self.store_evolutions:
+            return {"evolved_response": texts[-1]}
+        return {"evolved_responses": texts[0 if self.include_original_response else 1 :]}
+
+
+class StructuredGeneration(tasks.StructuredGeneration):  # type: ignore[misc]
+    """A row's format is JSON text, as a column of Parquet can hold it."""
+
+    def format_input(self, input: dict[str, Any]) -> Any:
+        """Messages and the format that the completion must have."""
+        try:
+            wanted = json.loads(input["structured_output"])
+        except ValueError:
+            wanted = None
+        if not isinstance(wanted, dict) or not wanted:
+            raise RowRejected("invalid_structured_output")
+        return super().format_input({**input, "structured_output": wanted})
+
+
+class _ScoredByLine:
+    """Blank lines between scores are no scores."""
+
+    def format_output(self: Any, output: str | None, input: dict[str, Any]) -> dict[str, Any]:
+        """One score a line."""
+        lines = [line for line in (output or "").splitlines() if line.strip()]
+        scores: dict[str, Any] = super().format_output("\n".join(lines), input)  # type: ignore[misc]
+        return scores
+
+
+class ComplexityScorer(_ScoredByLine, tasks.ComplexityScorer):  # type: ignore[misc]
+    """See `_ScoredByLine`."""
+
+
+class QualityScorer(_ScoredByLine, tasks.QualityScorer):  # type: ignore[misc]
+    """See `_ScoredByLine`."""
+
+
+class UltraFeedback(tasks.UltraFeedback):  # type: ignore[misc]
+    """Text before, between and after the ratings is no rating."""
+
+    def format_output(self, output: str | None, input: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Ratings and rationales, one a text."""
+        if output is not None and not self.use_default_structured_output:
+            sections = [section for section in output.split("\n\n") if "Rationale:" in section]
+            output = "\n\n".join(sections)
+        formatted: dict[str, Any] = super().format_output(output, input)
+        return formatted
+
+
+class _Unfenced:
+    """A fence that names its language is a fence."""
+
+    def format_output(self: Any, output: str | None, input: dict[str, Any]) -> dict[str, Any]:
+        """What is inside the fence."""
+        fenced = _FENCE.search(output or "")
+        formatted: dict[str, Any] = super().format_output(fenced[1] if fenced else output, input)  # type: ignore[misc]
+        return formatted
+
+
+class APIGenGenerator(_Unfenced, tasks.APIGenGenerator):  # type: ignore[misc]
+    """See `_Unfenced`."""
+
+
+class APIGenSemanticChecker(_Unfenced, tasks.APIGenSemanticChecker):  # type: ignore[misc]
+    """See `_Unfenced`."""
+
+
+class _Data:
+    """Reads the JSON object of a completion without evaluating it."""
+
+    def format_output(self: Any, output: str | None, input: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The task's keys; None each where the completion holds no such object."""
+        data = parse_data(output or "")
+        return {key: data.get(key) if isinstance(data, dict) else None for key in self.keys}
+
+
+class GenerateTextRetrievalData(_Data, tasks.GenerateTextRetrievalData):  # type: ignore[misc]
+    """See `_Data`."""
+
+
+class GenerateShortTextMatchingData(_Data, tasks.GenerateShortTextMatchingData):  # type: ignore[misc]
+    """See `_Data`."""
+
+
+class GenerateLongTextMatchingData(_Data, tasks.GenerateLongTextMatchingData):  # type: ignore[misc]
+    """See `_Data`."""
+
+
+class GenerateTextClassificationData(_Data, tasks.GenerateTextClassificationData):  # type: ignore[misc]
+    """See `_Data`."""
+
+
+class MonolingualTripletGenerator(_Data, tasks.MonolingualTripletGenerator):  # type: ignore[misc]
+    """See `_Data`."""
+
+
+class BitextRetrievalGenerator(_Data, tasks.BitextRetrievalGenerator):  # type: ignore[misc]
+    """See `_Data`."""
+
+
+class EmbeddingTaskGenerator(tasks.EmbeddingTaskGenerator):  # type: ignore[misc]
+    """Reads the list of a completion without evaluating it."""
+
+    def format_output(self, output: str | None, input: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The tasks of the completion's list."""
+        data = parse_data(output or "")
+        return {"tasks": data if isinstance(data, list) else None}

@@ -1,0 +1,268 @@
+"""Tasks for one kind of dataset: function calls, stepwise mathematics, text embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt, field_validator
+
+from batchgen.errors import RowRejected
+from batchgen.tasks.spec import Row, TaskParameters, TaskSpec, columns
+
+
+class ApigenGenerator(TaskParameters):
+    """Writes queries that a function answers, and the calls."""
+
+    system_prompt: str | None = None
+    number: PositiveInt | Annotated[list[PositiveInt], Field(min_length=1)] | dict[int, float] | None = None
+    use_tools: bool = True
+    use_default_structured_output: bool = False
+
+    @field_validator("number", mode="before")
+    @classmethod
+    def _integer_keys(cls, value: Any) -> Any:
+        """A job that went through JSON has text for keys."""
+        if isinstance(value, dict):
+            return {int(key) if str(key).isdigit() else key: float(weight) for key, weight in value.items()}
+        return value
+
+
+class MathShepherdGenerator(TaskParameters):
+    """Solves a problem step by step."""
+
+    system_prompt: str | None = None
+    extra_rules: str | None = None
+    few_shots: str | None = None
+    M: PositiveInt | None = None
+    use_default_structured_output: bool = False
+
+
+class MathShepherdCompleter(TaskParameters):
+    """Labels the steps of solutions by completing them."""
+
+    system_prompt: str | None = None
+    extra_rules: str | None = None
+    few_shots: str | None = None
+    N: PositiveInt = 1
+    tags: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None
+    use_default_structured_output: bool = False
+
+
+class SentencePair(TaskParameters):
+    """Writes a positive, and a negative, sentence for an anchor."""
+
+    action: Literal["paraphrase", "semantically-similar", "query", "answer"]
+    triplet: bool = False
+    hard_negative: bool = False
+    context: str | None = None
+    use_default_structured_output: bool = False
+
+
+class EmbeddingTasks(TaskParameters):
+    """Thinks up tasks for text embeddings."""
+
+    category: Literal["text-retrieval", "text-matching-short", "text-matching-long", "text-classification"]
+
+
+class Language(TaskParameters):
+    """Writes texts in a language."""
+
+    language: str | None = None
+
+
+class TextRetrieval(Language):
+    """Writes a query with a positive and a hard negative document."""
+
+    query_type: Literal["extremely long-tail", "long-tail", "common"] | None = None
+    query_length: Literal["less than 5 words", "5 to 15 words", "at least 10 words"] | None = None
+    difficulty: Literal["high school", "college", "PhD"] | None = None
+    clarity: Literal["clear", "understandable with some effort", "ambiguous"] | None = None
+    num_words: Literal[50, 100, 200, 300, 400, 500] | None = None
+
+
+class ClassificationData(Language):
+    """Writes a text with a right and a misleading label."""
+
+    difficulty: Literal["high school", "college", "PhD"] | None = None
+    clarity: Literal["clear", "understandable with some effort", "ambiguous"] | None = None
+
+
+class Triplet(Language):
+    """Writes three sentences of graded similarity."""
+
+    unit: Literal["sentence", "phrase", "passage"] | None = None
+    difficulty: Literal["elementary school", "high school", "college"] | None = None
+    high_score: Literal["4", "4.5", "5"] | None = None
+    low_score: Literal["2.5", "3", "3.5"] | None = None
+
+
+class Bitext(TaskParameters):
+    """Writes three sentences of graded similarity in two languages."""
+
+    target_language: str
+    source_language: str | None = None
+    unit: Literal["sentence", "phrase", "passage"] | None = None
+    difficulty: Literal["elementary school", "high school", "college"] | None = None
+    high_score: Literal["4", "4.5", "5"] | None = None
+    low_score: Literal["2.5", "3", "3.5"] | None = None
+
+
+def _finish_apigen(row: Row, parameters: Any, notes: list[str]) -> Row:
+    if not row.get("query"):
+        raise RowRejected("invalid_output")
+    return row
+
+
+def _finish_solution(row: Row, parameters: MathShepherdGenerator, notes: list[str]) -> Row:
+    solutions = row["solutions"] if parameters.M else [row["golden_solution"]]
+    if not solutions or not all(solution and all(solution) for solution in solutions):
+        raise RowRejected("invalid_output")
+    return row
+
+
+def _finish_completer(row: Row, parameters: Any, notes: list[str]) -> Row:
+    return {"labelled_solutions": row["solutions"]}
+
+
+def _finish_tasks(row: Row, parameters: Any, notes: list[str]) -> Row:
+    tasks = row["tasks"]
+    if not isinstance(tasks, list) or not tasks or not all(isinstance(task, str) and task for task in tasks):
+        raise RowRejected("invalid_output")
+    return row
+
+
+def _all_text(row: Row, parameters: Any, notes: list[str]) -> Row:
+    if not all(isinstance(value, str) and value.strip() for value in row.values()):
+        raise RowRejected("invalid_output")
+    return row
+
+
+def _sentence_outputs(parameters: SentencePair) -> Mapping[str, str]:
+    return {"positive": "text", **({"negative": "text"} if parameters.triplet else {})}
+
+
+_EMBEDDINGS = "2401.00368"
+
+
+def _embedding_data(summary: str, distilabel: str, parameters: type[TaskParameters], *outputs: str) -> TaskSpec:
+    def finish(row: Row, given: Any, notes: list[str]) -> Row:
+        return _all_text({name: row.get(name) for name in outputs}, given, notes)
+
+    return TaskSpec(
+        summary=summary,
+        distilabel=distilabel,
+        parameters=parameters,
+        inputs=columns(task="text"),
+        outputs=columns(**dict.fromkeys(outputs, "text")),
+        finish=finish,
+        paper=_EMBEDDINGS,
+    )
+
+
+def _sentences(summary: str, distilabel: str, parameters: type[TaskParameters], **example: str) -> TaskSpec:
+    def finish(row: Row, given: Any, notes: list[str]) -> Row:
+        return _all_text({name: row.get(name) for name in ("S1", "S2", "S3")}, given, notes)
+
+    return TaskSpec(
+        summary=summary,
+        distilabel=distilabel,
+        parameters=parameters,
+        inputs=columns(),
+        outputs=columns(S1="text", S2="text", S3="text"),
+        finish=finish,
+        paper=_EMBEDDINGS,
+        generator=True,
+        example=example,
+    )
+
+
+DOMAIN: Mapping[str, TaskSpec] = {
+    "apigen_generator": TaskSpec(
+        summary="writes a query that functions answer, and the calls as JSON",
+        distilabel="APIGenGenerator",
+        parameters=ApigenGenerator,
+        inputs=columns(examples="text", func_name="text", func_desc="text", tools="text?"),
+        outputs=columns(query="text", answers="text"),
+        finish=_finish_apigen,
+        paper="2406.18518",
+    ),
+    "math_shepherd_generator": TaskSpec(
+        summary="solves a problem step by step, once or M times",
+        distilabel="MathShepherdGenerator",
+        parameters=MathShepherdGenerator,
+        inputs=columns(instruction="text"),
+        outputs=lambda p: {"solutions": "list[list[text]]"} if p.M else {"golden_solution": "list[text]"},
+        finish=_finish_solution,
+        paper="2312.08935",
+    ),
+    "math_shepherd_completer": TaskSpec(
+        summary="labels each step of solutions by whether completions from it end right",
+        distilabel="MathShepherdCompleter",
+        parameters=MathShepherdCompleter,
+        inputs=columns(instruction="text", solutions="list[list[text]]", golden_solution="list[text]"),
+        outputs=columns(labelled_solutions="list[list[text]]"),
+        calls="steps of all solutions, at once",
+        finish=_finish_completer,
+        paper="2312.08935",
+        single_call=False,
+    ),
+    "generate_sentence_pair": TaskSpec(
+        summary="writes a positive, and with `triplet` a negative, sentence for an anchor",
+        distilabel="GenerateSentencePair",
+        parameters=SentencePair,
+        inputs=columns(anchor="text"),
+        outputs=_sentence_outputs,
+        example={"action": "paraphrase"},
+    ),
+    "embedding_task_generator": TaskSpec(
+        summary="thinks up tasks for text embeddings",
+        distilabel="EmbeddingTaskGenerator",
+        parameters=EmbeddingTasks,
+        inputs=columns(),
+        outputs=columns(tasks="list[text]"),
+        finish=_finish_tasks,
+        paper=_EMBEDDINGS,
+        generator=True,
+        example={"category": "text-retrieval"},
+    ),
+    "generate_text_retrieval_data": _embedding_data(
+        "writes a query with a positive and a hard negative document",
+        "GenerateTextRetrievalData",
+        TextRetrieval,
+        "user_query",
+        "positive_document",
+        "hard_negative_document",
+    ),
+    "generate_short_text_matching_data": _embedding_data(
+        "writes a short text and one that matches it",
+        "GenerateShortTextMatchingData",
+        Language,
+        "input",
+        "positive_document",
+    ),
+    "generate_long_text_matching_data": _embedding_data(
+        "writes a long text and one that matches it",
+        "GenerateLongTextMatchingData",
+        Language,
+        "input",
+        "positive_document",
+    ),
+    "generate_text_classification_data": _embedding_data(
+        "writes a text with a right and a misleading label",
+        "GenerateTextClassificationData",
+        ClassificationData,
+        "input_text",
+        "label",
+        "misleading_label",
+    ),
+    "monolingual_triplet_generator": _sentences(
+        "writes three sentences of graded similarity", "MonolingualTripletGenerator", Triplet
+    ),
+    "bitext_retrieval_generator": _sentences(
+        "writes three sentences of graded similarity in two languages",
+        "BitextRetrievalGenerator",
+        Bitext,
+        target_language="German",
+    ),
+}

@@ -1,0 +1,254 @@
+"""Tasks that write instructions, answers and conversations."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field, PositiveInt, field_validator
+from pydantic_core import PydanticCustomError
+
+from batchgen.errors import RowRejected
+from batchgen.tasks.spec import Row, TaskParameters, TaskSpec, columns
+
+_PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_]\w*)\s*\}\}")
+
+
+def render_template(template: str, values: Mapping[str, Any]) -> str:
+    """Fills `{{ column }}` placeholders in one pass; nothing else in a template means anything."""
+    return _PLACEHOLDER.sub(lambda match: str(values[match[1]]), template)
+
+
+class TextGeneration(TaskParameters):
+    """Answers an instruction."""
+
+    system_prompt: str | None = None
+    template: str | None = None
+
+    @field_validator("template")
+    @classmethod
+    def _plain(cls, template: str | None) -> str | None:
+        if template is None:
+            return template
+        rest = _PLACEHOLDER.sub("", template)
+        if "{{" in rest or "{%" in rest or "{#" in rest:
+            raise PydanticCustomError("template", "may hold {{ column }} placeholders and no other template code")
+        if rest == template:
+            raise PydanticCustomError("template", "must hold at least one {{ column }} placeholder")
+        return template
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that the prompt is made of."""
+        if self.template is None:
+            return ("instruction",)
+        return tuple(dict.fromkeys(_PLACEHOLDER.findall(self.template)))
+
+    def for_distilabel(self) -> dict[str, Any]:
+        """The template under another name: distilabel would run it as unsandboxed Jinja."""
+        given = self.model_dump(exclude_none=True)
+        return {("prompt_template" if name == "template" else name): value for name, value in given.items()}
+
+
+class NoParameters(TaskParameters):
+    """A task that has none."""
+
+
+class SelfInstruct(TaskParameters):
+    """Writes instructions about a text."""
+
+    num_instructions: PositiveInt = 5
+    criteria_for_query_generation: str | None = None
+    application_description: str | None = None
+
+
+WeightedPrompt = str | Annotated[list[Any], Field(min_length=2, max_length=2)]
+
+
+class Magpie(TaskParameters):
+    """Has the model write the user's turns too."""
+
+    n_turns: PositiveInt = 1
+    end_with_user: bool = False
+    include_system_prompt: bool = False
+    only_instruction: bool = False
+    system_prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1)]
+        | Annotated[dict[str, WeightedPrompt], Field(min_length=1)]
+        | None
+    ) = None
+
+    @field_validator("system_prompt")
+    @classmethod
+    def _weights(cls, prompts: Any) -> Any:
+        if not isinstance(prompts, dict):
+            return prompts
+        weighted = [value for value in prompts.values() if isinstance(value, list)]
+        for value in weighted:
+            if not isinstance(value[0], str) or isinstance(value[1], bool) or not isinstance(value[1], int | float):
+                raise PydanticCustomError("weights", "a weighted system prompt reads [text, weight]")
+            if value[1] < 0:
+                raise PydanticCustomError("weights", "weights must not be negative")
+        if weighted and len(weighted) != len(prompts):
+            raise PydanticCustomError("weights", "give every system prompt a weight, or none of them")
+        if weighted and not sum(value[1] for value in weighted) > 0:
+            raise PydanticCustomError("weights", "at least one weight must be above zero")
+        return prompts
+
+    @property
+    def gives_pair(self) -> bool:
+        """Whether a row ends in `instruction` and `response` rather than in a conversation."""
+        return self.n_turns == 1 and not self.end_with_user and not self.include_system_prompt
+
+    def for_distilabel(self) -> dict[str, Any]:
+        """Without a list or table of system prompts, from which `distilabel_fixes.Magpie` chooses row by row."""
+        given = self.model_dump(exclude_none=True)
+        if not isinstance(self.system_prompt, str | None):
+            given["system_prompts"] = given.pop("system_prompt")
+        return given
+
+
+# "1. ", "2) ", "- ", "* ", "Query 3: " in front of an instruction.
+_LIST_MARK = re.compile(r"^\s*(?:(?:(?:query|instruction|task)\s+)?\d{1,3}\s*[.):]|[-*•])\s+", re.IGNORECASE)
+
+
+def clean_instructions(lines: list[str]) -> list[str]:
+    """Lines of a SelfInstruct completion without list marks, code fences and empty ones."""
+    cleaned = []
+    for line in lines:
+        text = _LIST_MARK.sub("", line).strip()
+        if text and not text.startswith("```"):
+            cleaned.append(text)
+    return cleaned
+
+
+def _finish_self_instruct(row: Row, parameters: SelfInstruct, notes: list[str]) -> Row:
+    instructions = clean_instructions(row["instructions"])
+    if not instructions:
+        raise RowRejected("no_instructions")
+    notes += ["instruction_missing"] * (parameters.num_instructions - len(instructions))
+    return {"instructions": instructions}
+
+
+def _magpie_outputs(parameters: Magpie) -> Mapping[str, str]:
+    if parameters.only_instruction:
+        outputs = {"instruction": "text"}
+    elif parameters.gives_pair:
+        outputs = {"instruction": "text", "response": "text"}
+    else:
+        outputs = {"conversation": "conversation"}
+    if isinstance(parameters.system_prompt, dict):
+        # None where the row brought a system prompt of its own.
+        outputs["system_prompt_key"] = "text?"
+    return outputs
+
+
+def _finish_magpie(row: Row, parameters: Magpie, notes: list[str]) -> Row:
+    """The columns that were declared, whatever shape distilabel gave to a conversation of two messages."""
+    if parameters.only_instruction or parameters.gives_pair:
+        return row
+    if "conversation" not in row:
+        # distilabel takes any two messages for instruction and response, a system prompt among them.
+        roles = ("system", "user") if parameters.end_with_user else ("user", "assistant")
+        texts = (row["instruction"], row["response"])
+        conversation = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+    else:
+        conversation = row["conversation"]
+    turns = [message["role"] for message in conversation if message["role"] != "system"]
+    if len(turns) != 2 * parameters.n_turns - parameters.end_with_user:
+        raise RowRejected("invalid_output")
+    return {**row, "conversation": conversation}
+
+
+def _magpie_chat(parameters: Magpie) -> tuple[str, str | None] | None:
+    if parameters.only_instruction:
+        return ("instruction", None)
+    return ("instruction", "response") if parameters.gives_pair else None
+
+
+def _structured_inputs(parameters: StructuredGeneration) -> Mapping[str, str]:
+    return {"instruction": "text", "structured_output": "text", "system_prompt": "text?"}
+
+
+class StructuredGeneration(TaskParameters):
+    """Answers an instruction in the format that its row asks for."""
+
+    def for_distilabel(self) -> dict[str, Any]:
+        """A row's system prompt is used where there is one."""
+        return {"use_system_prompt": True}
+
+
+def _finish_genstruct(row: Row, parameters: Any, notes: list[str]) -> Row:
+    if not (row["user"] and row["assistant"]):
+        raise RowRejected("invalid_output")
+    return row
+
+
+GENERATION: Mapping[str, TaskSpec] = {
+    "text_generation": TaskSpec(
+        summary="answers an instruction, or a prompt made of several columns",
+        distilabel="TextGeneration",
+        parameters=TextGeneration,
+        inputs=lambda p: {**dict.fromkeys(p.columns, "text"), "system_prompt": "text?"},
+        outputs=columns(generation="text"),
+        chat=lambda p: ("instruction", "generation") if p.template is None else None,
+    ),
+    "chat_generation": TaskSpec(
+        summary="answers the last message of a conversation",
+        distilabel="ChatGeneration",
+        parameters=NoParameters,
+        inputs=columns(messages="conversation"),
+        outputs=columns(generation="text"),
+        chat=lambda p: ("messages", "generation"),
+    ),
+    "magpie": TaskSpec(
+        summary="has the model write the user's turns too",
+        distilabel="Magpie",
+        parameters=Magpie,
+        inputs=columns(system_prompt="text?"),
+        outputs=_magpie_outputs,
+        calls="2 × n_turns",
+        chat=_magpie_chat,
+        finish=_finish_magpie,
+        paper="2406.08464",
+        user_turns=True,
+        single_call=False,
+    ),
+    "self_instruct": TaskSpec(
+        summary="writes instructions about a text",
+        distilabel="SelfInstruct",
+        parameters=SelfInstruct,
+        inputs=columns(input="text"),
+        outputs=columns(instructions="list[text]"),
+        finish=_finish_self_instruct,
+        paper="2212.10560",
+    ),
+    "structured_generation": TaskSpec(
+        summary="answers in a JSON schema, a regular expression or a choice that the row gives",
+        distilabel="StructuredGeneration",
+        parameters=StructuredGeneration,
+        inputs=_structured_inputs,
+        outputs=columns(generation="text"),
+        chat=lambda p: ("instruction", "generation"),
+    ),
+    "genstruct": TaskSpec(
+        summary="writes a question and its answer about a document",
+        distilabel="Genstruct",
+        parameters=NoParameters,
+        inputs=columns(title="text", content="text"),
+        outputs=columns(user="text", assistant="text"),
+        chat=lambda p: ("user", "assistant"),
+        finish=_finish_genstruct,
+    ),
+    "urial": TaskSpec(
+        summary="answers with a base model, by examples in the prompt",
+        distilabel="URIAL",
+        parameters=NoParameters,
+        inputs=columns(instruction="text"),
+        outputs=columns(generation="text"),
+        chat=lambda p: ("instruction", "generation"),
+        paper="2312.01552",
+    ),
+}

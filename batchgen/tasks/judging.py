@@ -1,0 +1,255 @@
+"""Tasks that score, compare, check and correct what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt, field_validator
+from pydantic_core import PydanticCustomError
+
+from batchgen.errors import RowRejected
+from batchgen.tasks.generation import NoParameters
+from batchgen.tasks.spec import Row, TaskParameters, TaskSpec, columns
+
+
+class UltraFeedback(TaskParameters):
+    """Rates answers to an instruction."""
+
+    aspect: Literal["helpfulness", "honesty", "instruction-following", "truthfulness", "overall-rating"] = (
+        "overall-rating"
+    )
+    use_default_structured_output: bool = False
+
+    @property
+    def gives_types(self) -> bool:
+        """Whether the aspect classifies answers as well."""
+        return self.aspect in ("helpfulness", "truthfulness")
+
+
+class Scorer(TaskParameters):
+    """Scores texts."""
+
+    use_default_structured_output: bool = False
+
+
+class PrometheusEval(TaskParameters):
+    """Judges one answer, or which of two is better, by a rubric."""
+
+    mode: Literal["absolute", "relative"]
+    rubric: str = Field(min_length=1)
+    rubrics: dict[str, str] | None = Field(default=None, min_length=1)
+    reference: bool = False
+
+
+class Clair(TaskParameters):
+    """Corrects a solution with as few changes as possible."""
+
+    system_prompt: str | None = None
+
+
+class TextClassification(TaskParameters):
+    """Labels a text."""
+
+    system_prompt: str | None = None
+    n: PositiveInt = 1
+    context: str | None = None
+    examples: list[str] | None = None
+    available_labels: list[str] | dict[str, str] | None = None
+    default_label: str | list[str] | None = None
+    query_title: str | None = None
+    use_default_structured_output: bool = True
+
+
+class Checker(TaskParameters):
+    """Checks a function call."""
+
+    system_prompt: str | None = None
+    use_default_structured_output: bool = False
+
+
+class Preference(TaskParameters):
+    """Makes a preference pair out of rated answers."""
+
+    min_difference: float = Field(default=0.0, ge=0.0)
+
+    @field_validator("min_difference", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise PydanticCustomError("number", "must be a number")
+        return float(value) if isinstance(value, int) else value
+
+
+def _same_length(judged: str, *results: str) -> Callable[[Row, Any, list[str]], Row]:
+    """Rejects a row whose results do not answer every judged text, one each."""
+
+    def finish(row: Row, parameters: Any, notes: list[str]) -> Row:
+        number = len(row[judged])
+        for name in results:
+            values = row.get(name)
+            if not isinstance(values, list) or len(values) != number:
+                raise RowRejected("invalid_output")
+            if any(value is None for value in values):
+                raise RowRejected("invalid_output")
+        return row
+
+    return finish
+
+
+def _finish_ultrafeedback(row: Row, parameters: UltraFeedback, notes: list[str]) -> Row:
+    if "rationales_for_rating" in row:  # the name in distilabel's own JSON schema
+        row = {**row, "rationales-for-ratings": row["rationales_for_rating"]}
+    names = ["ratings", "rationales"]
+    if parameters.gives_types:
+        names.append("rationales-for-ratings")
+    row = _same_length("generations", *names)(row, parameters, notes)
+    if parameters.gives_types and len(row.get("types") or ()) != len(row["generations"]):
+        raise RowRejected("invalid_output")
+    return row
+
+
+def _ultrafeedback_outputs(parameters: UltraFeedback) -> Mapping[str, str]:
+    outputs = {"ratings": "list[number]", "rationales": "list[text]"}
+    if parameters.gives_types:
+        # A type may be missing ("None" in the prompt's own words): it is null in the list.
+        outputs |= {"types": "list[number]", "rationales-for-ratings": "list[text]"}
+    return outputs
+
+
+def _prometheus_inputs(parameters: PrometheusEval) -> Mapping[str, str]:
+    judged = {"generation": "text"} if parameters.mode == "absolute" else {"generations": "list[text]"}
+    return {"instruction": "text", **judged, **({"reference": "text"} if parameters.reference else {})}
+
+
+def _finish_backtranslation(row: Row, parameters: Any, notes: list[str]) -> Row:
+    # `reason` is the column in which batchgen says why a row was rejected.
+    return {"score": row["score"], "score_reason": row["reason"]}
+
+
+def _finish_labels(row: Row, parameters: TextClassification, notes: list[str]) -> Row:
+    labels = row["labels"] if parameters.n > 1 else [row["labels"]]
+    if not isinstance(labels, list) or not labels or not all(isinstance(label, str) and label for label in labels):
+        raise RowRejected("invalid_output")
+    if parameters.available_labels is not None:
+        fallback = parameters.default_label or "Unclassified"
+        legal = {*parameters.available_labels, *([fallback] if isinstance(fallback, str) else fallback)}
+        if not set(labels) <= legal:
+            raise RowRejected("unknown_label")
+    return row
+
+
+def _finish_preference(row: Row, parameters: Preference, notes: list[str]) -> Row:
+    generations, ratings = row["generations"], row["ratings"]
+    if len(generations) != len(ratings):
+        raise RowRejected("invalid_input")
+    rated = [(rating, text) for rating, text in zip(ratings, generations, strict=True) if rating is not None and text]
+    if len(rated) < 2:
+        raise RowRejected("no_preference")
+    # Of equal ratings the first generation counts, so that the choice depends on nothing else.
+    best, worst = max(rated, key=lambda pair: pair[0]), min(rated, key=lambda pair: pair[0])
+    if best[0] - worst[0] <= 0 or best[0] - worst[0] < parameters.min_difference:
+        raise RowRejected("no_preference")
+    return {
+        "prompt": [{"role": "user", "content": row["instruction"]}],
+        "chosen": [{"role": "assistant", "content": best[1]}],
+        "rejected": [{"role": "assistant", "content": worst[1]}],
+        "chosen_rating": best[0],
+        "rejected_rating": worst[0],
+    }
+
+
+JUDGING: Mapping[str, TaskSpec] = {
+    "ultrafeedback": TaskSpec(
+        summary="rates answers to an instruction, with a rationale each",
+        distilabel="UltraFeedback",
+        parameters=UltraFeedback,
+        inputs=columns(instruction="text", generations="list[text]"),
+        outputs=_ultrafeedback_outputs,
+        finish=_finish_ultrafeedback,
+        paper="2310.01377",
+    ),
+    "complexity_scorer": TaskSpec(
+        summary="scores how complex instructions are (Deita)",
+        distilabel="ComplexityScorer",
+        parameters=Scorer,
+        inputs=columns(instructions="list[text]"),
+        outputs=columns(scores="list[number]"),
+        finish=_same_length("instructions", "scores"),
+        paper="2312.15685",
+    ),
+    "quality_scorer": TaskSpec(
+        summary="scores how good answers are (Deita)",
+        distilabel="QualityScorer",
+        parameters=Scorer,
+        inputs=columns(instruction="text", responses="list[text]"),
+        outputs=columns(scores="list[number]"),
+        finish=_same_length("responses", "scores"),
+        paper="2312.15685",
+    ),
+    "prometheus_eval": TaskSpec(
+        summary="judges one answer, or which of two is better, by a rubric",
+        distilabel="PrometheusEval",
+        parameters=PrometheusEval,
+        inputs=_prometheus_inputs,
+        outputs=lambda p: {"feedback": "text", "result": "number" if p.mode == "absolute" else "text"},
+        paper="2405.01535",
+        example={"mode": "absolute", "rubric": "helpfulness"},
+    ),
+    "instruction_backtranslation": TaskSpec(
+        summary="scores how well an answer fits its instruction",
+        distilabel="InstructionBacktranslation",
+        parameters=NoParameters,
+        inputs=columns(instruction="text", generation="text"),
+        outputs=columns(score="number", score_reason="text"),
+        finish=_finish_backtranslation,
+        paper="2308.06259",
+    ),
+    "clair": TaskSpec(
+        summary="corrects a solution with as few changes as possible",
+        distilabel="CLAIR",
+        parameters=Clair,
+        inputs=columns(task="text", student_solution="text"),
+        outputs=columns(revision="text", rational="text"),
+        paper="2408.06266",
+    ),
+    "text_classification": TaskSpec(
+        summary="labels a text",
+        distilabel="TextClassification",
+        parameters=TextClassification,
+        inputs=columns(text="text"),
+        outputs=lambda p: {"labels": "list[text]" if p.n > 1 else "text"},
+        finish=_finish_labels,
+        paper="2310.01045",
+    ),
+    "apigen_semantic_checker": TaskSpec(
+        summary="checks that a function call and its result fit the query",
+        distilabel="APIGenSemanticChecker",
+        parameters=Checker,
+        inputs=columns(
+            func_desc="text",
+            query="text",
+            answers="text",
+            execution_result="text",
+            keep_row_after_execution_check="boolean",
+        ),
+        outputs=columns(keep_row_after_semantic_check="boolean", thought="text"),
+        paper="2406.18518",
+    ),
+    "preference_pair": TaskSpec(
+        summary="makes `chosen` and `rejected` out of rated answers, as TRL's DPO trainer reads them",
+        distilabel=None,
+        parameters=Preference,
+        inputs=columns(instruction="text", generations="list[text]", ratings="list[number]"),
+        outputs=columns(
+            prompt="conversation",
+            chosen="conversation",
+            rejected="conversation",
+            chosen_rating="number",
+            rejected_rating="number",
+        ),
+        calls="0",
+        finish=_finish_preference,
+        single_call=False,
+    ),
+}

@@ -1,0 +1,66 @@
+"""The step table for readers: as data, as text, and as the README's Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic_core import PydanticUndefined
+
+from batchgen.tasks.spec import TaskSpec
+from batchgen.tasks.table import TASKS
+
+
+def described(name: str, spec: TaskSpec) -> dict[str, Any]:
+    """One entry: its parameters with defaults ("required" where there is none), columns, engine calls and paper."""
+    parameters = spec.parameters.model_validate(dict(spec.example))
+    fields = spec.parameters.model_fields
+    return {
+        "name": name,
+        "summary": spec.summary,
+        "parameters": {
+            field: "required" if info.default is PydanticUndefined else info.default for field, info in fields.items()
+        },
+        "inputs": dict(spec.inputs(parameters)),
+        "outputs": dict(spec.outputs(parameters)),
+        "calls": spec.calls,
+        "paper": f"https://arxiv.org/abs/{spec.paper}" if spec.paper else None,
+        "distilabel": spec.distilabel,
+    }
+
+
+def listing() -> list[dict[str, Any]]:
+    """Every entry of the table, by name."""
+    return [described(name, spec) for name, spec in TASKS.items()]
+
+
+def text() -> str:
+    """The table for a terminal."""
+    lines = []
+    for task in listing():
+        lines.append(f"{task['name']}: {task['summary']}")
+        lines.append(f"    reads   {_columns(task['inputs']) or 'nothing'}")
+        lines.append(f"    writes  {_columns(task['outputs'])}")
+        if task["parameters"]:
+            lines.append(f"    set     {_parameters(task['parameters'])}")
+        lines.append(f"    calls   {task['calls']} a row" + (f"; {task['paper']}" if task["paper"] else ""))
+    return "\n".join(lines)
+
+
+def markdown() -> str:
+    """The table of the README."""
+    lines = ["| task | does | reads | writes | parameters | calls a row |", "| --- | --- | --- | --- | --- | --- |"]
+    for task in listing():
+        name = f"[`{task['name']}`]({task['paper']})" if task["paper"] else f"`{task['name']}`"
+        reads, writes = (", ".join(f"`{column}`" for column in task[side]) for side in ("inputs", "outputs"))
+        parameters = ", ".join(f"`{parameter}`" for parameter in task["parameters"])
+        lines.append(f"| {name} | {task['summary']} | {reads} | {writes} | {parameters} | {task['calls']} |")
+    return "\n".join(lines)
+
+
+def _columns(kinds: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} ({kind})" if kind != "text" else name for name, kind in kinds.items())
+
+
+def _parameters(parameters: Mapping[str, Any]) -> str:
+    return ", ".join(name if value is None else f"{name}={value}" for name, value in parameters.items())

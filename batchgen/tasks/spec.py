@@ -1,0 +1,108 @@
+"""What a task is to the rest of batchgen: parameters, columns, what becomes of a row. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+Row = dict[str, Any]
+OPTIONAL = "?"
+
+
+class TaskParameters(BaseModel):
+    """Base of a task's parameters, as a job may set them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    def for_distilabel(self) -> dict[str, Any]:
+        """The parameters that were set, as the distilabel task takes them."""
+        return self.model_dump(exclude_none=True)
+
+
+def _same_row(row: Row, parameters: Any, notes: list[str]) -> Row:
+    return row
+
+
+def _no_chat(parameters: Any) -> tuple[str, str | None] | None:
+    return None
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One entry of the table.
+
+    Columns are described by kinds, see `rows.arrow_type`; one whose kind ends in `?` may be absent or null.
+
+    Args:
+        summary: what it does, in a line.
+        distilabel: class name in `distilabel.steps.tasks`, or a class of the user's own; None for an entry that calls
+            no engine, whose `finish` makes the outputs out of the inputs.
+        parameters: what a job may set.
+        inputs: columns that it reads, name to kind, for given parameters.
+        outputs: columns that it writes, name to kind, for given parameters.
+        calls: engine calls a row, one after the other unless it says so; a formula over the parameters.
+        chat: (prompt column, answer column or None) of what it reads and writes, where that makes a conversation.
+        finish: guards and normalises a finished row; may add notes that are kept with the row; raises `RowRejected`.
+        paper: arXiv number of where it comes from.
+        user_turns: whether it has the model write user turns, so that the chat template must allow that.
+        single_call: whether a row is one engine call, so that its tokens' log-probabilities mean something.
+        generator: whether distilabel's class makes its prompts without any input.
+        example: parameters with which the columns are listed, where some have no default.
+    """
+
+    summary: str
+    distilabel: str | type | None
+    parameters: type[TaskParameters]
+    inputs: Callable[[Any], Mapping[str, str]]
+    outputs: Callable[[Any], Mapping[str, str]]
+    calls: str = "1"
+    chat: Callable[[Any], tuple[str, str | None] | None] = _no_chat
+    finish: Callable[[Row, Any, list[str]], Row] = field(default=_same_row)
+    paper: str | None = None
+    user_turns: bool = False
+    single_call: bool = True
+    generator: bool = False
+    example: Mapping[str, Any] = field(default_factory=dict)
+
+
+def columns(**kinds: str) -> Callable[[Any], Mapping[str, str]]:
+    """Inputs or outputs that do not depend on the parameters."""
+    return lambda parameters: kinds
+
+
+class AnyParameters(TaskParameters):
+    """Those of a user's own task, which checks them itself."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+
+def own_task(task: type, inputs: Mapping[str, str], outputs: Mapping[str, str], summary: str = "") -> TaskSpec:
+    """An entry for a user's own distilabel task, for `run(..., tasks={name: entry})`.
+
+    Args:
+        task: a subclass of distilabel's `Task` that can be pickled.
+        inputs: columns that it reads, name to kind (`text`, `number`, `boolean`, `conversation`, `list[...]`).
+        outputs: columns that it writes, name to kind.
+    """
+    return TaskSpec(
+        summary or (task.__doc__ or task.__name__).strip().splitlines()[0],
+        task,
+        AnyParameters,
+        inputs=lambda parameters: inputs,
+        outputs=lambda parameters: outputs,
+        calls="?",
+        single_call=False,
+    )
+
+
+def is_required(kind: str) -> bool:
+    """Whether a column must be there."""
+    return not kind.endswith(OPTIONAL)
+
+
+def bare(kind: str) -> str:
+    """A kind without its mark."""
+    return kind.removesuffix(OPTIONAL)

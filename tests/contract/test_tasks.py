@@ -1,0 +1,220 @@
+"""What holds for every task of the table: the columns it declares, and how its rows behave beside others."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import Any
+
+import pytest
+
+from batchgen.commit import read_manifest, read_shard
+from batchgen.engines.base import EngineSpec
+from batchgen.engines.chaos import ChaosEngine
+from batchgen.rows import arrow_type
+from batchgen.tasks import distilabel_fixes
+from batchgen.tasks.distilabel_api import tasks
+from batchgen.tasks.spec import bare, is_required
+from batchgen.tasks.table import LEFT_OUT, TASKS
+from tests.helpers import ScriptedEngine, chaos_job, run_task, worker_on
+from tests.task_examples import EXAMPLES
+
+NAMES = sorted(TASKS)
+CALLING = [name for name in NAMES if TASKS[name].distilabel]
+# A row whose prompt has this word gets an empty completion from the chaos engine.
+POISON = "xyzzy"
+
+
+def test_every_task_of_distilabel_is_an_entry_or_left_out_for_a_reason():
+    classes = {
+        name
+        for name, value in vars(tasks).items()
+        if inspect.isclass(value) and issubclass(value, tasks.Task | tasks.GeneratorTask | tasks.ImageTask)
+    }
+    classes |= {"FormatPRM", "APIGenExecutionChecker", "GenerateEmbeddings", "PairRM"}
+    classes -= {"Task", "GeneratorTask", "ImageTask"}
+    assert classes == {spec.distilabel for spec in TASKS.values() if spec.distilabel} | set(LEFT_OUT)
+
+
+def test_every_task_has_an_example():
+    assert set(EXAMPLES) == set(TASKS)
+
+
+def built(name: str) -> Any:
+    """distilabel's own object of a task with its example's parameters."""
+    from batchgen.tasks.runner import EngineLLM
+
+    spec, example = TASKS[name], EXAMPLES[name]
+    kind = getattr(distilabel_fixes, str(spec.distilabel), None) or getattr(tasks, str(spec.distilabel))
+    parameters = spec.parameters.model_validate(example.parameters)
+    task = kind(name=name, llm=EngineLLM.over(ScriptedEngine([]), {}), **parameters.for_distilabel())
+    task.load()
+    return task
+
+
+# Columns that batchgen names or types otherwise, each for the reason that its entry gives.
+RENAMED = {
+    "instruction_backtranslation": {"score_reason"},
+    "math_shepherd_completer": {"labelled_solutions"},
+}
+UNUSED_INPUTS = {"urial": {"conversation"}}
+
+
+@pytest.mark.parametrize("name", CALLING)
+def test_columns_are_those_of_distilabel(name: str):
+    spec, task = TASKS[name], built(name)
+    parameters = spec.parameters.model_validate(EXAMPLES[name].parameters)
+    declared = set(spec.outputs(parameters)) - RENAMED.get(name, set())
+    assert declared <= {*task.outputs}
+    assert {*task.outputs} - declared <= {"model_name", "reason"}
+    theirs = {*getattr(task, "inputs", ())} - UNUSED_INPUTS.get(name, set())
+    if name == "structured_generation":
+        theirs |= {"system_prompt"}
+    assert theirs == (set() if spec.generator else set(spec.inputs(parameters)))
+
+
+@pytest.mark.parametrize("name", CALLING)
+def test_parameters_are_those_of_distilabel(name: str):
+    ours = set(TASKS[name].parameters.model_fields) - {"template"}
+    assert ours <= set(type(built(name)).model_fields)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_good_completion_gives_the_declared_columns(name: str):
+    example, spec = EXAMPLES[name], TASKS[name]
+    added = run_task(name, example.row, ScriptedEngine(lambda *_: example.answer), **example.parameters)
+    assert added == example.outputs
+    kinds = spec.outputs(spec.parameters.model_validate(example.parameters))
+    assert set(added) == set(kinds)
+    import pyarrow as pa
+
+    for column, kind in kinds.items():
+        assert pa.array([added[column]], arrow_type(bare(kind))).to_pylist() == [added[column]]
+
+
+def poisoned(name: str) -> dict[str, Any]:
+    """The example's row with the marker in every text, so that it reaches the prompt."""
+
+    def mark(value: Any) -> Any:
+        if isinstance(value, str):
+            return value if value.startswith("{") else f"{value} {POISON}"
+        if isinstance(value, list):
+            return [mark(item) for item in value]
+        if isinstance(value, dict):
+            return {key: item if key == "role" else mark(item) for key, item in value.items()}
+        return value
+
+    return {column: mark(value) for column, value in EXAMPLES[name].row.items()}
+
+
+def rows_of(name: str, output: Any, order: list[int], slots: int) -> dict[str, dict[str, Any]]:
+    """Six copies of the example through a worker on the chaos engine, the third poisoned; by their `tag` column."""
+    example = EXAMPLES[name]
+    reading = bool(example.row)
+    rows = [
+        {**(poisoned(name) if number == 2 and reading else example.row), "tag": f"row {number}"} for number in range(6)
+    ]
+    job = chaos_job(
+        output,
+        source={"rows": [rows[number] for number in order]},
+        model={"path": "chaos", "engine": {"slots": slots, "reply": example.answer, "empty_on": POISON}},
+        steps=[{"task": name, **example.parameters}],
+        shard_rows=10,
+    )
+    engine = ChaosEngine(EngineSpec("chaos", arguments=dict(job.model.engine)))
+    worker, plan, seeds, store = worker_on(engine, job)
+    (shard,) = plan.shards
+    asyncio.run(worker.shard(shard, "a", seeds.slice(0, 6)))
+    manifest = read_manifest(store, plan, shard)
+    table = read_shard(store, plan, manifest)
+    return {record["tag"]: record for record in table.to_pylist()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_in_are_rows_out_and_a_bad_one_is_rejected_alone(name: str, tmp_path):
+    example, spec = EXAMPLES[name], TASKS[name]
+    found = rows_of(name, tmp_path / "run", list(range(6)), slots=3)
+    assert len(found) == 6
+    rejected = {tag for tag, row in found.items() if row["outcome"] == "rejected"}
+    poisonable = bool(example.row) and spec.distilabel is not None
+    assert rejected == ({"row 2"} if poisonable else set())
+    for tag, row in found.items():
+        source = poisoned(name) if tag == "row 2" and example.row else example.row
+        for column, value in source.items():
+            assert row[column] == value, "a column of the seed was lost or changed"
+        assert not any("distilabel" in column for column in row)
+        if tag in rejected:
+            assert row["reason"] == "empty_completion"
+            assert all(row[column] is None for column in example.outputs)
+        elif tag != "row 2":
+            assert {column: row[column] for column in example.outputs} == example.outputs
+    alone = {row["output_tokens"] for tag, row in found.items() if tag != "row 2"}
+    assert len(alone) == 1, "tokens are counted row by row"
+
+
+class Recording(ScriptedEngine):
+    """Notes the prompts of each row by the row's own key."""
+
+
+# Tasks that choose at random: a system prompt, a mutation, the wording of a prompt.
+CHOOSING = {
+    "magpie": {"system_prompt": [f"Topic {number}." for number in range(50)]},
+    "evol_instruct": {"num_evolutions": 3, "eliminate": False},
+    "evol_complexity": {"num_evolutions": 3, "eliminate": False},
+    "evol_quality": {"num_evolutions": 3},
+    "apigen_generator": {"number": [1, 2, 3, 4, 5]},
+    "generate_text_retrieval_data": {},
+    "generate_text_classification_data": {},
+    "monolingual_triplet_generator": {},
+    "bitext_retrieval_generator": {"target_language": "German"},
+}
+
+
+@pytest.mark.parametrize("name", sorted(CHOOSING))
+def test_random_choices_are_the_row_s_own_in_any_order_and_on_any_engine(name: str):
+    """Eight rows, in two orders on two engines, beside one another: each asks the same both times."""
+    from batchgen.tasks.runner import CallLog, TaskRunner
+
+    spec, example = TASKS[name], EXAMPLES[name]
+    parameters = spec.parameters.model_validate({**example.parameters, **CHOOSING[name]})
+
+    def asked(order: list[int]) -> dict[int, list[str]]:
+        engine = ScriptedEngine(lambda *_: example.answer)
+        runner = TaskRunner(name, spec, parameters, {}, {}, engine, {})
+
+        async def go() -> None:
+            await asyncio.gather(*(runner.run(dict(example.row), CallLog(f"{n}", 1000 + n)) for n in order))
+
+        asyncio.run(go())
+        prompts: dict[int, list[str]] = {}
+        for prompt, request in zip(engine.prompts, engine.requests, strict=True):
+            prompts.setdefault(int(request.key.split("-")[0]), []).append(prompt)
+        return prompts
+
+    first, second = asked(list(range(8))), asked(list(reversed(range(8))))
+    assert first == second
+    assert len({tuple(prompts) for prompts in first.values()}) > 1, "rows differ from one another"
+
+
+@pytest.mark.parametrize("name", CALLING)
+def test_words_that_mean_nothing_never_end_a_shard(name: str, tmp_path):
+    """Whatever a model says, a row ends as ok or rejected with a short reason."""
+    example = EXAMPLES[name]
+    for number, reply in enumerate(("word", "{", '{"S1": 3}', "[1, 2", "Score: x", "\ud800", "#" * 3000, "- \n- \n")):
+        job = chaos_job(
+            tmp_path / f"run-{number}",
+            source={"rows": [{**example.row, "tag": "t"}]},
+            model={"path": "chaos", "engine": {"reply": reply}},
+            steps=[{"task": name, **example.parameters}],
+        )
+        engine = ChaosEngine(EngineSpec("chaos", arguments=dict(job.model.engine)))
+        worker, plan, seeds, _ = worker_on(engine, job)
+        receipt = asyncio.run(worker.shard(plan.shards[0], "a", seeds.slice(0, 1)))
+        assert receipt.progress.ok + receipt.progress.rejected == 1
+
+
+def test_optional_columns_are_marked_once():
+    for name, spec in TASKS.items():
+        for kind in spec.inputs(spec.parameters.model_validate(EXAMPLES[name].parameters)).values():
+            assert arrow_type(bare(kind)) is not None
+            assert is_required(kind) != kind.endswith("?")

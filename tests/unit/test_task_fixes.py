@@ -1,0 +1,306 @@
+"""What distilabel gets wrong and `tasks/distilabel_fixes.py` puts right: a test for every difference."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from batchgen.errors import RowRejected
+from batchgen.tasks.distilabel_fixes import parse_data
+from batchgen.tasks.evolution import answer_elimination, elimination
+from batchgen.tasks.runner import CallLog, TaskRunner
+from batchgen.tasks.table import TASKS
+from tests.helpers import ScriptedEngine, run_task
+from tests.task_examples import EXAMPLES
+
+
+def run_with_log(name: str, row: dict[str, Any], engine: ScriptedEngine, seed: int = 0, **parameters: Any):
+    """(added columns, notes) of a row."""
+    spec, log = TASKS[name], CallLog("row", seed)
+    runner = TaskRunner(name, spec, spec.parameters.model_validate(parameters), {}, {}, engine, {})
+    return asyncio.run(runner.run(row, log)), log.notes
+
+
+@pytest.mark.parametrize(
+    ("previous", "evolved", "reason"),
+    [
+        ("Add 2 and 3.", "Add 2 and 3, then explain why the order does not matter.", None),
+        ("Add 2 and 3.", "add 2, and 3!", "no_gain"),
+        ("Add 2 and 3.", "3 and 2", "no_gain"),
+        ("Add 2 and 3.", "", "says_nothing"),
+        ("Add 2 and 3.", "... ?!", "says_nothing"),
+        ("Add 2 and 3.", "And so the, of it.", "says_nothing"),
+        ("Add 2 and 3.", "I'm sorry, but this cannot be made harder.", "refusal"),
+        ("Add 2 and 3.", "As an AI, I have no opinion.", "refusal"),
+        ("Add 2 and 3.", "Here is the rewritten prompt: add 2 and 3 and 4.", "copied_prompt"),
+        ("Add 2 and 3.", "#Rewritten Prompt# Add 7.", "copied_prompt"),
+        ("Add 2 and 3.", "Take the given prompt and add 7.", "copied_prompt"),
+        # A rule is about what the rewriting did, not about what the user asked for.
+        ("Explain the phrase 'given prompt'.", "Explain in detail the phrase 'given prompt'.", None),
+        ("Write that you are sorry.", "Write to a friend that you are sorry for being late.", None),
+    ],
+)
+def test_wizardlm_s_rules_on_evolutions(previous: str, evolved: str, reason: str | None):
+    assert elimination(evolved, previous) == reason
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("The sum is 5.", None),
+        ("I'm sorry, I can't do that.", "refusal"),
+        ("Sorry.", "refusal"),
+        ("I am sorry. " + "But here is a long and useful answer. " * 20, None),
+        ("!!!", "says_nothing"),
+        ("The of and.", "says_nothing"),
+    ],
+)
+def test_wizardlm_s_rules_on_answers(answer: str, reason: str | None):
+    assert answer_elimination(answer) == reason
+
+
+def test_an_eliminated_evolution_keeps_the_last_good_one_and_is_noted():
+    engine = ScriptedEngine(["Add 2, 3 and 4.", "I'm sorry, no.", "Add 2, 3, 4 and 5."])
+    row, notes = run_with_log("evol_instruct", {"instruction": "Add 2 and 3."}, engine, num_evolutions=3)
+    assert row == {"evolved_instruction": "Add 2, 3, 4 and 5."}
+    assert notes == ["eliminated_refusal"]
+    assert "Add 2, 3 and 4." in engine.prompts[2], "the third evolution starts from the last good one"
+
+
+def test_stored_evolutions_repeat_the_last_good_one_in_place_of_an_eliminated_one():
+    engine = ScriptedEngine(["Add 2, 3 and 4.", "Add.", "Add 2, 3, 4 and 5."])
+    row, notes = run_with_log(
+        "evol_complexity",
+        {"instruction": "Add 2 and 3."},
+        engine,
+        num_evolutions=3,
+        store_evolutions=True,
+        include_original_instruction=True,
+    )
+    assert row["evolved_instructions"] == ["Add 2 and 3.", "Add 2, 3 and 4.", "Add 2, 3 and 4.", "Add 2, 3, 4 and 5."]
+    assert notes == ["eliminated_no_gain"]
+
+
+def test_elimination_can_be_turned_off():
+    engine = ScriptedEngine(["I'm sorry, no."])
+    row, notes = run_with_log("evol_instruct", {"instruction": "Add."}, engine, eliminate=False)
+    assert (row, notes) == ({"evolved_instruction": "I'm sorry, no."}, [])
+
+
+@pytest.mark.parametrize("store", [False, True])
+def test_an_evolution_that_nobody_can_answer_gives_way_to_the_last_that_somebody_can(store: bool):
+    def answer(prompt: str, number: int) -> str:
+        if "Prompt#" in prompt:
+            return "Prove it." if number else "Add 2, 3 and 4."
+        return "Sorry, I can't." if "Prove it." in prompt else "It is 9."
+
+    row, notes = run_with_log(
+        "evol_instruct",
+        {"instruction": "Add 2 and 3."},
+        ScriptedEngine(answer),
+        num_evolutions=2,
+        generate_answers=True,
+        store_evolutions=store,
+    )
+    if store:
+        assert row == {"evolved_instructions": ["Add 2, 3 and 4."] * 2, "answers": ["It is 9."] * 2}
+    else:
+        assert row == {"evolved_instruction": "Add 2, 3 and 4.", "answer": "It is 9."}
+    assert notes == ["eliminated_answer_refusal"]
+
+
+def test_a_row_that_no_version_of_has_a_good_answer_is_rejected():
+    engine = ScriptedEngine(lambda prompt, number: "Prove it." if "Prompt#" in prompt else "Sorry.")
+    with pytest.raises(RowRejected, match="no_good_answer"):
+        run_task("evol_instruct", {"instruction": "Add."}, engine, generate_answers=True)
+
+
+def test_evol_quality_mutates_rows_differently():
+    """distilabel seeds numpy with one number for every batch, so that all rows get one mutation."""
+    prompts = set()
+    for seed in range(30):
+        engine = ScriptedEngine(["Better."])
+        run_task("evol_quality", {"instruction": "Add.", "response": "5"}, engine, seed=seed)
+        prompts.add(engine.prompts[0])
+    assert len(prompts) > 2
+
+
+def test_evol_quality_keeps_the_original_where_it_is_asked_to():
+    row = run_task(
+        "evol_quality",
+        {"instruction": "Add.", "response": "5"},
+        ScriptedEngine(["five", "#Rewritten Response#: It is five."]),
+        num_evolutions=2,
+        store_evolutions=True,
+        include_original_response=True,
+    )
+    assert row == {"evolved_responses": ["5", "five", "It is five."]}
+
+
+def chosen_prompts(system_prompt: Any, rows: int = 300) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for seed in range(rows):
+        engine = ScriptedEngine(["Hi.", "Ho."])
+        row = run_task("magpie", {}, engine, seed=seed, system_prompt=system_prompt)
+        found[row.get("system_prompt_key") or engine.prompts[0].split("\n")[1].split("<")[0]] += 1
+    return found
+
+
+def test_magpie_chooses_its_system_prompt_row_by_row():
+    assert set(chosen_prompts(["Math.", "Art."])) == {"Math.", "Art."}
+
+
+def test_weights_of_system_prompts_need_not_sum_to_one():
+    """distilabel compares a sum of floats with 1.0 and refuses 0.7, 0.2 and 0.1."""
+    found = chosen_prompts({"math": ["Do math.", 0.7], "art": ["Do art.", 0.2], "code": ["Do code.", 0.1]})
+    assert found["math"] > found["art"] > found["code"] > 0
+    assert chosen_prompts({"math": ["Do math.", 3], "art": ["Do art.", 0]}, rows=40) == {"math": 40}
+
+
+def test_a_row_s_own_system_prompt_has_no_key():
+    engine = ScriptedEngine(["Hi.", "Ho."])
+    row = run_task("magpie", {"system_prompt": "Own."}, engine, system_prompt={"math": "Do math."})
+    assert row["system_prompt_key"] is None
+    assert "Own." in engine.prompts[0]
+
+
+HOSTILE = [
+    "__import__('os').system('touch {path}')",
+    "```json\n__import__('os').system('touch {path}')\n```",
+    "[__import__('os').system('touch {path}')]",
+    '{{"S1": __import__("os").system("touch {path}"), "S2": "b", "S3": "c"}}',
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize(
+    "name", ["embedding_task_generator", "monolingual_triplet_generator", "generate_text_retrieval_data"]
+)
+def test_a_completion_is_never_evaluated(name: str, text: str, tmp_path):
+    """distilabel calls `eval` on what the model says."""
+    marker = tmp_path / "marker"
+    example = EXAMPLES[name]
+    with pytest.raises(RowRejected, match="invalid_output"):
+        run_task(name, example.row, ScriptedEngine([text.format(path=marker)]), **example.parameters)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [
+        ('{"a": "b"}', {"a": "b"}),
+        ("{'a': 'b'}", {"a": "b"}),
+        ('Here it is:\n```json\n["a", "b"]\n```\nDone.', ["a", "b"]),
+        ('{"a": "two\nlines"}', {"a": "two\nlines"}),
+        ("nothing", None),
+        ("[" * 100_000, None),
+        ("(" * 90 + ")" * 90, None),
+    ],
+)
+def test_data_in_completions(text: str, data: Any):
+    assert parse_data(text) == data
+
+
+@pytest.mark.parametrize("fence", ["```\n", "```json\n"])
+def test_apigen_reads_fences_that_name_their_language(fence: str):
+    answer = fence + '[{"query": "Add.", "answers": []}]\n```'
+    row = run_task("apigen_generator", EXAMPLES["apigen_generator"].row, ScriptedEngine([answer]))
+    assert row == {"query": "Add.", "answers": "[]"}
+
+
+def test_scores_survive_blank_lines_and_a_missing_one_rejects_the_row():
+    row = {"instruction": "Add.", "responses": ["a", "b"]}
+    assert run_task("quality_scorer", row, ScriptedEngine(["\n[1] score: 2\n\n[2] Score: 3"])) == {"scores": [2.0, 3.0]}
+    with pytest.raises(RowRejected, match="invalid_output"):
+        run_task("quality_scorer", row, ScriptedEngine(["[1] score: 2"]))
+
+
+@pytest.mark.parametrize(
+    "answer", ["Rating: 3\nRationale: Good.", "Rating: ?\nRationale: a\n\nRating: 1\nRationale: b"]
+)
+def test_ultrafeedback_needs_a_rating_a_text(answer: str):
+    with pytest.raises(RowRejected, match="invalid_output"):
+        run_task("ultrafeedback", EXAMPLES["ultrafeedback"].row, ScriptedEngine([answer]))
+
+
+def test_text_classification_keeps_to_the_labels():
+    labels = {"available_labels": ["sport", "art"]}
+    row = {"text": "A goal."}
+    assert run_task("text_classification", row, ScriptedEngine(['{"labels": "sport"}']), **labels) == {
+        "labels": "sport"
+    }
+    with pytest.raises(RowRejected, match="unknown_label"):
+        run_task("text_classification", row, ScriptedEngine(['{"labels": "law"}']), **labels)
+
+
+def test_default_structured_output_goes_to_the_engine_as_a_schema():
+    engine = ScriptedEngine(['{"labels": "sport"}'])
+    run_task("text_classification", {"text": "A goal."}, engine)
+    schema = engine.requests[0].sampling["structured_outputs"]["json"]
+    assert schema["required"] == ["labels"]
+    engine = ScriptedEngine(['{"labels": "sport"}'])
+    run_task("text_classification", {"text": "A goal."}, engine, use_default_structured_output=False)
+    assert "structured_outputs" not in engine.requests[0].sampling
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sent"),
+    [
+        ('{"choice": ["yes", "no"]}', {"choice": ["yes", "no"]}),
+        ('{"format": "regex", "schema": "a+"}', {"regex": "a+"}),
+        ('{"format": "json", "schema": {"type": "object"}}', {"json": {"type": "object"}}),
+    ],
+)
+def test_structured_generation_takes_its_format_from_the_row(wanted: str, sent: dict[str, Any]):
+    engine = ScriptedEngine(["yes"])
+    run_task("structured_generation", {"instruction": "Is it?", "structured_output": wanted}, engine)
+    assert engine.requests[0].sampling["structured_outputs"] == sent
+
+
+@pytest.mark.parametrize(
+    "wanted", ["no json", "[]", "{}", '{"grammar": "x"}', '{"choice": "yes"}', '{"format": "xml"}']
+)
+def test_a_format_that_is_none_rejects_the_row(wanted: str):
+    with pytest.raises(RowRejected, match="invalid_structured_output"):
+        run_task("structured_generation", {"instruction": "x", "structured_output": wanted}, ScriptedEngine(["yes"]))
+
+
+def test_a_shortfall_of_instructions_is_noted():
+    row, notes = run_with_log("self_instruct", {"input": "x"}, ScriptedEngine(["1. Add."]), num_instructions=3)
+    assert row == {"instructions": ["Add."]}
+    assert notes == ["instruction_missing"] * 2
+
+
+def test_a_template_fills_columns_and_runs_no_code():
+    engine = ScriptedEngine(["ok"])
+    row = {"question": "{{ answer }} {% for x in y %}", "answer": 42}
+    row["answer"] = "forty-two"
+    run_task("text_generation", row, engine, template="Q: {{ question }} A: {{answer}}", system_prompt="Judge.")
+    assert "Q: {{ answer }} {% for x in y %} A: forty-two" in engine.prompts[0]
+    assert "Judge." in engine.prompts[0]
+
+
+def test_a_conversation_has_to_end_with_the_user():
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]
+    with pytest.raises(RowRejected, match="last_message_is_not_the_user_s"):
+        run_task("chat_generation", {"messages": messages}, ScriptedEngine(["x"]))
+
+
+@pytest.mark.parametrize(
+    ("ratings", "reason"),
+    [([3.0, 3.0], "no_preference"), ([3.0, None], "no_preference"), ([3.0], "invalid_input")],
+)
+def test_a_preference_needs_two_different_ratings(ratings: list[float | None], reason: str):
+    row = {"instruction": "Add.", "generations": ["a", "b"], "ratings": ratings}
+    with pytest.raises(RowRejected, match=reason):
+        run_task("preference_pair", row, ScriptedEngine([]))
+
+
+def test_a_preference_can_ask_for_a_margin():
+    row = {"instruction": "Add.", "generations": ["a", "b"], "ratings": [3.0, 4.0]}
+    assert run_task("preference_pair", row, ScriptedEngine([]), min_difference=1)["chosen_rating"] == 4.0
+    with pytest.raises(RowRejected, match="no_preference"):
+        run_task("preference_pair", row, ScriptedEngine([]), min_difference=2)
