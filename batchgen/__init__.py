@@ -24,6 +24,8 @@ from batchgen.errors import (
 if TYPE_CHECKING:
     from batchgen.api import Result, run
     from batchgen.job import Job
+    from batchgen.pipeline import PipelineResult, from_pipeline
+    from batchgen.tasks.spec import own_task
 
 __all__ = [
     "BatchgenError",
@@ -32,6 +34,7 @@ __all__ = [
     "Job",
     "JobError",
     "ModelError",
+    "PipelineResult",
     "PlanMismatch",
     "Result",
     "SeedError",
@@ -39,11 +42,20 @@ __all__ = [
     "Stopped",
     "UserError",
     "__version__",
+    "from_pipeline",
+    "own_task",
     "run",
 ]
 __version__ = "0.1.0"
 
-_LAZY = {"Job": "batchgen.job", "Result": "batchgen.api", "run": "batchgen.api"}
+_LAZY = {
+    "Job": "batchgen.job",
+    "PipelineResult": "batchgen.pipeline",
+    "Result": "batchgen.api",
+    "from_pipeline": "batchgen.pipeline",
+    "own_task": "batchgen.tasks.spec",
+    "run": "batchgen.api",
+}
 
 
 def __getattr__(name: str) -> Any:

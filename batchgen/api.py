@@ -7,15 +7,17 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from batchgen.commit import Manifest, committed
 from batchgen.drive import STALL_SECONDS, Driver, Status
 from batchgen.errors import BatchgenError, JobError, ModelError, StoreError, UserError
 from batchgen.fleet import Fleet, HostConfig
-from batchgen.job import Job, Model, Step
+from batchgen.job import Job, Model, OwnTasks, Step
+from batchgen.merge.rows import chat_columns
 from batchgen.merge.version import Version, merge_run
 from batchgen.plan import Plan, make_plan, settle_plan
 from batchgen.progress import Progress
@@ -51,6 +53,7 @@ def plan_run(job: Job, trust_remote_code: bool = False) -> tuple[Plan, Seeds]:
     """
     seeds = load_seeds(job.source)
     plan = make_plan(job, seeds)
+    chat_columns(job, plan)
     _check_models(job, trust_remote_code)
     return plan, seeds
 
@@ -81,25 +84,30 @@ def _check_model(model: Model, steps: Sequence[Step], trust_remote_code: bool) -
 
 
 def run(
-    job: Job,
+    job: Job | Mapping[str, Any] | str | Path,
     address: str | None = None,
     watch: Watch = lambda status: None,
     trust_remote_code: bool = False,
     in_process: bool = False,
+    tasks: OwnTasks | None = None,
 ) -> Result:
     """Runs a job to its published dataset, or goes on with a run that was interrupted.
 
     Args:
+        job: a job, its tree, or the path of its file.
         address: of a running Ray cluster; None starts a Ray on this machine for the time of the run.
         watch: called with the status about once a second.
         trust_remote_code: lets the model's repository run its own code.
         in_process: runs the engines in this process, without Ray.
+        tasks: entries for tasks of the caller's own, by the name that the job's steps use; see `own_task`.
 
     Raises:
         UserError: bad input; no engine was started.
         Stopped: ended early; the same call goes on.
         BatchgenError: failed.
     """
+    if not isinstance(job, Job):
+        job = Job.of(job, tasks=tasks) if isinstance(job, Mapping) else Job.load(job, tasks=tasks)
     check_output(job.output)
     plan, seeds = plan_run(job, trust_remote_code)
     store = open_store(job.output)

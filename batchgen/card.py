@@ -24,13 +24,19 @@ def _size_category(rows: int) -> str:
     return next((name for limit, name in _SIZES if rows < limit), "10M<n<100M")
 
 
-def render_card(job: Job, plan: Plan, table: pa.Table, details: Mapping[str, Any]) -> str:
-    """The card of a dataset version: the same for the same rows and the same job."""
+def render_card(job: Job, plan: Plan, table: pa.Table, details: Mapping[str, Any], digest: str) -> str:
+    """The card of a dataset version: the same for the same rows and the same job.
+
+    Args:
+        digest: of the data files. `load_dataset` caches a local folder by its name and by what its card says, not by
+            its data: two runs' folders called `dataset` would be taken for one without it.
+    """
     front = {
         "pretty_name": job.name,
         "size_categories": [_size_category(table.num_rows)],
         "tags": ["synthetic", "distilabel", "batchgen"],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
+        "dataset_info": {"config_name": "default", "description": f"batchgen, data {digest}"},
     }
     dropped = "".join(f"| {reason} | {count} |\n" for reason, count in details["dropped"].items())
     columns = "".join(f"| `{field.name}` | `{field.type}` |\n" for field in table.schema)
@@ -74,3 +80,20 @@ def render_card(job: Job, plan: Plan, table: pa.Table, details: Mapping[str, Any
 | column | type |
 | --- | --- |
 {columns}"""
+
+
+def render_configs(cards: Mapping[str, str]) -> str:
+    """One card for several datasets, each a config with its files under `data/<config>/`.
+
+    Args:
+        cards: of every config.
+    """
+    configs = [
+        {"config_name": name, "data_files": [{"split": "train", "path": f"data/{name}/train-*.parquet"}]}
+        for name in cards
+    ]
+    parts = {name: card.split("---\n", 2) for name, card in cards.items()}
+    infos = [{**yaml.safe_load(part[1])["dataset_info"], "config_name": name} for name, part in parts.items()]
+    front = {"tags": ["synthetic", "distilabel", "batchgen"], "configs": configs, "dataset_info": infos}
+    bodies = "\n".join(part[2].strip() + "\n" for part in parts.values())
+    return f"---\n{yaml.safe_dump(front, sort_keys=False).strip()}\n---\n\n{bodies}"

@@ -223,6 +223,7 @@ def _status(options: argparse.Namespace) -> int:
         "ok": progress.ok,
         "rejected": progress.rejected,
         "reasons": dict(progress.reasons),
+        "notes": dict(progress.notes),
         "input_tokens": progress.input_tokens,
         "output_tokens": progress.output_tokens,
         "complete": len(manifests) == len(plan.shards),
@@ -238,6 +239,8 @@ def _status(options: argparse.Namespace) -> int:
         f"  rows: {progress.ok:,} ok, {progress.rejected:,} rejected, of {plan.rows:,}"
         + (f" ({reasons})" * bool(reasons))
     )
+    if progress.notes:
+        print(f"  notes: {', '.join(f'{note} {count:,}' for note, count in progress.notes.items())}")
     print(f"  tokens: {progress.input_tokens:,} in, {progress.output_tokens:,} out")
     print(f"  dataset: version {version.number}, {version.kept:,} rows" if version else "  dataset: not merged yet")
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from batchgen.job import Job
+from batchgen.job import Job, Step
 
 
 def mermaid(job: Job) -> str:
@@ -16,16 +16,24 @@ def mermaid(job: Job) -> str:
     for index, step in enumerate(job.steps):
         node = f"step{index}"
         columns = ", ".join(step.outputs)
-        lines.append(f'  {node}["{step.task}<br/>{_safe(columns)}"]')
+        on = f" on {step.model}" if step.model is not None else ""
+        lines.append(f'  {node}["{step.task}{_safe(on)}<br/>{_safe(columns)}"]')
         lines.append(f"  {before} {edge} {node}")
         before = node
-        edge = f'== "{_safe(step.explode.strip())}" ==>' if step.explode else "-->"
+        edge = _edge(step)
     lines += [
         '  merge["merge"]',
         f"  {before} {edge} merge",
         f'  merge --> dataset[("{_safe(job.output)}/dataset")]',
     ]
     return "\n".join(lines)
+
+
+def _edge(step: Step) -> str:
+    """Thick, with its reason, where a row becomes several."""
+    reasons = [f"{step.num_generations} generations"] * (step.num_generations > 1 and not step.group_generations)
+    reasons += [(step.explode or "").strip()] * (step.explode is not None)
+    return f'== "{_safe(", ".join(reasons))}" ==>' if reasons else "-->"
 
 
 def _safe(text: str) -> str:

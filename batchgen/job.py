@@ -143,8 +143,7 @@ class Step(_Part):
 
     @model_validator(mode="after")
     def _known_parameters(self, info: ValidationInfo) -> Step:
-        # Frozen for users; a task of their own is not in the table.
-        object.__setattr__(self, "__pydantic_private__", {"_spec": _tasks_of(info)[self.task]})
+        self._spec = _own_tasks(info).get(self.task)
         given = self.__pydantic_extra__ or {}
         known = self.spec.parameters.model_fields
         open_ended = self.spec.parameters.model_config.get("extra") == "allow"
@@ -202,7 +201,11 @@ _STEP_FIELDS = tuple(Step.model_fields)
 
 def _tasks_of(info: ValidationInfo) -> Mapping[str, TaskSpec]:
     """The table, with the user's own tasks of a call from Python."""
-    return {**TASKS, **((info.context or {}).get("tasks") or {})}
+    return {**TASKS, **_own_tasks(info)}
+
+
+def _own_tasks(info: ValidationInfo) -> OwnTasks:
+    return (info.context or {}).get("tasks") or {}
 
 
 class Near(_Part):

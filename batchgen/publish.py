@@ -6,8 +6,10 @@ import hashlib
 import os
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
+from batchgen.card import render_configs
 from batchgen.errors import CorruptShard, StoreError, UserError
 from batchgen.merge.version import CARD, Version
 from batchgen.store.base import ObjectStore
@@ -33,6 +35,32 @@ def publish_folder(store: ObjectStore, version: Version, folder: str | Path) -> 
             if hashlib.sha256(data).hexdigest() != file["sha256"]:
                 raise CorruptShard(f"version {version.number}: {name} is not what was merged; merge again")
             path.write_bytes(data)
+        _swap(fresh, target)
+    except OSError as error:
+        raise StoreError(f"cannot publish to {target}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return target
+
+
+def publish_configs(datasets: Mapping[str, Path], folder: str | Path) -> Path:
+    """Puts several published datasets into one folder, each as a config of it, in the place of an earlier one.
+
+    Args:
+        datasets: folder of each config.
+
+    Raises:
+        UserError: the folder holds something that is no dataset.
+    """
+    target = Path(folder).expanduser().resolve()
+    if target.exists() and not _replaceable(target):
+        raise UserError(f"{folder}: exists and is no published dataset; it is left as it is")
+    fresh = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+    try:
+        for name, dataset in datasets.items():
+            shutil.copytree(dataset / "data", fresh / "data" / name)
+        cards = {name: (dataset / CARD).read_text(encoding="utf-8") for name, dataset in datasets.items()}
+        (fresh / CARD).write_text(render_configs(cards), encoding="utf-8")
         _swap(fresh, target)
     except OSError as error:
         raise StoreError(f"cannot publish to {target}: {error.strerror or error}") from error

@@ -46,8 +46,15 @@ def chat_columns(job: Job, plan: Plan) -> tuple[str, str | None] | str | None:
     A prompt may be a conversation that the answer continues.
 
     Raises:
-        JobError: `merge.answer` is given without anything to answer.
+        JobError: `merge.answer` is given without anything to answer, or `messages` is another column already.
     """
+    found = _found_columns(job, plan)
+    if found is not None and "messages" in plan.schema.names and "messages" not in (found, found[0]):
+        raise JobError("column 'messages' is where the dataset has the conversation; give yours another name")
+    return found
+
+
+def _found_columns(job: Job, plan: Plan) -> tuple[str, str | None] | str | None:
     kinds = {field.name: kind_of(field.type) for field in plan.schema}
     if job.merge.prompt:
         return job.merge.prompt, job.merge.answer
@@ -103,6 +110,8 @@ def merge_rows(store: ObjectStore, plan: Plan, job: Job, manifests: Mapping[int,
         messages = _messages(table, columns)
         if isinstance(columns, str):
             table = table.drop_columns([columns])  # `messages` is that conversation
+        elif columns[0] == "messages":
+            table = table.drop_columns(["messages"])  # `messages` is that conversation with its answer
         table = table.add_column(0, pa.field("messages", CONVERSATION), messages)
         table = _keep(table, _complete(messages), "empty", dropped)
         table = _deduplicate(table, job.merge, dropped)

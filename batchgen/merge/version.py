@@ -94,9 +94,11 @@ def merge_run(store: ObjectStore, plan: Plan, job: Job, partial: bool = False) -
             "shards": len(manifests),
             "of_shards": len(plan.shards),
         }
+        files = {name: _described(path) for name, path in paths.items()}
+        digest = hashlib.sha256(canonical_json([file["sha256"] for file in files.values()])).hexdigest()[:32]
         card = Path(scratch) / CARD
-        card.write_text(render_card(job, plan, merged.table, details), encoding="utf-8")
-        files = {name: _described(path) for name, path in {CARD: card, **paths}.items()}
+        card.write_text(render_card(job, plan, merged.table, details, digest), encoding="utf-8")
+        files = {CARD: _described(card), **files}
         version = Version(number=number, files=files, **details)
         if before is not None and before.content == version.content:
             return before

@@ -20,6 +20,7 @@ from batchgen.tasks.evolution import answer_elimination, elimination
 from batchgen.tasks.generation import render_template
 
 _FENCE = re.compile(r"```(?:json|python)?\s*\n(.*?)```", re.DOTALL)
+_RATIONALE_LENGTH = 1000
 _LITERAL_LIMIT, _NESTING_LIMIT = 50_000, 20
 
 
@@ -190,7 +191,32 @@ class StructuredGeneration(tasks.StructuredGeneration):  # type: ignore[misc]
         return super().format_input({**input, "structured_output": wanted})
 
 
-class _ScoredByLine:
+class _OneForEach:
+    """A default structured output with as many items as there are texts to judge; distilabel leaves that open."""
+
+    def format_input(self: Any, input: dict[str, Any]) -> Any:
+        """Messages, and the schema of the row where one is wanted."""
+        messages = super().format_input(input)  # type: ignore[misc]
+        if not self.use_default_structured_output:
+            return messages
+        judged = next(input[name] for name in ("generations", "responses", "instructions") if name in input)
+        return messages, {"json": sized(self.get_structured_output(), len(judged))}
+
+
+def sized(schema: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """A schema of lists with just so many items, with texts that end and ratings from 1 to 5."""
+    properties = {}
+    for name, listed in schema["properties"].items():
+        item = dict(listed["items"])
+        if item.get("type") == "string":
+            item["maxLength"] = _RATIONALE_LENGTH
+        if name == "ratings":
+            item |= {"minimum": 1, "maximum": 5}
+        properties[name] = {**listed, "items": item, "minItems": number, "maxItems": number}
+    return {**schema, "properties": properties}
+
+
+class _ScoredByLine(_OneForEach):
     """Blank lines between scores are no scores."""
 
     def format_output(self: Any, output: str | None, input: dict[str, Any]) -> dict[str, Any]:
@@ -208,7 +234,7 @@ class QualityScorer(_ScoredByLine, tasks.QualityScorer):  # type: ignore[misc]
     """See `_ScoredByLine`."""
 
 
-class UltraFeedback(tasks.UltraFeedback):  # type: ignore[misc]
+class UltraFeedback(_OneForEach, tasks.UltraFeedback):  # type: ignore[misc]
     """Text before, between and after the ratings is no rating."""
 
     def format_output(self, output: str | None, input: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
+from batchgen.engines import build_engine
 from batchgen.engines.base import Engine, EngineSpec, Request
 from batchgen.engines.chaos import ChaosEngine
 from batchgen.errors import RowRejected
@@ -14,11 +16,19 @@ from batchgen.errors import RowRejected
 QUESTION = [{"role": "user", "content": "What is the capital of Japan?"}]
 
 
-@pytest.fixture(params=["chaos", pytest.param("vllm", marks=pytest.mark.engine)])
+@pytest.fixture(scope="module")
+def transformers_engine(loop_thread) -> Iterator[Engine]:
+    engine = build_engine(EngineSpec("embedded", backend="transformers", arguments={"max_model_len": 2048}, seed=3))
+    loop_thread.run(engine.start())
+    yield engine
+    loop_thread.run(engine.stop())
+
+
+@pytest.fixture(params=["chaos", "transformers", pytest.param("vllm", marks=pytest.mark.engine)])
 def engine(request: pytest.FixtureRequest) -> Engine:
     if request.param == "chaos":
         return ChaosEngine(EngineSpec("chaos", arguments={"max_model_len": 2048}))
-    return request.getfixturevalue("vllm_engine")
+    return request.getfixturevalue(f"{request.param}_engine")
 
 
 @pytest.fixture
@@ -78,3 +88,36 @@ def test_a_prompt_that_is_too_long_rejects_its_row_alone(ask, engine: Engine):
 
 def test_more_requests_than_slots_are_all_answered(ask, engine: Engine):
     assert len(ask(3 * engine.slots)) == 3 * engine.slots
+
+
+@pytest.fixture
+def model_engine(engine: Engine) -> Engine:
+    """An engine with a model behind it."""
+    if isinstance(engine, ChaosEngine):
+        pytest.skip("the chaos engine has no model")
+    return engine
+
+
+def test_greedy_answers_limits_and_stops(model_engine: Engine, ask):
+    greedy = {"temperature": 0.0, "max_tokens": 40}
+    assert ask(sampling=greedy)[0].text.strip() == "The capital of Japan is Tokyo."
+    (cut,) = ask(sampling={"temperature": 0.0, "max_tokens": 3})
+    assert (cut.finish_reason, cut.output_tokens) == ("length", 3)
+    (stopped,) = ask(sampling={**greedy, "stop": ["Japan"]})
+    assert stopped.text.strip() == "The capital of"
+    assert stopped.finish_reason == "stop"
+
+
+def test_requests_of_different_sampling_go_side_by_side(model_engine: Engine, loop_thread):
+    prompt = model_engine.chat.prompt(QUESTION).token_ids
+
+    async def go():
+        requests = [
+            Request(
+                prompt, {"temperature": 0.0, "max_tokens": 3 + number % 3}, number, key=f"side-{id(prompt)}-{number}"
+            )
+            for number in range(12)
+        ]
+        return await asyncio.gather(*(model_engine.generate(request) for request in requests))
+
+    assert [completion.output_tokens for completion in loop_thread.run(go())] == [3 + n % 3 for n in range(12)]

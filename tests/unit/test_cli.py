@@ -29,6 +29,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+COMMANDS = ("run", "plan", "status", "merge", "publish", "draw", "tasks", "submit")
+
+
 def options_of(command: str) -> list[str]:
     actions = next(a for a in build_parser()._actions if a.dest == "command")
     return sorted(name for action in actions.choices[command]._actions for name in action.option_strings)
@@ -36,13 +39,14 @@ def options_of(command: str) -> list[str]:
 
 def test_the_commands_and_their_options():
     job = ["--help", "--output", "--set", "-h"]
-    assert {name: options_of(name) for name in ("run", "plan", "status", "merge", "publish", "draw", "submit")} == {
+    assert {name: options_of(name) for name in COMMANDS} == {
         "run": sorted([*job, "--address", "--trust-remote-code"]),
         "plan": sorted([*job, "--trust-remote-code"]),
         "status": ["--help", "--json", "-h"],
         "merge": ["--help", "--partial", "--set", "-h"],
         "publish": ["--help", "--to", "-h"],
         "draw": job,
+        "tasks": ["--help", "--json", "--markdown", "-h"],
         "submit": sorted([*job, "--address", "--trust-remote-code"]),
     }
 
@@ -150,3 +154,23 @@ def test_unknown_commands_and_versions():
     assert caught.value.code == 2
     assert main(["--version"]) == 0
     assert main([]) == 2
+
+
+def test_the_tasks_are_listed(capsys: pytest.CaptureFixture[str]):
+    assert main(["tasks", "--json"]) == 0
+    tasks = {task["name"]: task for task in json.loads(capsys.readouterr().out)}
+    assert len(tasks) > 25
+    assert tasks["magpie"]["inputs"] == {"system_prompt": "text?"}
+    assert tasks["magpie"]["outputs"] == {"instruction": "text", "response": "text"}
+    assert tasks["magpie"]["parameters"]["n_turns"] == 1
+    assert tasks["magpie"]["paper"] == "https://arxiv.org/abs/2406.08464"
+    assert tasks["generate_sentence_pair"]["parameters"]["action"] == "required"
+    assert main(["tasks"]) == 0
+    assert "reads   system_prompt (text?)" in capsys.readouterr().out
+
+
+def test_the_readme_s_table_of_tasks_is_the_step_table():
+    from batchgen.tasks.listing import markdown
+
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert f"-->\n{markdown()}\n<!-- /tasks -->" in readme, "put in what `batchgen tasks --markdown` prints"

@@ -148,3 +148,153 @@ def test_as_many_rows_are_in_flight_as_keep_the_engine_full(tmp_path: Path):
     engine = Counting(lambda prompt, number: "text")
     run_all(chaos_job(tmp_path, source={"count": 100}), engine)
     assert engine.most == 2 * engine.slots
+
+
+def test_generations_are_rows_of_their_own_and_a_bad_one_is_rejected_alone(tmp_path: Path):
+    job = chaos_job(
+        tmp_path,
+        source={"rows": [{"instruction": "Say it."}]},
+        steps=[{"task": "text_generation", "num_generations": 4}],
+    )
+    answers = iter(["one", "", "three", "four"])
+    rows, worker = run_all(job, ScriptedEngine(lambda *_: next(answers)))
+    assert [row["branch"] for row in rows] == ["0", "1", "2", "3"]
+    assert [row["generation"] for row in rows] == ["one", None, "three", "four"]
+    assert [row["reason"] for row in rows] == [None, "empty_completion", None, None]
+    assert (worker.progress.ok, worker.progress.rejected) == (1, 0), "seed rows are counted, not their branches"
+
+
+def test_generations_differ_and_are_the_same_again(tmp_path: Path):
+    steps = [{"task": "text_generation", "num_generations": 3}]
+    source = {"rows": [{"instruction": "Say it."}]}
+    first, _ = run_all(chaos_job(tmp_path / "a", source=source, steps=steps))
+    second, _ = run_all(chaos_job(tmp_path / "b", source=source, steps=steps))
+    assert len({row["generation"] for row in first}) == 3
+    assert first == second
+
+
+def test_grouped_generations_are_lists_without_those_that_failed(tmp_path: Path):
+    job = chaos_job(
+        tmp_path,
+        source={"rows": [{"instruction": "Say it."}]},
+        steps=[{"task": "text_generation", "num_generations": 3, "group_generations": True, "logprobs": True}],
+    )
+    answers = iter(["one", "", "three"])
+    (row,), worker = run_all(job, ScriptedEngine(lambda *_: next(answers)))
+    assert row["generation"] == ["one", "three"]
+    assert row["notes"] == ["generation_failed:empty_completion"]
+    assert worker.progress.notes == {"generation_failed:empty_completion": 1}
+    assert row["output_tokens"] == 2
+
+
+def test_a_group_in_which_all_failed_is_rejected(tmp_path: Path):
+    job = chaos_job(
+        tmp_path,
+        source={"rows": [{"instruction": "Say it."}]},
+        steps=[{"task": "text_generation", "num_generations": 2, "group_generations": True}],
+    )
+    (row,), _ = run_all(job, ScriptedEngine(lambda *_: ""))
+    assert (row["outcome"], row["reason"], row["generation"]) == ("rejected", "empty_completion", None)
+
+
+def test_log_probabilities_are_a_column_where_they_are_asked_for(tmp_path: Path):
+    job = chaos_job(
+        tmp_path,
+        source={"rows": [{"instruction": "Say it."}]},
+        model={"path": "chaos", "engine": {"reply": "three short words"}},
+        steps=[{"task": "text_generation", "logprobs": True, "output_mappings": {"logprobs": "scores"}}],
+    )
+    (row,), _ = run_all(job)
+    assert row["scores"] == [-1.0, -1.0, -1.0]
+
+
+def test_preferences_from_end_to_end(tmp_path: Path):
+    """Answers, ratings and pairs, as the recipe has them; the dataset has just what TRL reads."""
+    from batchgen.merge import merge_run
+
+    def answer(prompt: str, number: int) -> str:
+        if "Rating" in prompt or "rate" in prompt.lower():
+            return "Rating: 2\nRationale: a\n\nRating: 4\nRationale: b"
+        return f"answer {number}"
+
+    job = chaos_job(
+        tmp_path,
+        source={"rows": [{"instruction": "Add 1 and 2."}, {"instruction": "add 1 and  2."}]},
+        steps=[
+            {
+                "task": "text_generation",
+                "num_generations": 2,
+                "group_generations": True,
+                "output_mappings": {"generation": "generations"},
+            },
+            {"task": "ultrafeedback"},
+            {"task": "preference_pair"},
+        ],
+    )
+
+    async def go():
+        worker, plan, seeds, store = worker_on(ScriptedEngine(answer), job)
+        await worker.shard(plan.shards[0], new_attempt(), seeds.slice(0, 2))
+        return merge_run(store, plan, job), store
+
+    version, store = asyncio.run(go())
+    import pyarrow.parquet as pq
+
+    key = next(file["key"] for name, file in version.files.items() if name.startswith("data/"))
+    table = pq.read_table(store.path(key))
+    assert "messages" not in table.column_names
+    assert version.dropped == {"exact duplicate": 1}
+    (row,) = table.to_pylist()
+    assert row["prompt"] == [{"role": "user", "content": "Add 1 and 2."}]
+    assert row["chosen"][0]["role"] == row["rejected"][0]["role"] == "assistant"
+    assert (row["chosen_rating"], row["rejected_rating"]) == (4.0, 2.0)
+
+
+def test_a_conversation_and_its_answer_are_the_messages(tmp_path: Path):
+    from batchgen.merge import merge_run
+
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yo"},
+        {"role": "user", "content": "How?"},
+    ]
+    job = chaos_job(tmp_path, source={"rows": [{"messages": turns}]}, steps=[{"task": "chat_generation"}])
+
+    async def go():
+        worker, plan, seeds, store = worker_on(ScriptedEngine(lambda *_: "Well."), job)
+        await worker.shard(plan.shards[0], new_attempt(), seeds.slice(0, 1))
+        return merge_run(store, plan, job), store
+
+    version, store = asyncio.run(go())
+    import pyarrow.parquet as pq
+
+    key = next(file["key"] for name, file in version.files.items() if name.startswith("data/"))
+    (row,) = pq.read_table(store.path(key)).to_pylist()
+    assert row["messages"] == [*turns, {"role": "assistant", "content": "Well."}]
+
+
+def test_a_step_runs_on_the_model_that_it_names(tmp_path: Path):
+    job = chaos_job(
+        tmp_path,
+        source={"rows": [{"instruction": "Say it."}]},
+        models={"judge": {"path": "chaos"}},
+        steps=[
+            {"task": "text_generation"},
+            {"task": "quality_scorer", "model": "judge", "input_mappings": {"responses": "responses"}},
+        ],
+    )
+    job = Job.of({**job.tree(), "source": {"rows": [{"instruction": "Say it.", "responses": ["a"]}]}})
+    writer, judge = ScriptedEngine(["said"]), ScriptedEngine(["[1] score: 4"])
+
+    async def go():
+        from batchgen.generate import Worker
+        from tests.helpers import planned
+
+        plan, seeds, store = planned(job)
+        worker = Worker(job, plan, store, writer, {"judge": judge})
+        await worker.shard(plan.shards[0], new_attempt(), seeds.slice(0, 1))
+        return read_shard(store, plan, committed(store, plan)[0]).to_pylist()
+
+    (row,) = asyncio.run(go())
+    assert (row["generation"], row["scores"]) == ("said", [4.0])
+    assert (len(writer.prompts), len(judge.prompts)) == (1, 1)

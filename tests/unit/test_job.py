@@ -154,3 +154,97 @@ heavy = {{"vllm", "ray", "distilabel", "torch", "transformers", "datasets"}} & s
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+JUDGED = """\
+name: judged
+source: {count: 10}
+model: {path: embedded}
+models:
+  judge: {path: big, backend: openai, engine: {base_url: "http://127.0.0.1:8000/v1"}}
+steps:
+  - task: magpie
+    only_instruction: true
+  - task: quality_scorer
+    model: judge
+    input_mappings: {responses: answers}
+output: runs/judged
+"""
+
+
+def test_a_judge_may_be_another_model(tmp_path: Path):
+    job = Job.load(write(tmp_path, JUDGED))
+    assert [job.model_of(step).path for step in job.steps] == ["embedded", "big"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("model: judge", "model: juge", "/job.yaml:10: steps[1].model: unknown model 'juge'; did you mean 'judge'?"),
+        ("only_instruction: true", "model: judge", "steps[0].task: magpie writes user turns, which a server"),
+        ('base_url: "http://127.0.0.1:8000/v1"', "timeout: 3.0", "models.judge.engine.base_url: missing"),
+        ("http://127.0.0.1:8000/v1", "file:///etc", "models.judge.engine.base_url: string should match pattern"),
+        ("base_url:", "base: x, base_url:", "unknown field of the openai backend 'base'; did you mean 'base_url'?"),
+        (
+            "base_url:",
+            "api_key_env: AWS_SECRET_ACCESS_KEY, base_url:",
+            "models.judge.engine.api_key_env: string should",
+        ),
+        ("backend: openai", "backend: openal", "models.judge.backend: input should be 'vllm', 'openai' or 'transfo"),
+        ("backend: openai", "backend: openai, lora: x", "models.judge: lora needs the vllm backend"),
+        ("backend: openai", "backend: openai, revision: x", "models.judge: the server decides on revision"),
+        ("path: embedded", "path: embedded, backend: transformers, engine: {dtype: int8}", "model.engine.dtype: input"),
+        (
+            "only_instruction: true",
+            "only_instruction: true\n    logprobs: true",
+            "steps[0]: magpie makes several calls a row; logprobs are of one call",
+        ),
+        (
+            "only_instruction: true",
+            "system_prompt: {a: [x, 1], b: y}",
+            "steps[0].system_prompt: give every system prompt a weight, or none of them",
+        ),
+        ("only_instruction: true", "system_prompt: {a: [x, -1]}", "weights must not be negative"),
+        ("only_instruction: true", "system_prompt: {a: [x, 0]}", "at least one weight must be above zero"),
+        (
+            "model: judge\n    input_mappings: {responses: answers}",
+            "num_generations: 2\n  - task: preference_pair\n    num_generations: 2",
+            "preference_pair calls no model and generates nothing",
+        ),
+        ("task: quality_scorer", "task: quality_score", "did you mean 'quality_scorer'"),
+    ],
+)
+def test_mistakes_in_models_and_steps_are_named(tmp_path: Path, old: str, new: str, message: str):
+    assert old in JUDGED
+    assert message in refused(tmp_path, JUDGED.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "step", "message"),
+    [
+        (
+            "presence_penalty: 1.0",
+            "task: magpie",
+            "sampling has 'presence_penalty', which the transformers backend does",
+        ),
+        ("top_p: 0.9", "task: text_classification", "text_classification asks for structured outputs"),
+    ],
+)
+def test_the_transformers_backend_refuses_what_it_would_ignore(tmp_path: Path, sampling: str, step: str, message: str):
+    text = (
+        "name: t\nsource: {rows: [{text: a}]}\nmodel: {path: embedded, backend: transformers}\n"
+        f"sampling: {{{sampling}}}\nsteps: [{{{step}}}]\noutput: x\n"
+    )
+    assert message in refused(tmp_path, text)
+
+
+def test_a_text_generation_template_is_no_code(tmp_path: Path):
+    text = (
+        "name: t\nsource: {rows: [{q: a}]}\nmodel: {path: chaos}\n"
+        'steps: [{task: text_generation, template: "%s"}]\noutput: x\n'
+    )
+    job = Job.load(write(tmp_path, text % "Q: {{ q }}"))
+    assert dict(job.steps[0].inputs) == {"q": "text", "system_prompt": "text?"}
+    assert "placeholders and no other template code" in refused(tmp_path, text % "{{ q }}{% raw %}")
+    assert "placeholders and no other template code" in refused(tmp_path, text % "{{ q }}{{ q.__class__ }}")
+    assert "at least one {{ column }} placeholder" in refused(tmp_path, text % "Q")

@@ -28,7 +28,7 @@ LAYERS = [
     ["merge"],
     ["publish"],
     ["api"],
-    ["display"],
+    ["display", "pipeline"],
     ["cli"],
 ]
 # The embedded model's training script is a program of its own: it asks the tasks for their prompts.

@@ -209,3 +209,18 @@ def test_publish_replaces_a_dataset_and_nothing_else(tmp_path: Path):
         publish_folder(store, result.version, mine)
     assert (mine / "thesis.txt").read_text() == "do not lose"
     assert list(tmp_path.glob(".*")) == []
+
+
+def test_datasets_in_folders_of_one_name_are_not_taken_for_each_other(tmp_path: Path):
+    """`load_dataset` caches by the folder's name and the card; the card has to tell two datasets apart."""
+    from datasets import load_dataset
+
+    from batchgen import run
+
+    rows = {}
+    for name in ("a", "b"):
+        job = chaos_job(tmp_path / name, seed=ord(name), source={"count": 9})
+        dataset = run(job, in_process=True).dataset
+        assert dataset.name == "dataset"
+        rows[name] = load_dataset(str(dataset), split="train", cache_dir=str(tmp_path / "cache"))["instruction"][:]
+    assert rows["a"] != rows["b"]

@@ -1,0 +1,173 @@
+"""The openai engine against a small HTTP server that answers as it is told; `tests/engine` has the real one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from batchgen.engines.base import Completion, EngineSpec, Request
+from batchgen.engines.openai import OpenAIEngine
+from batchgen.errors import EngineStartError, EngineUnavailable, RowRejected
+
+SECRET = "sk-canary-0815"
+
+
+class Server:
+    """An OpenAI-compatible server: `statuses` are given to the next requests, then 200."""
+
+    def __init__(self) -> None:
+        self.statuses: list[int] = []
+        self.requests: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        self.at_once = self.most = 0
+        self.lock = threading.Lock()
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: Any) -> None: ...
+
+            def do_GET(self) -> None:
+                self.send(200, {"object": "list", "data": [{"id": "judge", "object": "model"}]})
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with server.lock:
+                    server.at_once += 1
+                    server.most = max(server.most, server.at_once)
+                    server.requests.append(body)
+                    server.keys.append(self.headers.get("Authorization"))
+                    status = server.statuses.pop(0) if server.statuses else 200
+                threading.Event().wait(0.01)
+                with server.lock:
+                    server.at_once -= 1
+                if status != 200:
+                    self.send(status, {"error": {"message": f"refused, and quoting {body['messages']} {SECRET}"}})
+                    return
+                message = {"role": "assistant", "content": "A fine answer."}
+                choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
+                if body.get("logprobs"):
+                    choice["logprobs"] = {
+                        "content": [{"token": "A", "logprob": -0.5, "bytes": None, "top_logprobs": []}]
+                    }
+                usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+                answer = {"id": "x", "object": "chat.completion", "created": 1, "model": "judge"}
+                self.send(200, {**answer, "choices": [choice], "usage": usage})
+
+            def send(self, status: int, data: dict[str, Any]) -> None:
+                raw = json.dumps(data).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(raw)))
+                self.end_headers()
+                self.wfile.write(raw)
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+def ask(server: Server, count: int = 1, path: str = "judge", sampling: dict[str, Any] | None = None, **options: Any):
+    """Starts an engine on the server and asks it."""
+    arguments = {"base_url": server.url, "max_retries": 2, **options}
+    engine = OpenAIEngine(EngineSpec(path, backend="openai", arguments=arguments))
+
+    async def go() -> list[Completion]:
+        await engine.start()
+        try:
+            messages = [{"role": "user", "content": "Is it good?"}]
+            request = Request((), sampling or {"max_tokens": 5}, seed=1, messages=messages)
+            return await asyncio.gather(*(engine.generate(request) for _ in range(count)))
+        finally:
+            await engine.stop()
+
+    return asyncio.run(go())
+
+
+def test_a_conversation_is_completed_and_its_tokens_counted(server: Server):
+    assert ask(server) == [Completion("A fine answer.", "stop", 7, 3, logprobs=[])]
+    assert server.requests[0]["messages"] == [{"role": "user", "content": "Is it good?"}]
+
+
+def test_sampling_parameters_go_where_the_server_reads_them(server: Server):
+    sampling = {"temperature": 0.5, "max_tokens": 9, "top_k": 3, "logprobs": 0, "stop": ["x"]}
+    schema = {"type": "object"}
+    (completion,) = ask(server, sampling={**sampling, "structured_outputs": {"json": schema}})
+    assert completion.logprobs == [-0.5]
+    body = server.requests[0]
+    assert {name: body[name] for name in ("temperature", "max_tokens", "top_k", "logprobs", "stop")} == {
+        "temperature": 0.5,
+        "max_tokens": 9,
+        "top_k": 3,
+        "logprobs": True,
+        "stop": ["x"],
+    }
+    assert body["response_format"]["json_schema"]["schema"] == schema
+    ask(server, sampling={"max_tokens": 5, "structured_outputs": {"choice": ["a"]}})
+    assert server.requests[1]["structured_outputs"] == {"choice": ["a"]}
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_busy_server_is_asked_again(server: Server, status: int):
+    server.statuses = [status, status]
+    assert ask(server)[0].text == "A fine answer."
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("status", [429, 500, 401, 403])
+def test_a_server_that_stays_away_stops_the_run_and_quotes_nothing(server: Server, status: int, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    server.statuses = [status] * 10
+    with pytest.raises(EngineUnavailable) as caught:
+        ask(server)
+    assert f"answers {status}" in str(caught.value)
+    assert SECRET not in str(caught.value)
+    assert "good" not in str(caught.value)
+
+
+def test_a_request_that_the_server_refuses_rejects_its_row_alone(server: Server):
+    server.statuses = [400]
+    with pytest.raises(RowRejected, match="refused_by_server"):
+        ask(server)
+
+
+def test_the_key_comes_from_the_environment(server: Server, monkeypatch):
+    monkeypatch.setenv("JUDGE_API_KEY", SECRET)
+    ask(server, api_key_env="JUDGE_API_KEY")
+    assert server.keys == [f"Bearer {SECRET}"]
+    monkeypatch.delenv("JUDGE_API_KEY")
+    ask(server, api_key_env="JUDGE_API_KEY")
+    assert SECRET not in str(server.keys[1])
+
+
+def test_requests_keep_to_the_limit(server: Server):
+    ask(server, count=12, max_concurrency=3)
+    assert server.most <= 3
+
+
+def test_a_model_that_the_server_does_not_have_is_named(server: Server):
+    with pytest.raises(EngineStartError, match=r"serves no model 'other'; it serves: judge"):
+        ask(server, path="other")
+
+
+def test_a_server_that_is_not_there_is_named():
+    engine = OpenAIEngine(
+        EngineSpec("judge", backend="openai", arguments={"base_url": "http://127.0.0.1:9/v1", "max_retries": 0})
+    )
+    with pytest.raises(EngineStartError, match=r"127\.0\.0\.1:9/v1 cannot be reached"):
+        asyncio.run(engine.start())

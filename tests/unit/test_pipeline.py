@@ -1,0 +1,214 @@
+"""Pipelines that were written for distilabel, run here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from distilabel.models import InferenceEndpointsLLM, OpenAILLM, TransformersLLM, vLLM
+from distilabel.pipeline import Pipeline, routing_batch_function
+from distilabel.steps import KeepColumns, LoadDataFromDicts, LoadDataFromFileSystem, step
+from distilabel.steps.tasks import EvolInstruct, Magpie, MagpieGenerator, TextGeneration, UltraFeedback
+
+from batchgen import JobError, from_pipeline
+from batchgen.pipeline import _job, _segments
+
+# `chaos` is a model here: the engine that needs none.
+ROWS = [{"instruction": f"Write question {number}."} for number in range(6)]
+
+
+def llm(**generation):
+    return vLLM(model="chaos", generation_kwargs=generation)
+
+
+def translated(pipeline) -> dict:
+    """The jobs of a pipeline's segments, by name."""
+    steps = {name: pipeline.dag.get_step(name)["step"] for name in pipeline.dag}
+    segments = _segments(pipeline.dag, steps)
+    return {segment.name: _job(segment, steps, Path("out"), {}).job for segment in segments}
+
+
+def test_the_course_s_two_steps_run_with_the_last_line_changed(tmp_path: Path):
+    with Pipeline() as pipeline:
+        data = LoadDataFromDicts(data=ROWS)
+        model = vLLM(model="chaos")
+        gen_a = TextGeneration(llm=model, output_mappings={"generation": "instruction"})
+        gen_b = TextGeneration(llm=model, output_mappings={"generation": "response"})
+        data >> gen_a >> gen_b
+
+    distiset = from_pipeline(pipeline, tmp_path / "out", in_process=True)
+    assert list(distiset) == ["default"]
+    dataset = distiset["default"]["train"]
+    assert len(dataset) == 6
+    asked = {row["instruction"] for row in ROWS}
+    for row in dataset:
+        assert row["instruction"] not in asked, "the first task wrote the instruction anew"
+        assert row["instruction_before_text_generation_0"] in asked
+        assert row["messages"] == [
+            {"role": "user", "content": row["instruction"]},
+            {"role": "assistant", "content": row["response"]},
+        ]
+
+
+def test_the_same_call_goes_on(tmp_path: Path):
+    with Pipeline() as pipeline:
+        LoadDataFromDicts(data=ROWS) >> TextGeneration(llm=llm())
+    first = from_pipeline(pipeline, tmp_path / "out", in_process=True)
+    before = sorted((tmp_path / "out").rglob("attempts/*/*.parquet"))
+    second = from_pipeline(pipeline, tmp_path / "out", in_process=True)
+    assert sorted((tmp_path / "out").rglob("attempts/*/*.parquet")) == before
+    assert first["default"]["train"].to_list() == second["default"]["train"].to_list()
+
+
+def test_every_leaf_is_a_config_and_shared_tasks_run_once(tmp_path: Path):
+    with Pipeline() as pipeline:
+        data = LoadDataFromDicts(data=ROWS, output_mappings={"instruction": "topic"})
+        first = TextGeneration(
+            llm=llm(),
+            name="ask",
+            input_mappings={"instruction": "topic"},
+            output_mappings={"generation": "instruction"},
+        )
+        short = TextGeneration(llm=llm(max_new_tokens=10), name="short")
+        hard = EvolInstruct(llm=llm(), name="hard", num_evolutions=1)
+        data >> first >> [short, hard]
+
+    distiset = from_pipeline(pipeline, tmp_path / "out", in_process=True)
+    assert sorted(distiset) == ["hard", "short"]
+    rows = {name: distiset[name]["train"].to_list() for name in distiset}
+    asked = [{row["topic"]: row["instruction"] for row in rows[name]} for name in ("short", "hard")]
+    assert asked[0] == asked[1], "both leaves continue the same rows"
+    assert all(row["evolved_instruction"] for row in rows["hard"])
+    assert all(row["generation"] for row in rows["short"])
+
+
+def test_models_and_generation_arguments_are_carried_over():
+    with Pipeline() as pipeline:
+        writer = TransformersLLM(
+            model="org/writer", torch_dtype="bfloat16", generation_kwargs={"temperature": 0.7, "max_new_tokens": 300}
+        )
+        judge = OpenAILLM(model="judge", base_url="http://127.0.0.1:1/v1", generation_kwargs={"temperature": 0.1})
+        write = TextGeneration(
+            llm=writer, num_generations=2, group_generations=True, output_mappings={"generation": "generations"}
+        )
+        LoadDataFromDicts(data=ROWS) >> write >> UltraFeedback(llm=judge, aspect="honesty")
+    (job,) = translated(pipeline).values()
+    assert (job.model.path, job.model.backend, job.model.engine) == ("org/writer", "vllm", {"dtype": "bfloat16"})
+    write_step, judge_step = job.steps
+    assert (write_step.num_generations, write_step.group_generations) == (2, True)
+    assert job.step_sampling(write_step) == {"max_tokens": 300, "temperature": 0.7, "top_p": 1.0}
+    assert judge_step.parameters.aspect == "honesty"
+    judge_model = job.model_of(judge_step)
+    assert (judge_model.path, judge_model.backend) == ("judge", "openai")
+    assert judge_model.engine["base_url"] == "http://127.0.0.1:1/v1"
+    assert job.step_sampling(judge_step)["temperature"] == 0.1
+
+
+def test_distilabel_s_own_limit_of_tokens_stays():
+    with Pipeline() as pipeline:
+        LoadDataFromDicts(data=ROWS) >> TextGeneration(llm=llm())
+    (job,) = translated(pipeline).values()
+    assert job.step_sampling(job.steps[0])["max_tokens"] == 128
+
+
+def test_two_local_models_share_the_gpu():
+    with Pipeline() as pipeline:
+        a, b = vLLM(model="org/a"), vLLM(model="org/b", extra_kwargs={"gpu_memory_utilization": 0.3})
+        chain = TextGeneration(llm=a, output_mappings={"generation": "draft"})
+        LoadDataFromDicts(data=ROWS) >> chain >> TextGeneration(llm=b)
+    (job,) = translated(pipeline).values()
+    assert job.model.engine == {"gpu_memory_utilization": 0.45}
+    assert job.models["llm_1"].engine == {"gpu_memory_utilization": 0.3}
+
+
+def test_magpie_s_weights_and_a_template_are_carried_over():
+    with Pipeline() as pipeline:
+        prompts = {"math": ("Do math.", 0.5), "art": ("Do art.", 0.5)}
+        magpie = Magpie(
+            llm=vLLM(model="chaos", magpie_pre_query_template="qwen2"), system_prompt=prompts, only_instruction=True
+        )
+        answer = TextGeneration(llm=llm(), template="Q: {{ instruction }}", columns=["instruction"])
+        LoadDataFromDicts(data=[{"number": i} for i in range(3)]) >> magpie >> answer
+    (job,) = translated(pipeline).values()
+    assert job.steps[0].parameters.system_prompt == {"math": ["Do math.", 0.5], "art": ["Do art.", 0.5]}
+    assert job.steps[1].parameters.template == "Q: {{ instruction }}"
+
+
+def test_rows_come_from_files_too(tmp_path: Path):
+    (tmp_path / "seeds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    with Pipeline() as pipeline:
+        LoadDataFromFileSystem(data_files=str(tmp_path / "seeds.jsonl"), num_examples=3) >> TextGeneration(llm=llm())
+    assert len(from_pipeline(pipeline, tmp_path / "out", in_process=True)["default"]["train"]) == 3
+
+
+@step(inputs=["instruction"], outputs=["instruction"], step_type="global")
+def Everything(inputs):  # a step class
+    yield inputs
+
+
+class OwnTask(TextGeneration):
+    """A user's."""
+
+
+def refused(build) -> str:
+    with Pipeline() as pipeline:
+        build(LoadDataFromDicts(data=ROWS, name="load"))
+    with pytest.raises(JobError) as caught:
+        from_pipeline(pipeline, "unused", in_process=True)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda data: data >> Everything(name="all"), "'all' (Everything) cannot be carried over: a global step"),
+        (lambda data: data >> KeepColumns(columns=["instruction"], name="keep"), "'keep' (KeepColumns)"),
+        (lambda data: data >> OwnTask(llm=llm(), name="mine"), "'mine' (OwnTask) cannot be carried over: it is a task"),
+        (
+            lambda data: data >> TextGeneration(llm=InferenceEndpointsLLM(model_id="x", api_key="k"), name="far"),
+            "'far': its LLM is a InferenceEndpointsLLM",
+        ),
+        (
+            lambda data: data >> TextGeneration(llm=OpenAILLM(model="x", api_key="sk-secret"), name="paid"),
+            "'paid': its LLM has an API key in the code",
+        ),
+        (
+            lambda data: data >> TextGeneration(llm=vLLM(model="chaos", trust_remote_code=True), name="code"),
+            "'code': trust_remote_code",
+        ),
+        (
+            lambda data: (
+                data >> TextGeneration(llm=llm(), template="{% if x %}{{ instruction }}{% endif %}", name="jinja")
+            ),
+            "placeholders",
+        ),
+    ],
+)
+def test_what_cannot_be_carried_over_is_refused_by_name(build, message: str):
+    found = refused(build)
+    assert message in found
+    assert "sk-secret" not in found
+
+
+def test_routing_functions_joins_and_generators_are_refused():
+    @routing_batch_function()
+    def route(steps):
+        return steps
+
+    def routed(data):
+        data >> route >> [TextGeneration(llm=llm(), name="a"), TextGeneration(llm=llm(), name="b")]
+
+    assert "routing function" in refused(routed)
+
+    def joined(data):
+        a = TextGeneration(llm=llm(), name="a")
+        b = TextGeneration(llm=llm(), name="b", output_mappings={"generation": "other"})
+        data >> [a, b] >> TextGeneration(llm=llm(), name="both", output_mappings={"generation": "third"})
+
+    assert "several steps lead to it" in refused(joined)
+    with Pipeline() as pipeline:
+        generator = vLLM(model="chaos", magpie_pre_query_template="qwen2")
+        MagpieGenerator(llm=generator, num_rows=3, name="magpie") >> TextGeneration(llm=llm())
+    with pytest.raises(JobError, match=r"use magpie over `source: \{count: N\}`"):
+        from_pipeline(pipeline, "unused", in_process=True)
