@@ -1,8 +1,8 @@
 """Runs a distilabel `Pipeline` that was written in Python: its tasks become jobs, its leaves configs of one dataset.
 
 A chain of tasks is one job. Where a pipeline branches, the tasks before the branch are a job of their own, and each
-branch starts from that job's rows; so every task runs once a row, as in distilabel. Nothing here imports distilabel: the
-objects come from the caller, and are told apart by the names of their classes.
+branch starts from that job's rows; so every task runs once a row, as in distilabel. Nothing here imports distilabel:
+the objects come from the caller, and are told apart by the names of their classes.
 """
 
 from __future__ import annotations

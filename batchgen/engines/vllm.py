@@ -63,7 +63,12 @@ class VllmEngine:
             from vllm.v1.engine.async_llm import AsyncLLM
 
             on_cpu = current_platform.is_cpu()
-            arguments: dict[str, Any] = {"enable_log_requests": False, "disable_log_stats": True}
+            arguments: dict[str, Any] = {
+                "enable_log_requests": False,
+                "disable_log_stats": True,
+                # Small models fill a JSON object with white space until they are cut, where any is allowed.
+                "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+            }
             if on_cpu:
                 # Nothing is captured or compiled on a CPU that would pay for the time it takes.
                 arguments["enforce_eager"] = True

@@ -173,7 +173,7 @@ def normalise(texts: pa.Array) -> pa.Array:
 
 def _compared(table: pa.Table, merge: Merge) -> pa.Array:
     """The text of each row that no other row may share."""
-    roles = ("user",) if merge.on == "prompt" else ("user", "assistant")
+    roles = ("user",) if merge.compare == "prompt" else ("user", "assistant")
     texts = [
         "\n".join(message["content"] for message in conversation if message["role"] in roles)
         for conversation in table["messages"].to_pylist()

@@ -204,7 +204,7 @@ class _OneForEach:
 
 
 def sized(schema: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """A schema of lists with just so many items, with texts that end and ratings from 1 to 5."""
+    """A schema of lists with just so many items, with texts that end and with the ratings that the prompt asks for."""
     properties = {}
     for name, listed in schema["properties"].items():
         item = dict(listed["items"])
@@ -212,6 +212,8 @@ def sized(schema: Mapping[str, Any], number: int) -> dict[str, Any]:
             item["maxLength"] = _RATIONALE_LENGTH
         if name == "ratings":
             item |= {"minimum": 1, "maximum": 5}
+        if name == "scores":
+            item |= {"minimum": 1, "maximum": number + 1}
         properties[name] = {**listed, "items": item, "minItems": number, "maxItems": number}
     return {**schema, "properties": properties}
 

@@ -36,8 +36,18 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("serve") / "log"
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(MODEL_PATH), "--served-model-name=tiny"]
-    command += ["--host=127.0.0.1", f"--port={port}", "--max-model-len=2048", "--enforce-eager", "--dtype=float32"]
+    # What `vllm serve` runs; that command itself asks for a package called vllm, which the CPU build is not.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", f"--model={MODEL_PATH}"]
+    command += [
+        "--served-model-name=tiny",
+        "--host=127.0.0.1",
+        f"--port={port}",
+        "--max-model-len=2048",
+        "--enforce-eager",
+        "--dtype=float32",
+    ]
+    # The tiny model would fill a JSON object with white space.
+    command += ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']
     environment = {
         **os.environ,
         "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -129,5 +139,5 @@ def test_the_recipe_with_a_judge_on_a_server(served: str, vllm_engine: Engine, l
     rows = loop_thread.run(go())
     assert len(rows) == 12
     good = [row for row in rows if row["outcome"] == "ok"]
-    assert len(good) >= 8
+    assert len(good) >= 8, [row["reason"] for row in rows]
     assert all(len(row["scores"]) == len(row["responses"]) for row in good)

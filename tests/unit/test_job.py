@@ -248,3 +248,16 @@ def test_a_text_generation_template_is_no_code(tmp_path: Path):
     assert "placeholders and no other template code" in refused(tmp_path, text % "{{ q }}{% raw %}")
     assert "placeholders and no other template code" in refused(tmp_path, text % "{{ q }}{{ q.__class__ }}")
     assert "at least one {{ column }} placeholder" in refused(tmp_path, text % "Q")
+
+
+def test_no_field_s_name_is_another_thing_in_yaml():
+    """YAML 1.1 reads `on`, `off`, `yes` and `no` as booleans, keys among them."""
+    import yaml
+
+    from batchgen.job import Merge, Model, Near, Source, Step
+    from batchgen.tasks.table import TASKS
+
+    parts = [Job, Merge, Model, Near, Source, Step, *(spec.parameters for spec in TASKS.values())]
+    for part in parts:
+        for name in part.model_fields:
+            assert yaml.safe_load(f"{name}: 1") == {name: 1}

@@ -141,7 +141,7 @@ def test_switches_of_the_merge(tmp_path: Path):
     texts = ["a b c", "a B c", "cut"]
     keep = {"exact": False, "near": False, "drop_truncated": False}
     assert answered(tmp_path / "1", texts, {"truncate_on": "cut"}, merge=keep).version.kept == 3
-    by_conversation = {"on": "conversation"}
+    by_conversation = {"compare": "conversation"}
     assert answered(tmp_path / "2", texts, merge=by_conversation).version.kept == 3
 
 

@@ -304,3 +304,16 @@ def test_a_preference_can_ask_for_a_margin():
     assert run_task("preference_pair", row, ScriptedEngine([]), min_difference=1)["chosen_rating"] == 4.0
     with pytest.raises(RowRejected, match="no_preference"):
         run_task("preference_pair", row, ScriptedEngine([]), min_difference=2)
+
+
+def test_a_judge_s_schema_has_an_item_for_every_text():
+    engine = ScriptedEngine(['{"ratings": [2, 5], "rationales": ["a", "b"]}'])
+    row = run_task("ultrafeedback", EXAMPLES["ultrafeedback"].row, engine, use_default_structured_output=True)
+    assert row == {"ratings": [2.0, 5.0], "rationales": ["a", "b"]}
+    schema = engine.requests[0].sampling["structured_outputs"]["json"]["properties"]
+    assert schema["ratings"]["minItems"] == schema["ratings"]["maxItems"] == schema["rationales"]["maxItems"] == 2
+    assert (schema["ratings"]["items"]["minimum"], schema["ratings"]["items"]["maximum"]) == (1, 5)
+    engine = ScriptedEngine(['{"scores": [2, 5, 1]}'])
+    run_task("complexity_scorer", {"instructions": ["a", "b", "c"]}, engine, use_default_structured_output=True)
+    scores = engine.requests[0].sampling["structured_outputs"]["json"]["properties"]["scores"]
+    assert (scores["minItems"], scores["items"]["maximum"]) == (3, 4)
