@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from batchgen.commit import Manifest, committed
-from batchgen.drive import STALL_SECONDS, Driver, Status
+from batchgen.drive import Driver, Status
 from batchgen.errors import BatchgenError, JobError, ModelError, StoreError, UserError
 from batchgen.fleet import Fleet, HostConfig
 from batchgen.job import Job, Model, OwnTasks, Step
@@ -117,7 +117,7 @@ def run(
     if len(manifests) < len(plan.shards):
         config = HostConfig(job, plan, store.location, job.seed, trust_remote_code)
         with _fleet(config, address, in_process) as (fleet, engines):
-            _generate(plan, seeds, manifests, fleet, engines, watch)
+            _generate(job, plan, seeds, manifests, fleet, engines, watch)
         manifests = committed(store, plan)
     progress = progress_of(manifests)
     if progress.ok == 0:
@@ -207,11 +207,11 @@ def _fleet(config: HostConfig, address: str | None, in_process: bool) -> Iterato
 
 
 def _generate(
-    plan: Plan, seeds: Seeds, manifests: dict[int, Manifest], fleet: Fleet, engines: int, watch: Watch
+    job: Job, plan: Plan, seeds: Seeds, manifests: dict[int, Manifest], fleet: Fleet, engines: int, watch: Watch
 ) -> None:
     missing = [shard for shard in plan.shards if shard.index not in manifests]
     driver = Driver(
-        Scheduler(missing, engines),
+        Scheduler(missing, engines, max_engine_deaths=job.max_engine_deaths),
         fleet,
         seeds,
         shards=len(plan.shards),
@@ -219,7 +219,7 @@ def _generate(
         before=progress_of(manifests),
         engines=min(engines, len(missing)),
         watch=watch,
-        stall_seconds=STALL_SECONDS,
+        stall_seconds=job.stall_seconds,
     )
 
     async def go() -> None:

@@ -10,14 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from batchgen.errors import BatchgenError, EngineError
-from batchgen.fleet import Fleet
+from batchgen.fleet import Fleet, Work
 from batchgen.progress import Progress
 from batchgen.schedule import Action, Dispatch, Finish, KillEngine, Scheduler, StartEngine
 from batchgen.seeds import Seeds
 
 POLL_SECONDS = 1.0
-# An engine that finishes no row for so long is taken for hung, killed and replaced.
-STALL_SECONDS = 900.0
 _RATE_WINDOW = 15.0
 
 
@@ -70,6 +68,7 @@ class Driver:
         shards: of the whole run.
         before: what was committed before this start.
         watch: called with the status about once a second and at the end.
+        stall_seconds: an engine that finishes no row for so long is taken for hung, killed and replaced.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class Driver:
         before: Progress,
         engines: int,
         watch: Callable[[Status], None],
-        stall_seconds: float = STALL_SECONDS,
+        stall_seconds: float = 900.0,
     ) -> None:
         self._scheduler = scheduler
         self._fleet = fleet
@@ -172,7 +171,9 @@ class Driver:
         engine, shard = action.engine, action.shard
         self._held[engine] = self._held.get(engine, 0) + 1
         self._moved[engine] = time.monotonic()
-        answer = await self._fleet.run(engine, shard, self._seeds.slice(shard.start, shard.stop))
+        rows = action.rows or (shard.start, shard.stop)
+        work = Work(shard, self._seeds.slice(*rows), action.quarantined, probe=action.rows is not None)
+        answer = await self._fleet.run(engine, work)
         self._held[engine] = self._held.get(engine, 1) - 1
         self._moved[engine] = time.monotonic()
         if answer.kind == "done" and answer.receipt is not None:
@@ -180,6 +181,9 @@ class Driver:
             self._shards_done += 1
             self._receipted[engine] = self._receipted.get(engine, Progress()) + answer.receipt.progress
             self._events.put_nowait(lambda: self._scheduler.shard_done(engine, shard.index))
+            return
+        if answer.kind == "done":
+            self._events.put_nowait(lambda: self._scheduler.probe_done(engine, shard.index))
             return
         self._note(f"shard {shard.name} on engine {engine}: {answer.error}")
         react = {

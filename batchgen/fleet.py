@@ -32,14 +32,30 @@ class Answer:
     error: str = ""
 
 
+@dataclass(frozen=True)
+class Work:
+    """What an engine is given at a time.
+
+    Args:
+        seeds: rows of the shard; of a probe, the rows to try.
+        quarantined: positions of rows that are rejected without being run.
+        probe: only to see whether the engine survives these rows; nothing is committed.
+    """
+
+    shard: Shard
+    seeds: Sequence[SeedRow]
+    quarantined: frozenset[int] = frozenset()
+    probe: bool = False
+
+
 class Fleet(Protocol):
     """Where engines live. Engine numbers are the scheduler's and are never used twice."""
 
     async def start(self, engine: int) -> int:
         """Starts an engine and returns its slots; raises `EngineError` with the root cause."""
 
-    async def run(self, engine: int, shard: Shard, seeds: Sequence[SeedRow]) -> Answer:
-        """Runs a shard on an engine."""
+    async def run(self, engine: int, work: Work) -> Answer:
+        """Runs a shard, or a probe of it, on an engine."""
 
     async def progress(self, engine: int) -> Progress | None:
         """What an engine has done since its start; None where it does not say."""

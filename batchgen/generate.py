@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from batchgen.commit import commit_shard
+from batchgen.commit import commit_shard, new_attempt
 from batchgen.engines.base import Engine
 from batchgen.errors import RowRejected
 from batchgen.job import Job
@@ -99,26 +99,49 @@ class Worker:
         self._rows = asyncio.Semaphore(max(2, int(engine.slots * ROWS_PER_SLOT)))
         self.progress = Progress()
 
-    async def shard(self, shard: Shard, attempt: str, seeds: Sequence[SeedRow]) -> Receipt:
+    async def probe(self, seeds: Sequence[SeedRow]) -> None:
+        """Runs rows to see whether the engine survives them; what they give is thrown away."""
+        await self._all([asyncio.create_task(self._through(seed, new_attempt())) for seed in seeds])
+
+    async def shard(
+        self, shard: Shard, attempt: str, seeds: Sequence[SeedRow], quarantined: Collection[int] = ()
+    ) -> Receipt:
         """Generates and commits a shard.
+
+        Args:
+            quarantined: positions of rows that are rejected without being run: each killed an engine.
 
         Raises:
             EngineDead: the engine is gone; nothing was committed.
             StoreError: the store failed; the shard may or may not be committed.
         """
-        tasks = [asyncio.create_task(self._row(seed, attempt)) for seed in seeds]
-        try:
-            results = [result for group in await asyncio.gather(*tasks) for result in group]
-        finally:
-            for task in tasks:
-                task.cancel()
+        run = [seed for seed in seeds if seed.index not in quarantined]
+        groups = await self._all([asyncio.create_task(self._row(seed, attempt)) for seed in run])
+        results = [result for group in groups for result in group]
+        crashed = _Branch("", {}, reason="engine_crash")
+        results += [
+            self._result(seed, replace(crashed, data=dict(seed.data))) for seed in seeds if seed.index in quarantined
+        ]
         manifest, won = await asyncio.to_thread(commit_shard, self._store, self._plan, shard, attempt, seeds, results)
         return Receipt(shard.index, attempt, won, manifest.progress)
 
-    async def _row(self, seed: SeedRow, attempt: str) -> list[ResultRow]:
+    @staticmethod
+    async def _all(tasks: Sequence[asyncio.Task[list[ResultRow]]]) -> list[list[ResultRow]]:
+        """The rows of all tasks; where one raises, the others end."""
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _through(self, seed: SeedRow, attempt: str) -> list[ResultRow]:
         """One seed row through all steps: at least one result, whatever happens to it."""
         async with self._rows:
-            results = await self._advance(seed, attempt, 0, _Branch("", dict(seed.data)))
+            return await self._advance(seed, attempt, 0, _Branch("", dict(seed.data)))
+
+    async def _row(self, seed: SeedRow, attempt: str) -> list[ResultRow]:
+        """A row of a shard, with what it cost added to the progress."""
+        results = await self._through(seed, attempt)
         ok = any(result.outcome == OK for result in results)
         self.progress += Progress(
             ok=int(ok),

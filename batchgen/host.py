@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 from batchgen.commit import new_attempt
 from batchgen.engines import build_engine
 from batchgen.engines.base import Engine
 from batchgen.errors import EngineDead, EngineUnavailable, PlanMismatch, StoreError
-from batchgen.fleet import Answer, HostConfig
+from batchgen.fleet import Answer, HostConfig, Work
 from batchgen.generate import Worker
-from batchgen.plan import Shard
 from batchgen.progress import Progress
-from batchgen.rows import SeedRow
 from batchgen.store import open_store
 
 
@@ -36,11 +33,14 @@ class EngineHost:
         self._worker = Worker(config.job, config.plan, open_store(config.store), self._engine, self._others)
         return self._engine.slots
 
-    async def run(self, shard: Shard, seeds: Sequence[SeedRow]) -> Answer:
-        """Generates and commits a shard; an answer, whatever happens."""
+    async def run(self, work: Work) -> Answer:
+        """Generates and commits a shard, or tries some of its rows; an answer, whatever happens."""
         assert self._worker is not None, "start() first"
         try:
-            return Answer("done", await self._worker.shard(shard, new_attempt(), seeds))
+            if work.probe:
+                await self._worker.probe([seed for seed in work.seeds if seed.index not in work.quarantined])
+                return Answer("done")
+            return Answer("done", await self._worker.shard(work.shard, new_attempt(), work.seeds, work.quarantined))
         except EngineDead as error:
             return Answer("engine_dead", error=str(error))
         except (StoreError, PlanMismatch, EngineUnavailable) as error:
@@ -85,12 +85,12 @@ class LocalFleet:
         self._running[engine] = set()
         return slots
 
-    async def run(self, engine: int, shard: Shard, seeds: Sequence[SeedRow]) -> Answer:
-        """Runs a shard on an engine."""
+    async def run(self, engine: int, work: Work) -> Answer:
+        """Runs a shard, or a probe of it, on an engine."""
         host = self._hosts.get(engine)
         if host is None:
             return Answer("engine_dead", error="engine was killed")
-        task = asyncio.create_task(host.run(shard, seeds))
+        task = asyncio.create_task(host.run(work))
         self._running[engine].add(task)
         try:
             return await task

@@ -10,8 +10,9 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from batchgen.errors import BatchgenError, EngineStartError, ShardFailed, Stopped
+from batchgen.errors import BatchgenError, EngineDead, EngineStartError, ShardFailed, Stopped
 from batchgen.plan import Shard
+from batchgen.suspects import Isolated, Suspects
 
 # Rows that an engine should hold per slot of it. A worker has two in flight; about as many are finished and wait for
 # the slow rows of their shards, and the rest are at hand when a slot falls free.
@@ -28,10 +29,17 @@ class StartEngine:
 
 @dataclass(frozen=True)
 class Dispatch:
-    """Run a shard on an engine; answered by `shard_done`, `shard_failed` or `engine_lost`."""
+    """Run a shard on an engine; answered by `shard_done`, `probe_done`, `shard_failed` or `engine_lost`.
+
+    Args:
+        rows: [start, stop) where only these rows run, to see whether the engine survives; nothing is committed.
+        quarantined: rows that are rejected without being run, because each killed an engine.
+    """
 
     engine: int
     shard: Shard
+    rows: tuple[int, int] | None = None
+    quarantined: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -56,11 +64,15 @@ class _Engine:
     slots: int = 0
     ready: bool = False
     shards: dict[int, Shard] = field(default_factory=dict)
+    # What it holds alone; `reserved`: it is to hold something alone as soon as it is empty.
+    alone: Isolated | None = None
+    reserved: bool = False
 
     @property
     def wants_more(self) -> bool:
         rows = sum(shard.stop - shard.start for shard in self.shards.values())
-        return self.ready and (len(self.shards) < HELD_SHARDS or rows < HELD_ROWS_PER_SLOT * self.slots)
+        free = self.ready and not self.reserved and self.alone is None
+        return free and (len(self.shards) < HELD_SHARDS or rows < HELD_ROWS_PER_SLOT * self.slots)
 
 
 class Scheduler:
@@ -69,19 +81,28 @@ class Scheduler:
     Args:
         shards: those that are not committed yet.
         engines: how many to keep.
-        max_attempts: failures of one shard until the run fails.
+        max_attempts: failures of one shard, on engines that are well, until the run fails.
         max_start_failures: failed engine starts in a row, over all engines, until the run fails.
+        max_engine_deaths: engines that die or hang until the run fails.
     """
 
     def __init__(
-        self, shards: Sequence[Shard], engines: int, max_attempts: int = 4, max_start_failures: int = 3
+        self,
+        shards: Sequence[Shard],
+        engines: int,
+        max_attempts: int = 4,
+        max_start_failures: int = 3,
+        max_engine_deaths: int = 100,
     ) -> None:
         self._pending = deque(shards)
         self._wanted = engines
         self._max_attempts = max_attempts
         self._max_start_failures = max_start_failures
+        self._max_engine_deaths = max_engine_deaths
         self._engines: dict[int, _Engine] = {}
         self._failures: dict[int, int] = {}
+        self._suspects = Suspects()
+        self._deaths: list[str] = []
         self._start_failures = 0
         self._next_engine = 0
         self._stopping: str | None = None
@@ -124,33 +145,46 @@ class Scheduler:
         return kill + self._replace_engine()
 
     def engine_lost(self, engine: int, error: str) -> list[Action]:
-        """An engine died or hangs: it is never used again, and its shards go back to the front."""
+        """An engine died or hangs: it is never used again, and what it held goes back or under suspicion."""
         if self.finished or engine not in self._engines:
             return []
-        held = list(self._engines.pop(engine).shards.values())
+        lost = self._engines.pop(engine)
+        held = list(lost.shards.values())
         actions: list[Action] = [KillEngine(engine)]
-        for shard in held:
-            if self._count_failure(shard):
-                return actions + self._give_up(shard, error)
-        self._pending.extendleft(reversed(held))
+        names = ", ".join(f"{shard.name} (seed rows {shard.start} to {shard.stop - 1})" for shard in held[:3])
+        names += f" and {len(held) - 3} more shards" * (len(held) > 3)
+        self._deaths.append(f"engine {engine}, with {names or 'no shard'}: {error}")
+        if lost.alone is not None:
+            self._suspects.died_alone(lost.alone)
+        else:
+            self._pending.extendleft(reversed(self._suspects.died_among(held)))
+        if len(self._deaths) >= self._max_engine_deaths:
+            return actions + self._finish(EngineDead(_listed(self._deaths)))
         return actions + self._replace_engine() + self._fill()
 
     def shard_done(self, engine: int, shard: int) -> list[Action]:
         """A shard is committed, by this attempt or by another."""
-        if self.finished or engine not in self._engines or self._engines[engine].shards.pop(shard, None) is None:
+        if self._take(engine, shard) is None:
             return []
+        self._survived(engine)
         return self._fill()
+
+    def probe_done(self, engine: int, shard: int) -> list[Action]:
+        """An engine outlived some rows of a shard, which are not committed."""
+        return self.shard_done(engine, shard)
 
     def shard_failed(self, engine: int, shard: int, error: str) -> list[Action]:
         """A shard failed on an engine that is well."""
-        if self.finished or engine not in self._engines:
-            return []
-        failed = self._engines[engine].shards.pop(shard, None)
+        failed = self._take(engine, shard)
         if failed is None:
             return []
         if self._count_failure(failed):
             return self._give_up(failed, error)
-        self._pending.append(failed)
+        alone, self._engines[engine].alone = self._engines[engine].alone, None
+        if alone is not None:
+            self._suspects.put_back(alone)
+        else:
+            self._pending.append(failed)
         return self._fill()
 
     def service_failed(self, engine: int, shard: int, error: str) -> list[Action]:
@@ -158,13 +192,23 @@ class Scheduler:
 
         What is in flight is finished where it can be; then the run ends, resumable.
         """
-        if self.finished or engine not in self._engines:
+        failed = self._take(engine, shard)
+        if failed is None:
             return []
-        failed = self._engines[engine].shards.pop(shard, None)
-        if failed is not None:
-            self._pending.appendleft(failed)
+        self._pending.appendleft(failed)
         self._stopping = self._stopping or error
         return self._check_end()
+
+    def _take(self, engine: int, shard: int) -> Shard | None:
+        """What an engine held, if it is one that counts still."""
+        if self.finished or engine not in self._engines:
+            return None
+        return self._engines[engine].shards.pop(shard, None)
+
+    def _survived(self, engine: int) -> None:
+        alone, self._engines[engine].alone = self._engines[engine].alone, None
+        if alone is not None:
+            self._suspects.survived(alone)
 
     def stop(self, reason: str) -> list[Action]:
         """Hand out nothing more; what is in flight is finished. A second call ends it at once."""
@@ -181,7 +225,7 @@ class Scheduler:
         return StartEngine(number)
 
     def _replace_engine(self) -> list[Action]:
-        wanted = 0 if self._stopping else min(self._wanted, len(self._pending) + len(self._engines))
+        wanted = 0 if self._stopping else min(self._wanted, self._open + len(self._engines))
         return [self._start_engine()] if len(self._engines) < wanted else self._check_end()
 
     def _count_failure(self, shard: Shard) -> bool:
@@ -193,8 +237,13 @@ class Scheduler:
         message = f"shard {shard.name} ({rows}) failed {self._max_attempts} times; the last time: {error}"
         return self._finish(ShardFailed(message))
 
+    @property
+    def _open(self) -> int:
+        """Pieces of work that no engine holds."""
+        return len(self._pending) + len(self._suspects)
+
     def _fill(self) -> list[Action]:
-        actions: list[Action] = []
+        actions: list[Action] = self._isolate()
         while self._pending and not self._stopping:
             hungry = [(len(e.shards), number) for number, e in self._engines.items() if e.wants_more]
             if not hungry:
@@ -202,16 +251,42 @@ class Scheduler:
             number = min(hungry)[1]
             shard = self._pending.popleft()
             self._engines[number].shards[shard.index] = shard
-            actions.append(Dispatch(number, shard))
+            actions.append(Dispatch(number, shard, quarantined=self._suspects.quarantined(shard)))
         return actions + self._check_end()
+
+    def _isolate(self) -> list[Action]:
+        """Suspects go to engines that hold nothing; where there is none, one takes nothing more until it is empty."""
+        actions: list[Action] = []
+        while self._suspects and not self._stopping:
+            ready = {number: e for number, e in self._engines.items() if e.ready and e.alone is None}
+            empty = [number for number, e in ready.items() if not e.shards]
+            if not empty:
+                if ready and not any(e.reserved for e in ready.values()):
+                    ready[min(ready, key=lambda number: len(ready[number].shards))].reserved = True
+                break
+            work = self._suspects.next()
+            assert work is not None
+            engine = self._engines[empty[0]]
+            engine.alone, engine.reserved = work, False
+            engine.shards[work.shard.index] = work.shard
+            actions.append(Dispatch(empty[0], work.shard, work.rows, self._suspects.quarantined(work.shard)))
+        if not self._suspects:
+            for engine in self._engines.values():
+                engine.reserved = False
+        return actions
 
     def _check_end(self) -> list[Action]:
         if self.finished or self.in_flight:
             return []
-        if not self._pending:
+        if not self._open:
             return self._finish(None)
         return self._finish(Stopped(self._stopping)) if self._stopping else []
 
     def _finish(self, error: BatchgenError | None) -> list[Action]:
         self.finished = True
         return [Finish(error)]
+
+
+def _listed(deaths: Sequence[str], last: int = 10) -> str:
+    shown = "\n".join(f"  {death}" for death in deaths[-last:])
+    return f"{len(deaths)} engines died, which is as many as a run may lose (max_engine_deaths); the last:\n{shown}"

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,9 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from batchgen.errors import EngineStartError
-from batchgen.fleet import Answer, HostConfig
-from batchgen.plan import Shard
+from batchgen.fleet import Answer, HostConfig, Work
 from batchgen.progress import Progress
-from batchgen.rows import SeedRow, random_seed
+from batchgen.rows import random_seed
 
 _PROGRESS_TIMEOUT = 5.0
 
@@ -49,8 +47,8 @@ class _Actor:
         except Exception as error:
             return str(error) or type(error).__name__
 
-    async def run(self, shard: Shard, seeds: Sequence[SeedRow]) -> Answer:
-        return await self._host.run(shard, seeds)
+    async def run(self, work: Work) -> Answer:
+        return await self._host.run(work)
 
     async def progress(self) -> Progress:
         return self._host.progress
@@ -115,13 +113,13 @@ class RayFleet:
             raise EngineStartError(answer)
         return int(answer)
 
-    async def run(self, engine: int, shard: Shard, seeds: Sequence[SeedRow]) -> Answer:
-        """Runs a shard on an engine."""
+    async def run(self, engine: int, work: Work) -> Answer:
+        """Runs a shard, or a probe of it, on an engine."""
         actor = self._actors.get(engine)
         if actor is None:
             return Answer("engine_dead", error="engine was killed")
         try:
-            answer: Answer = await actor.run.remote(shard, seeds)
+            answer: Answer = await actor.run.remote(work)
         except RayActorError as error:
             return Answer("engine_dead", error=f"the engine's process died: {_first_line(error)}")
         except RayError as error:

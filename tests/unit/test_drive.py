@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from batchgen import run
-from batchgen.commit import committed
+from batchgen.commit import committed, read_shard
 from batchgen.drive import Driver, Status
-from batchgen.errors import BatchgenError, ShardFailed, Stopped, StoreError
+from batchgen.errors import BatchgenError, EngineDead, Stopped, StoreError
 from batchgen.fleet import HostConfig
 from batchgen.host import LocalFleet
+from batchgen.job import Job
 from batchgen.progress import Progress
 from batchgen.schedule import Scheduler
+from batchgen.store import LocalStore
 from tests.helpers import chaos_job, planned
 
 
@@ -58,15 +60,48 @@ def test_an_engine_that_hangs_is_taken_for_dead_and_replaced(tmp_path: Path):
     assert any("taken for hung" in note for status in statuses for note in status.notes)
 
 
-def test_a_row_that_always_kills_the_engine_fails_the_run_by_name(tmp_path: Path):
-    job = chaos_job(
+def deadly(tmp_path: Path, rows: int, *killers: int, **engine):
+    """A job in which some rows kill every engine that they run on."""
+    return chaos_job(
         tmp_path,
-        source={"rows": [{"instruction": "deadly" if i == 3 else f"row {i}"} for i in range(8)]},
-        model={"path": "chaos", "engine": {"crash_on": "deadly"}},
+        source={"rows": [{"instruction": "deadly" if i in killers else f"row {i}"} for i in range(rows)]},
+        model={"path": "chaos", "engine": {"crash_on": "deadly", **engine}},
         steps=[{"task": "text_generation"}],
     )
-    with pytest.raises(ShardFailed, match=r"shard 000000 \(seed rows 0 to 7\) failed 4 times"):
-        drive(job)
+
+
+@pytest.mark.parametrize("killers", [(3,), (0,), (63,), (9, 10), (5, 40, 41)])
+@pytest.mark.parametrize("engines", [1, 3])
+def test_rows_that_kill_engines_are_quarantined_and_all_others_are_generated(
+    tmp_path: Path, killers: tuple[int, ...], engines: int
+):
+    job = deadly(tmp_path, 64, *killers)
+    manifests, plan, _ = drive(job, engines=engines)
+    rows = [row for i, m in manifests.items() for row in read_shard(LocalStore(job.output), plan, m).to_pylist()]
+    assert sorted(row["row_index"] for row in rows) == list(range(64))
+    assert {row["row_index"]: row["reason"] for row in rows if row["outcome"] == "rejected"} == dict.fromkeys(
+        killers, "engine_crash"
+    )
+
+
+def test_a_row_that_hangs_engines_is_quarantined_too(tmp_path: Path):
+    job = chaos_job(
+        tmp_path,
+        source={"rows": [{"instruction": "stuck" if i == 2 else f"row {i}"} for i in range(4)]},
+        model={"path": "chaos", "engine": {"hang_on": "stuck"}},
+        steps=[{"task": "text_generation"}],
+    )
+    manifests, _, _ = drive(job, stall_seconds=0.6)
+    assert manifests[0].reasons == {"engine_crash": 1}
+
+
+def test_a_run_that_loses_too_many_engines_fails_with_a_list_of_them(tmp_path: Path):
+    job = Job.of({**deadly(tmp_path, 8, *range(8)).tree(), "max_engine_deaths": 7})
+    with pytest.raises(
+        EngineDead, match=r"(?s)7 engines died.*max_engine_deaths.*engine 6, with 000000 \(seed rows"
+    ) as caught:
+        run(job, in_process=True)
+    assert caught.value.exit_code == 1
 
 
 def test_a_store_that_fails_ends_the_run_resumable_and_blames_no_row(tmp_path: Path):

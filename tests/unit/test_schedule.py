@@ -147,7 +147,8 @@ def test_whatever_happens_every_shard_is_done_once_or_the_run_says_why(seed: int
     scheduler = Scheduler(shards(rng.randint(1, 12)), rng.randint(1, 4), max_attempts=5)
     total = set(range(len(scheduler._pending)))
     starting: list[int] = []
-    ready: dict[int, set[int]] = {}
+    # Engine -> shard -> the rows of a probe, or None.
+    ready: dict[int, dict[int, tuple[int, int] | None]] = {}
     done: set[int] = set()
     end: Finish | None = None
 
@@ -161,7 +162,9 @@ def test_whatever_happens_every_shard_is_done_once_or_the_run_says_why(seed: int
             elif isinstance(action, Dispatch):
                 held = {index for each in ready.values() for index in each}
                 assert action.shard.index not in held | done
-                ready[action.engine].add(action.shard.index)
+                alone = action.rows is not None or any(rows is not None for rows in ready[action.engine].values())
+                assert not (alone and ready[action.engine]), "a probe runs alone"
+                ready[action.engine][action.shard.index] = action.rows
             else:
                 assert end is None
                 end = action
@@ -177,7 +180,7 @@ def test_whatever_happens_every_shard_is_done_once_or_the_run_says_why(seed: int
             if rng.random() < 0.2:
                 perform(scheduler.engine_start_failed(engine, "x"))
             else:
-                ready[engine] = set()
+                ready[engine] = {}
                 perform(scheduler.engine_ready(engine, rng.randint(1, 8)))
         elif working:
             engine, index = rng.choice(working)
@@ -185,11 +188,55 @@ def test_whatever_happens_every_shard_is_done_once_or_the_run_says_why(seed: int
                 ready.pop(engine)
                 perform(scheduler.engine_lost(engine, "x"))
             else:
-                ready[engine].discard(index)
+                rows = ready[engine].pop(index)
                 if kind == "fail" and rng.random() < 0.3:
                     perform(scheduler.shard_failed(engine, index, "x"))
+                elif rows is not None:
+                    perform(scheduler.probe_done(engine, index))
                 else:
                     done.add(index)
                     perform(scheduler.shard_done(engine, index))
     assert end is not None, "the run never ended"
     assert end.error is not None or done == total
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_just_the_rows_that_kill_engines_are_quarantined(seed: int):
+    """Engines die of certain rows and of nothing else; all other rows are committed."""
+    rng = random.Random(seed)
+    count, size = rng.randint(1, 10), rng.randint(1, 40)
+    killers = set(rng.sample(range(count * size), min(count * size, rng.randint(1, 3))))
+    scheduler = Scheduler(shards(count, size), rng.randint(1, 4), max_engine_deaths=200)
+    held: dict[int, list[Dispatch]] = {}
+    committed: dict[int, frozenset[int]] = {}
+    queue = [scheduler.start()]
+    end: Finish | None = None
+    deaths = 0
+    while end is None:
+        if queue:
+            for action in queue.pop():
+                if isinstance(action, StartEngine):
+                    held[action.engine] = []
+                    queue.append(scheduler.engine_ready(action.engine, rng.randint(1, 30)))
+                elif isinstance(action, Dispatch):
+                    held[action.engine].append(action)
+                elif isinstance(action, KillEngine):
+                    held.pop(action.engine, None)
+                else:
+                    end = action
+            continue
+        engine = rng.choice([number for number, work in held.items() if work])
+        work = held[engine].pop(rng.randrange(len(held[engine])))
+        rows = set(range(*(work.rows or (work.shard.start, work.shard.stop)))) - work.quarantined
+        if rows & killers:
+            deaths += 1
+            queue.append(scheduler.engine_lost(engine, "killed"))
+        elif work.rows is not None:
+            queue.append(scheduler.probe_done(engine, work.shard.index))
+        else:
+            committed[work.shard.index] = work.quarantined
+            queue.append(scheduler.shard_done(engine, work.shard.index))
+    assert end.error is None
+    assert sorted(committed) == list(range(count))
+    assert set().union(*committed.values()) == killers
+    assert deaths <= len(killers) * (size.bit_length() + 4) + 2

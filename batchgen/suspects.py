@@ -1,0 +1,94 @@
+"""Finds the rows that kill engines: pure, and without a clock.
+
+When an engine dies, any of the rows in flight may have done it, or none: a node was preempted. A shard that was there at
+several deaths runs alone on an engine from then on, which clears its neighbours. If it dies alone as well, it is bisected:
+parts of its rows run alone, to see whether the engine survives. A row that killed an engine all by itself is quarantined,
+which rejects it with `engine_crash`; the rest of its shard is generated as ever.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from batchgen.plan import Shard
+
+# Deaths that a shard may be near before it runs alone: one is what a preempted node costs everybody on it.
+DEATHS_AMONG_OTHERS = 2
+
+
+@dataclass(frozen=True)
+class Isolated:
+    """What runs on an engine that holds nothing else.
+
+    Args:
+        rows: [start, stop) of a probe, whose rows are thrown away; None: the whole shard, to be committed.
+    """
+
+    shard: Shard
+    rows: tuple[int, int] | None = None
+
+
+class Suspects:
+    """Shards and rows that may have killed an engine."""
+
+    def __init__(self) -> None:
+        self._deaths: dict[int, int] = {}
+        self._waiting: deque[Isolated] = deque()
+        # Rows among which a shard's killer is, for shards that died alone.
+        self._ranges: dict[int, tuple[int, int]] = {}
+        self._quarantined: dict[int, set[int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def quarantined(self, shard: Shard) -> frozenset[int]:
+        """Rows of a shard that killed an engine by themselves."""
+        return frozenset(self._quarantined.get(shard.index, ()))
+
+    def next(self) -> Isolated | None:
+        """What is to run alone next."""
+        return self._waiting.popleft() if self._waiting else None
+
+    def put_back(self, work: Isolated) -> None:
+        """What did not run to an end, for no fault of its own."""
+        self._waiting.appendleft(work)
+
+    def died_among(self, shards: Sequence[Shard]) -> list[Shard]:
+        """An engine died that held several shards; returns those that go on among others."""
+        free = []
+        for shard in shards:
+            self._deaths[shard.index] = self._deaths.get(shard.index, 0) + 1
+            if self._deaths[shard.index] < DEATHS_AMONG_OTHERS:
+                free.append(shard)
+            else:
+                self._waiting.append(Isolated(shard))
+        return free
+
+    def died_alone(self, work: Isolated) -> None:
+        """An engine died that held nothing else."""
+        start, stop = work.rows or (work.shard.start, work.shard.stop)
+        if stop - start == 1:
+            self._quarantined.setdefault(work.shard.index, set()).add(start)
+            self._ranges.pop(work.shard.index, None)
+            self._waiting.appendleft(Isolated(work.shard))
+            return
+        self._ranges[work.shard.index] = (start, stop)
+        self._waiting.appendleft(Isolated(work.shard, (start, (start + stop) // 2)))
+
+    def survived(self, work: Isolated) -> None:
+        """An engine outlived what it held alone."""
+        if work.rows is None:
+            self._deaths.pop(work.shard.index, None)
+            return
+        start, stop = self._ranges.pop(work.shard.index)
+        rest = (work.rows[1], stop)
+        if rest[0] < rest[1]:
+            # One row that is left is tried as well: none is quarantined that has not killed an engine alone.
+            self._ranges[work.shard.index] = rest
+            middle = rest[1] if rest[1] - rest[0] == 1 else sum(rest) // 2
+            self._waiting.appendleft(Isolated(work.shard, (rest[0], middle)))
+        else:
+            # No part of the shard kills an engine by itself: it was chance, or rows that do it together.
+            self._waiting.append(Isolated(work.shard))
