@@ -14,17 +14,17 @@ from typing import Any
 
 from batchgen.commit import Manifest, committed
 from batchgen.drive import Driver, Status
-from batchgen.errors import BatchgenError, JobError, ModelError, StoreError, UserError
+from batchgen.errors import BatchgenError, JobError, ModelError, UserError
 from batchgen.fleet import Fleet, HostConfig
 from batchgen.job import Job, Model, OwnTasks, Step
 from batchgen.merge.rows import chat_columns
 from batchgen.merge.version import Version, merge_run
 from batchgen.plan import Plan, make_plan, settle_plan
 from batchgen.progress import Progress
-from batchgen.publish import publish_folder
+from batchgen.publish import publish_folder, publish_store
 from batchgen.schedule import Scheduler
 from batchgen.seeds import Seeds, load_seeds
-from batchgen.store import LocalStore, ObjectStore, open_store
+from batchgen.store import ObjectStore, is_remote, log_folder, open_store, probe
 
 JOB_KEY = "job.json"
 Watch = Callable[[Status], None]
@@ -36,13 +36,14 @@ class Result:
 
     Args:
         progress: of all committed rows.
-        dataset: the published folder.
+        run: location of the run.
+        dataset: location of the published dataset, for `load_dataset`.
     """
 
-    run: Path
+    run: str
     progress: Progress
     version: Version
-    dataset: Path
+    dataset: str
 
 
 def plan_run(job: Job, trust_remote_code: bool = False) -> tuple[Plan, Seeds]:
@@ -111,6 +112,7 @@ def run(
     check_output(job.output)
     plan, seeds = plan_run(job, trust_remote_code)
     store = open_store(job.output)
+    probe(store)
     plan = settle_plan(store, plan)
     save_job(store, job)
     manifests = committed(store, plan)
@@ -124,8 +126,10 @@ def run(
         reasons = ", ".join(f"{reason} {count}" for reason, count in progress.reasons.items())
         raise BatchgenError(f"all {plan.rows} rows were rejected ({reasons}); there is nothing to publish")
     version = merge_run(store, plan, job)
-    dataset = publish_folder(store, version, Path(job.output) / "dataset")
-    return Result(Path(job.output), progress, version, dataset)
+    if is_remote(job.output):
+        return Result(job.output, progress, version, publish_store(store, version))
+    folder = publish_folder(store, version, Path(job.output).expanduser() / "dataset")
+    return Result(job.output, progress, version, str(folder))
 
 
 def check_output(output: str) -> None:
@@ -134,6 +138,8 @@ def check_output(output: str) -> None:
     Raises:
         UserError: with the reason.
     """
+    if is_remote(output):
+        return  # `probe` asks the store itself
     folder = Path(output).expanduser().resolve()
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -151,14 +157,7 @@ def check_output(output: str) -> None:
 
 def save_job(store: ObjectStore, job: Job) -> None:
     """Keeps the job as it was last run with the run, for `merge` and `status`."""
-    assert isinstance(store, LocalStore)
-    path = store.path(JOB_KEY)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        fresh.write_text(json.dumps(job.tree(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        fresh.replace(path)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+    store.put(JOB_KEY, (json.dumps(job.tree(), indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def saved_job(store: ObjectStore) -> Job:
@@ -202,7 +201,7 @@ def _fleet(config: HostConfig, address: str | None, in_process: bool) -> Iterato
         engines = job.engines or (cluster.gpus // needs if on_gpu else 1)
         if on_gpu and engines * needs > cluster.gpus:
             raise UserError(f"engines: {engines} engines take {engines * needs} GPUs; the cluster has {cluster.gpus}")
-        logs = Path(config.store) / "logs"
+        logs = log_folder(config.store)
         yield RayFleet(config, logs, needs if on_gpu else 0, engines, cluster.local), engines
 
 

@@ -14,7 +14,9 @@ from batchgen.errors import BatchgenError, Stopped, UserError
 if TYPE_CHECKING:
     from batchgen.job import Job
     from batchgen.merge.version import Version
+    from batchgen.store.base import ObjectStore
 
+RUN_HELP = "output of a run: a folder, or s3://bucket/prefix"
 EPILOG = "exit codes: 0 done, 1 failed, 2 bad input, 75 stopped and resumable with the same command"
 
 
@@ -41,14 +43,23 @@ def build_parser() -> argparse.ArgumentParser:
     _job_arguments(plan)
     _trust_argument(plan)
     status = command("status", _status, "show how a run stands")
-    status.add_argument("run", metavar="RUN", help="output folder of a run")
+    status.add_argument("run", metavar="RUN", help=RUN_HELP)
     status.add_argument("--json", action="store_true", help="as JSON")
     merge = command("merge", _merge, "merge a run's committed shards into a dataset version")
-    merge.add_argument("run", metavar="RUN", help="output folder of a run")
+    merge.add_argument("run", metavar="RUN", help=RUN_HELP)
     merge.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a merge.* field")
     merge.add_argument("--partial", action="store_true", help="merge although shards are missing")
+    verify = command("verify", _verify, "check every committed byte of a run, and that it has every row once")
+    verify.add_argument("run", metavar="RUN", help=RUN_HELP)
+    verify.add_argument("--json", action="store_true", help="as JSON")
+    revoke = command("revoke", _revoke, "have committed shards generated again by the next run; deletes nothing")
+    revoke.add_argument("run", metavar="RUN", help=RUN_HELP)
+    revoke.add_argument("shards", metavar="SHARD", nargs="+", help="numbers, as `verify` names them")
+    gc = command("gc", _gc, "remove attempts that lost and what unfinished merges left; nothing that anybody reads")
+    gc.add_argument("run", metavar="RUN", help=RUN_HELP)
+    gc.add_argument("--dry-run", action="store_true", help="only count it")
     publish = command("publish", _publish, "put the newest dataset version into a folder")
-    publish.add_argument("run", metavar="RUN", help="output folder of a run")
+    publish.add_argument("run", metavar="RUN", help=RUN_HELP)
     publish.add_argument("--to", required=True, metavar="DIR", help="folder; an earlier version in it is replaced")
     draw = command("draw", _draw, "print a job as a Mermaid flow chart")
     _job_arguments(draw)
@@ -121,6 +132,7 @@ def _load(options: argparse.Namespace) -> Job:
 def _run(options: argparse.Namespace) -> int:
     from batchgen import api
     from batchgen.display import Display, stderr_to, stdout_console
+    from batchgen.store import log_folder, open_store
 
     job = _load(options)
     console = stdout_console()
@@ -128,7 +140,7 @@ def _run(options: argparse.Namespace) -> int:
         f"job {job.name}: {' -> '.join(step.task for step in job.steps)} on {job.model.path}", highlight=False
     )
     try:
-        with stderr_to(Path(job.output) / "logs" / "driver.log"), Display(console) as display:
+        with stderr_to(log_folder(job.output) / "driver.log"), Display(console) as display:
             result = api.run(job, options.address, display.show, options.trust_remote_code)
     except Stopped as error:
         again = " ".join(["batchgen", *sys.argv[1:]])
@@ -138,19 +150,19 @@ def _run(options: argparse.Namespace) -> int:
     except UserError:
         raise
     except BatchgenError:
-        _show_log_tail(Path(job.output))
+        _show_log_tail(log_folder(job.output))
         raise
     _show_version(result.version, console.print)
-    _show_sample(result.dataset, console.print)
+    _show_sample(open_store(job.output), result.version, console.print)
     console.print(
         f"\ndataset: {result.dataset}\n  load_dataset({str(result.dataset)!r})", highlight=False, markup=False
     )
     return 0
 
 
-def _show_log_tail(run: Path, lines: int = 15) -> None:
+def _show_log_tail(folder: Path, lines: int = 15) -> None:
     """The last lines of the newest engine log, or of the driver's: that is where vLLM or Ray says why."""
-    logs = sorted((run / "logs").glob("*.log"), key=lambda path: (path.name != "driver.log", path.stat().st_mtime))
+    logs = sorted(folder.glob("*.log"), key=lambda path: (path.name != "driver.log", path.stat().st_mtime))
     if not logs:
         return
     tail = logs[-1].read_text(errors="replace").splitlines()[-lines:]
@@ -168,10 +180,17 @@ def _show_version(version: Version, out: Callable[..., Any]) -> None:
     )
 
 
-def _show_sample(dataset: Path, out: Callable[..., Any], rows: int = 3) -> None:
-    import pyarrow.dataset as ds
+def _show_sample(store: ObjectStore, version: Version, out: Callable[..., Any], rows: int = 3) -> None:
+    import pyarrow.parquet as pq
 
-    table = ds.dataset(str(dataset / "data"), format="parquet").head(rows)
+    key = next(file["key"] for name, file in sorted(version.files.items()) if name.startswith("data/"))
+    with store.open(key) as file:
+        batch = next(pq.ParquetFile(file).iter_batches(rows), None)
+    if batch is None:
+        return
+    import pyarrow as pa
+
+    table = pa.Table.from_batches([batch])
     if "messages" not in table.column_names or not table.num_rows:
         return
     out("sample rows:")
@@ -264,6 +283,70 @@ def _merge(options: argparse.Namespace) -> int:
     version = merge_run(store, plan, job, options.partial)
     _show_version(version, lambda text, **_: print(text))
     print(f"version {version.number}; publish it with: batchgen publish {options.run} --to DIR")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from batchgen.plan import read_plan
+    from batchgen.store import open_store
+    from batchgen.upkeep import verify
+
+    store = open_store(options.run)
+    found = verify(store, read_plan(store))
+    if options.json:
+        print(json.dumps({"run": store.location, "good": found.good, **asdict(found)}, indent=2))
+        return 0 if found.good else 1
+    lines = [
+        ("shards", found.shards),
+        ("shards committed and sound", found.sound),
+        ("bytes read", found.bytes),
+        ("seed rows expected", found.rows),
+        ("seed rows found", found.ok + found.rejected),
+        ("  ok", found.ok),
+        ("  rejected", found.rejected),
+        ("seed rows not committed yet", found.missing),
+        ("seed rows lost", found.lost),
+        ("rows twice", found.twice),
+        ("rows of another shard", found.foreign),
+        ("corrupt shards", len(found.corrupt)),
+    ]
+    for name, number in lines:
+        print(f"{name:<28} {number:>14,}")
+    for problem in found.corrupt:
+        print(f"batchgen: error: {problem}", file=sys.stderr)
+    if found.ids_differ:
+        print("batchgen: error: the rows are not those of the seeds that the run was planned with", file=sys.stderr)
+    if found.corrupt:
+        print(
+            f"to have a shard generated again: batchgen revoke {options.run} SHARD, then the run's own command",
+            file=sys.stderr,
+        )
+    return 0 if found.good else 1
+
+
+def _revoke(options: argparse.Namespace) -> int:
+    from batchgen.plan import read_plan
+    from batchgen.store import open_store
+    from batchgen.upkeep import revoke
+
+    store = open_store(options.run)
+    plan = read_plan(store)
+    for name in options.shards:
+        shard = revoke(store, plan, name)
+        print(f"shard {shard.name} (seed rows {shard.start} to {shard.stop - 1}) is generated again by the next run")
+    return 0
+
+
+def _gc(options: argparse.Namespace) -> int:
+    from batchgen.plan import read_plan
+    from batchgen.store import open_store
+    from batchgen.upkeep import collect
+
+    store = open_store(options.run)
+    objects, size = collect(store, read_plan(store), options.dry_run)
+    print(f"{'would remove' if options.dry_run else 'removed'} {objects:,} files, {size:,} bytes")
     return 0
 
 

@@ -99,9 +99,22 @@ def attempt_key(shard: Shard, attempt: str) -> str:
     return f"attempts/{shard.name}/{attempt}.parquet"
 
 
-def manifest_key(shard: Shard) -> str:
-    """Where a shard's manifest is."""
-    return f"commits/{shard.name}/0000.json"
+def manifest_key(shard: Shard, generation: int = 0) -> str:
+    """Where a shard's manifest is; a shard has a generation more for every time that it was revoked."""
+    return f"commits/{shard.name}/{generation:04d}.json"
+
+
+def revocation_key(shard: Shard, generation: int) -> str:
+    """What says that a manifest counts no more; the manifest itself is never touched."""
+    return f"commits/{shard.name}/{generation:04d}.revoked"
+
+
+def generation_of(store: ObjectStore, shard: Shard) -> int:
+    """How often a shard was revoked: the generation that its next commit belongs to.
+
+    An attempt asks before it writes anything, so that one that began before a revocation cannot commit after it.
+    """
+    return sum(key.endswith(".revoked") for key in store.list(f"commits/{shard.name}"))
 
 
 def check_conservation(seeds: Sequence[SeedRow], results: Iterable[ResultRow]) -> None:
@@ -138,6 +151,7 @@ def commit_shard(
         StoreError: the store failed; nothing of this attempt is deleted.
     """
     check_conservation(seeds, results)
+    generation = generation_of(store, shard)
     results = sorted(results, key=lambda result: (result.seed.index, _branch_order(result.branch)))
     key = attempt_key(shard, attempt)
     with tempfile.TemporaryDirectory(prefix="batchgen-") as scratch:
@@ -169,11 +183,11 @@ def commit_shard(
         sha256=sha256,
         notes=dict(sorted(Counter(note for result in results for note in result.notes).items())),
     )
-    if store.put_if_absent(manifest_key(shard), manifest.dump()):
+    if store.put_if_absent(manifest_key(shard, generation), manifest.dump()):
         return manifest, True
-    winner = read_manifest(store, plan, shard)
+    winner = read_manifest(store, plan, shard, generation)
     if winner is None:
-        raise StoreError(f"{manifest_key(shard)} exists and cannot be read")
+        raise StoreError(f"{manifest_key(shard, generation)} exists and cannot be read")
     if winner.attempt == attempt:
         return winner, True
     store.delete(key)
@@ -191,14 +205,14 @@ def _read_back(store: ObjectStore, key: str) -> tuple[int, str, int]:
     return len(data), hashlib.sha256(data).hexdigest(), pq.read_table(pa.BufferReader(data)).num_rows
 
 
-def read_manifest(store: ObjectStore, plan: Plan, shard: Shard) -> Manifest | None:
-    """A shard's manifest, or None where it is not committed.
+def read_manifest(store: ObjectStore, plan: Plan, shard: Shard, generation: int = 0) -> Manifest | None:
+    """A shard's manifest of a generation, or None where there is none.
 
     Raises:
         CorruptShard: it cannot be read.
         PlanMismatch: it belongs to another plan.
     """
-    data = store.read(manifest_key(shard))
+    data = store.read(manifest_key(shard, generation))
     if data is None:
         return None
     manifest = Manifest.parse(data, shard)
@@ -209,9 +223,28 @@ def read_manifest(store: ObjectStore, plan: Plan, shard: Shard) -> Manifest | No
 
 def committed(store: ObjectStore, plan: Plan) -> dict[int, Manifest]:
     """Manifests of all committed shards, by shard index."""
-    found = {key.split("/")[1] for key in store.list("commits")}
-    manifests = ((shard.index, read_manifest(store, plan, shard)) for shard in plan.shards if shard.name in found)
-    return {index: manifest for index, manifest in manifests if manifest is not None}
+    current = current_generations(store)
+    found: dict[int, Manifest] = {}
+    for shard in plan.shards:
+        generation = current.get(shard.name)
+        manifest = read_manifest(store, plan, shard, generation) if generation is not None else None
+        if manifest is not None:
+            found[shard.index] = manifest
+    return found
+
+
+def current_generations(store: ObjectStore) -> dict[str, int]:
+    """The generation whose manifest counts, by the name of every shard that has one."""
+    manifests: set[tuple[str, int]] = set()
+    revoked: Counter[str] = Counter()
+    for key in store.list("commits"):
+        _, name, file = key.split("/")
+        number, _, kind = file.partition(".")
+        if kind == "revoked":
+            revoked[name] += 1
+        elif kind == "json":
+            manifests.add((name, int(number)))
+    return {name: number for name, number in manifests if number == revoked[name]}
 
 
 def read_shard(store: ObjectStore, plan: Plan, manifest: Manifest) -> pa.Table:

@@ -48,7 +48,10 @@ class _Branch:
             data={**self.data, **generation.added},
             input_tokens=self.input_tokens + log.input_tokens,
             output_tokens=self.output_tokens + log.output_tokens,
-            finish_reason="length" if "length" in (self.finish_reason, log.finish_reason) else log.finish_reason,
+            # A step that calls no engine changes nothing about that.
+            finish_reason="length"
+            if "length" in (self.finish_reason, log.finish_reason)
+            else log.finish_reason or self.finish_reason,
             notes=(*self.notes, *log.notes),
             reason=generation.reason,
         )

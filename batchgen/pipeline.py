@@ -151,10 +151,10 @@ def from_pipeline(
         translated = jobs[segment]
         _write_seeds(tables[segment.parent], translated.renamed, Path(str(translated.job.source.path)))
         result = run(translated.job, address, watch, in_process=in_process)
-        tables[segment] = _logical(ds.dataset(str(result.dataset / "data")).to_table(), translated)
+        tables[segment] = _logical(ds.dataset(str(Path(result.dataset) / "data")).to_table(), translated)
         if segment.leaf:
             results["default" if len(leaves) == 1 else segment.name] = result
-    dataset = publish_configs({name: result.dataset for name, result in results.items()}, folder / "dataset")
+    dataset = publish_configs({name: Path(result.dataset) for name, result in results.items()}, folder / "dataset")
     return PipelineResult(dataset, results)
 
 

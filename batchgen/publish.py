@@ -8,6 +8,7 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from batchgen.card import render_configs
 from batchgen.errors import CorruptShard, StoreError, UserError
@@ -30,17 +31,41 @@ def publish_folder(store: ObjectStore, version: Version, folder: str | Path) -> 
         for name, file in version.files.items():
             path = fresh / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            with store.open(file["key"]) as source:
-                data = source.read()
-            if hashlib.sha256(data).hexdigest() != file["sha256"]:
-                raise CorruptShard(f"version {version.number}: {name} is not what was merged; merge again")
-            path.write_bytes(data)
+            path.write_bytes(_checked(store, version, name, file))
         _swap(fresh, target)
     except OSError as error:
         raise StoreError(f"cannot publish to {target}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return target
+
+
+def publish_store(store: ObjectStore, version: Version) -> str:
+    """Puts a version's files beside the run, under `dataset/`, in the place of an earlier version.
+
+    A bucket has no folders that could be swapped: data files appear before the card, and those of an earlier version go
+    last. Who reads meanwhile may see both; `publish --to` a place of its own where that matters.
+
+    Returns:
+        The dataset's location.
+
+    Raises:
+        CorruptShard: a file of the version is not what was merged.
+    """
+    for name, file in sorted(version.files.items(), key=lambda item: item[0] == CARD):
+        store.put(f"dataset/{name}", _checked(store, version, name, file))
+    stale = set(store.list("dataset")) - {f"dataset/{name}" for name in version.files}
+    for key in stale:
+        store.delete(key)
+    return f"{store.location}/dataset"
+
+
+def _checked(store: ObjectStore, version: Version, name: str, file: Mapping[str, Any]) -> bytes:
+    with store.open(file["key"]) as source:
+        data = source.read()
+    if hashlib.sha256(data).hexdigest() != file["sha256"]:
+        raise CorruptShard(f"version {version.number}: {name} is not what was merged; merge again")
+    return data
 
 
 def publish_configs(datasets: Mapping[str, Path], folder: str | Path) -> Path:

@@ -1,9 +1,9 @@
 """Finds the rows that kill engines: pure, and without a clock.
 
-When an engine dies, any of the rows in flight may have done it, or none: a node was preempted. A shard that was there at
-several deaths runs alone on an engine from then on, which clears its neighbours. If it dies alone as well, it is bisected:
-parts of its rows run alone, to see whether the engine survives. A row that killed an engine all by itself is quarantined,
-which rejects it with `engine_crash`; the rest of its shard is generated as ever.
+When an engine dies, any of the rows in flight may have done it, or none: a node was preempted. A shard that was there
+at several deaths runs alone on an engine from then on, which clears its neighbours. If it dies alone as well, it is
+bisected: parts of its rows run alone, to see whether the engine survives. A row that killed an engine all by itself is
+quarantined, which rejects it with `engine_crash`; the rest of its shard is generated as ever.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Suspects:
         if work.rows is None:
             self._deaths.pop(work.shard.index, None)
             return
-        start, stop = self._ranges.pop(work.shard.index)
+        _, stop = self._ranges.pop(work.shard.index)
         rest = (work.rows[1], stop)
         if rest[0] < rest[1]:
             # One row that is left is tried as well: none is quarantined that has not killed an engine alone.

@@ -21,6 +21,7 @@ import batchgen
 from batchgen.errors import BatchgenError, UserError
 from batchgen.job import Job, Source
 from batchgen.seeds import load_seeds
+from batchgen.store import is_remote
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -39,7 +40,7 @@ def submit(job: Job, address: str, trust_remote_code: bool, out: Callable[[str],
         UserError: the job cannot run there, or nothing answers at the address.
         BatchgenError: the cluster ended the job without an exit code.
     """
-    if not Path(job.output).is_absolute():
+    if not is_remote(job.output) and not Path(job.output).is_absolute():
         raise UserError(
             f"output: {job.output!r} is relative; a submitted job needs an absolute folder that every machine of the "
             "cluster shares (give --output)"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
+
+from batchgen.errors import StoreError, UserError
 
 
 class ObjectStore(Protocol):
@@ -20,6 +23,9 @@ class ObjectStore(Protocol):
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Creates an object, durably; False where one of that key exists. Of many callers one gets True."""
 
+    def put(self, key: str, data: bytes) -> None:
+        """Creates or replaces an object, all at once: the last writer wins. For what may be written again."""
+
     def read(self, key: str) -> bytes | None:
         """An object's bytes, or None where there is none."""
 
@@ -29,8 +35,34 @@ class ObjectStore(Protocol):
     def open(self, key: str) -> BinaryIO:
         """An object for reading; raises FileNotFoundError where there is none."""
 
+    def size(self, key: str) -> int:
+        """An object's length in bytes; 0 where there is none."""
+
     def list(self, prefix: str) -> Iterator[str]:
         """Keys that start with a folder name, in order."""
 
     def delete(self, key: str) -> None:
         """Removes an object; nothing happens where there is none."""
+
+    def local_path(self, key: str) -> Path | None:
+        """The file behind a key, where this machine has one."""
+
+
+def probe(store: ObjectStore) -> None:
+    """Makes sure, before anything is started, that a store can be written and that its create-if-absent excludes.
+
+    Raises:
+        UserError: it cannot, or two writers of one key could both succeed.
+    """
+    key = f"probe/{uuid.uuid4().hex}"
+    try:
+        first, second = store.put_if_absent(key, b"first"), store.put_if_absent(key, b"second")
+        kept = store.read(key)
+        store.delete(key)
+    except StoreError as error:
+        raise UserError(f"output: {store.location!r} cannot be written: {error}") from error
+    if (first, second, kept) != (True, False, b"first"):
+        raise UserError(
+            f"output: {store.location!r} lets two writers create one object (it ignores If-None-Match), so shards "
+            "could be committed twice; use another store"
+        )

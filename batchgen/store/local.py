@@ -56,6 +56,22 @@ class LocalStore:
             _sync_folder(target.parent)
             return True
 
+    def put(self, key: str, data: bytes) -> None:
+        """Creates or replaces an object, all at once."""
+        target = self.path(key)
+        with _translated(f"cannot write {target}"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            own = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+            try:
+                with own.open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                own.replace(target)
+            finally:
+                own.unlink(missing_ok=True)
+            _sync_folder(target.parent)
+
     def read(self, key: str) -> bytes | None:
         """An object's bytes, or None where there is none."""
         target = self.path(key)
@@ -83,6 +99,17 @@ class LocalStore:
     def open(self, key: str) -> BinaryIO:
         """An object for reading; raises FileNotFoundError where there is none."""
         return self.path(key).open("rb")
+
+    def size(self, key: str) -> int:
+        """An object's length in bytes; 0 where there is none."""
+        try:
+            return self.path(key).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
+
+    def local_path(self, key: str) -> Path | None:
+        """The file behind a key."""
+        return self.path(key)
 
     def list(self, prefix: str) -> Iterator[str]:
         """Keys under a folder, in order."""

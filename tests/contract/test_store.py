@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from batchgen.errors import StoreError
-from batchgen.store import LocalStore, ObjectStore, open_store
+from batchgen.errors import StoreError, UserError
+from batchgen.store import LocalStore, ObjectStore, open_store, probe
+from tests.s3server import LOSE_ANSWER, SLOW, S3Server, environment, s3_server
 
-ROUNDS = 40
-RACERS = 8
+ROUNDS = 200
+RACERS = 16
 
 
-@pytest.fixture(params=["local"])
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    with s3_server() as server:
+        for name, value in environment(server).items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture(params=["local", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
-    return {"local": lambda: open_store(str(tmp_path / "store"))}[request.param]()
+    if request.param == "local":
+        return open_store(str(tmp_path / "store"))
+    request.getfixturevalue("server")
+    return open_store("s3://bucket/some/prefix")
 
 
 def test_what_is_put_is_read(store: ObjectStore):
@@ -81,7 +95,7 @@ def test_of_many_processes_exactly_one_creates_an_object(store: ObjectStore):
     for racer in racers:
         racer.start()
     for racer in racers:
-        racer.join(60)
+        racer.join(240)
     assert list(wins) == [1] * ROUNDS
 
 
@@ -89,3 +103,106 @@ def test_a_store_that_fails_says_so(tmp_path: Path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StoreError, match="cannot write"):
         LocalStore(tmp_path / "file").put_if_absent("a", b"")
+
+
+def test_what_is_put_again_is_replaced(store: ObjectStore):
+    store.put("a/b", b"one")
+    store.put("a/b", b"two")
+    assert store.read("a/b") == b"two"
+    assert (store.size("a/b"), store.size("a/c")) == (3, 0)
+
+
+def test_many_keys_are_all_listed(store: ObjectStore):
+    keys = [f"many/{number:04d}" for number in range(250)]
+    for key in keys:
+        store.put(key, b"")
+    store.put("many-others/x", b"")
+    assert list(store.list("many")) == keys
+
+
+def test_a_store_travels_to_another_process(store: ObjectStore):
+    store.put("a", b"one")
+    assert pickle.loads(pickle.dumps(store)).read("a") == b"one"
+    assert open_store(store.location).read("a") == b"one"
+
+
+def test_a_good_store_passes_the_probe_and_keeps_nothing_of_it(store: ObjectStore):
+    probe(store)
+    assert list(store.list("probe")) == []
+
+
+def test_a_large_file_goes_up_in_parts(server: S3Server, tmp_path: Path):
+    source = tmp_path / "large"
+    data = bytes(range(256)) * 50_000
+    source.write_bytes(data)
+    open_store("s3://bucket/run").upload("attempts/x.parquet", source)
+    assert server.objects["bucket/run/attempts/x.parquet"] == data
+    assert sum(method == "PUT" for method, _ in server.requests) > 1
+    assert server.uploads == {}
+
+
+def test_a_multipart_upload_that_fails_is_aborted(server: S3Server, tmp_path: Path):
+    server.fault = lambda method, key: 403 if method == "PUT" else None
+    source = tmp_path / "large"
+    source.write_bytes(bytes(20_000_000))
+    with pytest.raises(StoreError, match="cannot write"):
+        open_store("s3://bucket/run").upload("attempts/x.parquet", source)
+    assert (server.aborted, server.uploads) == (1, {})
+
+
+def first_time(fault: int | str, method: str):
+    """The fault at the first request of a kind."""
+    seen: list[str] = []
+
+    def decide(asked: str, key: str) -> int | str | None:
+        if asked == method and not seen:
+            seen.append(key)
+            return fault
+        return None
+
+    return decide
+
+
+def test_a_lost_answer_is_not_taken_for_another_s_success(server: S3Server):
+    """The client sends the request again and meets its own object."""
+    server.fault = first_time(LOSE_ANSWER, "PUT")
+    assert open_store("s3://bucket/run").put_if_absent("commits/000001/0000.json", b"mine")
+    assert sum(method == "PUT" for method, _ in server.requests) == 2
+
+
+def test_a_lost_answer_does_not_hide_another_s_success(server: S3Server):
+    server.put("bucket/run/commits/000001/0000.json", b"theirs", only_if_absent=True)
+    server.fault = first_time(LOSE_ANSWER, "PUT")
+    assert not open_store("s3://bucket/run").put_if_absent("commits/000001/0000.json", b"mine")
+
+
+@pytest.mark.parametrize("fault", [500, 503, SLOW])
+def test_a_store_that_fails_now_and_then_or_is_slow_is_asked_again(server: S3Server, fault: int | str):
+    store = open_store("s3://bucket/run")
+    for method in ("PUT", "GET"):
+        server.fault = first_time(fault, method)
+        store.put("a", b"one") if method == "PUT" else None
+        assert store.read("a") == b"one"
+
+
+@pytest.mark.parametrize("status", [403, 507])
+def test_a_store_that_refuses_says_so_without_its_secrets(server: S3Server, status: int):
+    server.fault = lambda method, key: 403
+    with pytest.raises(StoreError) as caught:
+        open_store("s3://bucket/run").put_if_absent("a", b"one")
+    assert "cannot write s3://bucket/run/a" in str(caught.value)
+    assert "canary" not in str(caught.value)
+
+
+def test_a_store_that_does_not_exclude_is_refused(monkeypatch: pytest.MonkeyPatch):
+    with s3_server(exclusive=False) as server:
+        for name, value in environment(server).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match="lets two writers create one object"):
+            probe(open_store("s3://bucket/run"))
+
+
+@pytest.mark.parametrize("location", ["s3://", "s3://B_ucket/x", "s3:///x"])
+def test_a_location_that_is_none_is_refused(location: str):
+    with pytest.raises(UserError, match="it reads s3://bucket/prefix"):
+        open_store(location)

@@ -1,0 +1,174 @@
+"""A store in a bucket of S3, or of anything that speaks it, over the Rust client that `obstore` wraps.
+
+Endpoint, region and credentials come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `AWS_REGION`, a
+machine's or a pod's role). An object is created with `If-None-Match: *`, about which the server decides; a key that
+only one attempt has needs no condition. A multipart upload that fails is aborted by the client.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from batchgen.errors import StoreError, UserError
+
+_LOCATION = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?")
+# A conditional write that meets another one to the same key may be refused without either having been done.
+_CONFLICTS = 6
+_RETRY_SECONDS = 60
+
+
+class S3Store:
+    """An `ObjectStore` under a prefix of a bucket."""
+
+    def __init__(self, location: str) -> None:
+        match = _LOCATION.fullmatch(location.rstrip("/"))
+        if match is None:
+            raise UserError(f"{location!r} is no location in S3; it reads s3://bucket/prefix")
+        self._bucket, self._prefix = match[1], match[2] or None
+        self.location = location.rstrip("/")
+        self._opened: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the connection, which belongs to its process."""
+        return {**self.__dict__, "_opened": None}
+
+    @property
+    def _store(self) -> Any:
+        if self._opened is None:
+            from obstore.store import S3Store as Client
+
+            endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+            self._opened = Client(
+                self._bucket,
+                prefix=self._prefix,
+                config={"endpoint": endpoint} if endpoint else {},
+                client_options={
+                    "allow_http": bool(endpoint and endpoint.startswith("http://")),
+                    "connect_timeout": timedelta(seconds=10),
+                    "timeout": timedelta(seconds=120),
+                },
+                retry_config={"max_retries": 8, "retry_timeout": timedelta(seconds=_RETRY_SECONDS)},
+            )
+        return self._opened
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Creates an object; False where another of that key exists.
+
+        The client sends a request again whose answer was lost, and then meets its own object: one with the very bytes
+        that were to be written counts as created.
+        """
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        with self._translated("write", key):
+            for attempt in range(_CONFLICTS):
+                try:
+                    obstore.put(self._store, _checked(key), data, mode="create", use_multipart=False)
+                except (AlreadyExistsError, PreconditionError):
+                    existing = self.read(key)
+                    if existing is not None:
+                        return existing == data
+                    time.sleep(0.05 * 2**attempt)
+                else:
+                    return True
+        raise StoreError(f"cannot write {self.location}/{key}: another writer is always in the way")
+
+    def put(self, key: str, data: bytes) -> None:
+        """Creates or replaces an object, all at once."""
+        import obstore
+
+        with self._translated("write", key):
+            obstore.put(self._store, _checked(key), data)
+
+    def read(self, key: str) -> bytes | None:
+        """An object's bytes, or None where there is none."""
+        import obstore
+        from obstore.exceptions import NotFoundError
+
+        with self._translated("read", key):
+            try:
+                return bytes(obstore.get(self._store, _checked(key)).bytes())
+            except (NotFoundError, FileNotFoundError):
+                return None
+
+    def upload(self, key: str, path: Path) -> None:
+        """Moves a finished local file to a key that is the caller's alone."""
+        import obstore
+
+        with self._translated("write", key):
+            obstore.put(self._store, _checked(key), path)
+            path.unlink()
+
+    def open(self, key: str) -> BinaryIO:
+        """An object for reading; raises FileNotFoundError where there is none."""
+        data = self.read(key)
+        if data is None:
+            raise FileNotFoundError(f"{self.location}/{key}")
+        return io.BytesIO(data)
+
+    def size(self, key: str) -> int:
+        """An object's length in bytes; 0 where there is none."""
+        import obstore
+        from obstore.exceptions import NotFoundError
+
+        with self._translated("read", key):
+            try:
+                return int(obstore.head(self._store, _checked(key))["size"])
+            except (NotFoundError, FileNotFoundError):
+                return 0
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Keys under a folder, in order."""
+        import obstore
+
+        with self._translated("list", prefix):
+            pages = obstore.list(self._store, prefix=_checked(prefix.rstrip("/")))
+            found = sorted(str(item["path"]) for page in pages for item in page)
+        yield from found
+
+    def delete(self, key: str) -> None:
+        """Removes an object; nothing happens where there is none."""
+        import obstore
+        from obstore.exceptions import NotFoundError
+
+        with self._translated("delete", key):
+            try:
+                obstore.delete(self._store, _checked(key))
+            except (NotFoundError, FileNotFoundError):
+                return
+
+    def local_path(self, key: str) -> None:
+        """None: no object is a file here."""
+
+    @contextmanager
+    def _translated(self, what: str, key: str) -> Iterator[None]:
+        """The client's errors, as the store's: their texts may hold request headers, so only the kind is told."""
+        from obstore.exceptions import BaseError
+
+        try:
+            yield
+        except (BaseError, OSError) as error:
+            raise StoreError(f"cannot {what} {self.location}/{key}: {_kind(error)}") from None
+
+
+def _kind(error: BaseException) -> str:
+    """What went wrong, in words that hold nothing of a request."""
+    status = re.search(r"\b(4\d\d|5\d\d) [A-Z][A-Za-z ]+", str(error))
+    code = re.search(r"<Code>(\w+)</Code>", str(error))
+    details = [part for part in (status and status[0].strip(), code and code[1]) if part]
+    return f"{type(error).__name__}{': ' + ', '.join(details) if details else ''}"
+
+
+def _checked(key: str) -> str:
+    """A key that stays in the store."""
+    if not key or "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
+        raise ValueError(f"not a key of a store: {key!r}")
+    return key

@@ -1,0 +1,166 @@
+"""Looking after a run: checks every byte, has corrupt shards generated again, removes what nobody reads."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from batchgen.commit import committed, current_generations, read_manifest, read_shard, revocation_key
+from batchgen.errors import CorruptShard, PlanMismatch, UserError
+from batchgen.merge.version import latest_version, read_version
+from batchgen.plan import Plan, Shard
+from batchgen.rows import OK
+from batchgen.store.base import ObjectStore
+
+
+@dataclass
+class Verification:
+    """What `verify` found.
+
+    Args:
+        rows: seed rows of the run.
+        ok: seed rows with at least one ok row in a sound shard.
+        rejected: seed rows with none.
+        missing: seed rows of shards that are not committed.
+        lost: seed rows of committed shards that no row is of.
+        twice: rows of a committed shard that stand there more than once.
+        foreign: rows of a committed shard that are of another shard.
+        corrupt: what is wrong, a line for every unsound shard.
+    """
+
+    rows: int
+    shards: int
+    sound: int = 0
+    bytes: int = 0
+    ok: int = 0
+    rejected: int = 0
+    missing: int = 0
+    lost: int = 0
+    twice: int = 0
+    foreign: int = 0
+    corrupt: list[str] = field(default_factory=list)
+    ids_differ: bool = False
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing that is committed is wrong."""
+        return not (self.corrupt or self.lost or self.twice or self.foreign or self.ids_differ)
+
+
+def verify(store: ObjectStore, plan: Plan) -> Verification:
+    """Reads every committed byte and counts every row.
+
+    The ids of all rows, in order, give the fingerprint of the seeds that the plan holds: where every shard is
+    committed, the run has exactly the rows that it was planned with.
+    """
+    found = Verification(plan.rows, len(plan.shards))
+    ids = hashlib.blake2b(digest_size=16)
+    current = current_generations(store)
+    for shard in plan.shards:
+        generation = current.get(shard.name)
+        if generation is None:
+            found.missing += shard.stop - shard.start
+            continue
+        try:
+            manifest = read_manifest(store, plan, shard, generation)
+            if manifest is None:
+                raise CorruptShard(f"shard {shard.name}: its manifest is gone")
+            table = read_shard(store, plan, manifest)
+        except (CorruptShard, PlanMismatch) as error:
+            found.corrupt.append(str(error))
+            continue
+        outcomes: dict[int, tuple[str, bool]] = {}
+        branches = Counter[tuple[int, str]]()
+        columns = (table[name].to_pylist() for name in ("row_index", "row_id", "branch", "outcome"))
+        for index, row_id, branch, outcome in zip(*columns, strict=True):
+            branches[(index, branch)] += 1
+            outcomes[index] = (row_id, outcome == OK or outcomes.get(index, ("", False))[1])
+        inside = [outcomes[index] for index in range(shard.start, shard.stop) if index in outcomes]
+        good = sum(ok for _, ok in inside)
+        twice = sum(count - 1 for count in branches.values())
+        foreign = sum(1 for index, _ in branches if not shard.start <= index < shard.stop)
+        lost = shard.stop - shard.start - len(inside)
+        found.twice += twice
+        found.foreign += foreign
+        found.lost += lost
+        found.ok += good
+        found.rejected += len(inside) - good
+        found.bytes += manifest.size
+        for row_id, _ in inside:
+            ids.update(bytes.fromhex(row_id))
+        if (good, len(inside) - good) != (manifest.ok, manifest.rejected):
+            found.corrupt.append(f"shard {shard.name}: its rows are not those that its manifest counts")
+        elif not (twice or foreign or lost):
+            found.sound += 1
+    whole = not (found.missing or found.corrupt)
+    found.ids_differ = whole and ids.hexdigest() != plan.inputs["seeds"]
+    return found
+
+
+def revoke(store: ObjectStore, plan: Plan, name: str) -> Shard:
+    """Makes a committed shard be generated again by the next `run`; deletes nothing.
+
+    Raises:
+        UserError: there is no such shard, or it is not committed.
+    """
+    shard = next((shard for shard in plan.shards if shard.name == name.zfill(6)), None)
+    if shard is None:
+        raise UserError(f"{name!r} is no shard of this run; they go from 000000 to {plan.shards[-1].name}")
+    generation = current_generations(store).get(shard.name)
+    if generation is None:
+        raise UserError(f"shard {shard.name} is not committed; the next run generates it")
+    store.put_if_absent(revocation_key(shard, generation), b"revoked\n")
+    return shard
+
+
+def garbage(store: ObjectStore, plan: Plan) -> Iterator[tuple[str, int]]:
+    """(key, bytes) of what no manifest names and nobody can come to name.
+
+    An attempt's file is garbage once its shard is committed by another attempt; before that it may be about to be.
+    Files are listed before the manifests are read, so that an attempt which begins meanwhile is not among them.
+    """
+    attempts = list(store.list("attempts"))
+    staged = [key for key in store.list("versions") if key.count("/") > 1]
+    named = {manifest.key for manifest in committed(store, plan).values()}
+    by_name = {shard.name: shard for shard in plan.shards}
+    current = current_generations(store)
+    for name, generation in current.items():
+        for number in range(generation):
+            try:
+                revoked = read_manifest(store, plan, by_name[name], number)
+            except CorruptShard:
+                # Whatever it named is kept: all of the shard's files.
+                named |= {key for key in attempts if key.split("/")[1] == name}
+                continue
+            named |= {revoked.key} if revoked is not None else set()
+    for key in attempts:
+        if key not in named and key.split("/")[1] in current:
+            yield key, store.size(key)
+    latest = latest_version(store)
+    if latest is None:
+        return
+    kept = {file["key"] for number in _versions(store) for file in read_version(store, number).files.values()}
+    for key in staged:
+        if key not in kept and int(key.split("/")[1]) <= latest.number:
+            yield key, store.size(key)
+
+
+def _versions(store: ObjectStore) -> list[int]:
+    return [int(PurePosixPath(key).stem) for key in store.list("versions") if key.count("/") == 1]
+
+
+def collect(store: ObjectStore, plan: Plan, dry_run: bool = False) -> tuple[int, int]:
+    """Removes garbage; returns (objects, bytes).
+
+    Args:
+        dry_run: only counts it.
+    """
+    objects = size = 0
+    for key, bytes_ in list(garbage(store, plan)):
+        if not dry_run:
+            store.delete(key)
+        objects, size = objects + 1, size + bytes_
+    return objects, size

@@ -1,0 +1,183 @@
+"""verify, revoke and gc: what is found, what is repaired, and what is left alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from batchgen import run
+from batchgen.cli import main
+from batchgen.commit import committed, current_generations
+from batchgen.errors import CorruptShard
+from batchgen.merge import merge_run
+from batchgen.plan import read_plan
+from batchgen.store import LocalStore
+from batchgen.upkeep import collect, verify
+from tests.helpers import chaos_job
+
+
+@pytest.fixture
+def job(tmp_path: Path):
+    job = chaos_job(tmp_path / "run", shard_rows=10)
+    run(job, in_process=True)
+    return job
+
+
+def store_and_plan(job):
+    store = LocalStore(job.output)
+    return store, read_plan(store)
+
+
+def data_file(job, shard: int = 1) -> Path:
+    store, plan = store_and_plan(job)
+    return store.path(committed(store, plan)[shard].key)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def hole(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[100:200] = bytes(100)
+    path.write_bytes(data)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(data)
+
+
+def shorten(path: Path) -> None:
+    """A shorter file that is valid Parquet."""
+    table = pq.read_table(path)
+    pq.write_table(table.slice(0, 4), path)
+
+
+DATA_FAULTS = {
+    "truncated": truncate,
+    "emptied": lambda path: path.write_bytes(b""),
+    "holed": hole,
+    "one bit flipped": flip,
+    "a shorter valid file": shorten,
+    "gone": Path.unlink,
+}
+
+
+def edit(**changes):
+    def change(path: Path) -> None:
+        tree = json.loads(path.read_text())
+        path.write_text(json.dumps({**tree, **changes}))
+
+    return change
+
+
+MANIFEST_FAULTS = {
+    "torn": lambda path: path.write_text(path.read_text()[:50]),
+    "of another version": edit(format=99),
+    "with a path that escapes": edit(key="../../etc/passwd"),
+    "with another attempt's path": edit(key="attempts/000000/x.parquet"),
+    "of another plan": edit(fingerprint="0" * 32),
+    "that counts other rows": edit(ok=9, rejected=1),
+    "of another slice": edit(start=0),
+}
+
+
+def test_a_sound_run_is_verified(job, capsys: pytest.CaptureFixture[str]):
+    assert main(["verify", job.output]) == 0
+    out = capsys.readouterr().out
+    assert "seed rows expected                       40" in out
+    assert main(["verify", job.output, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["good"], found["sound"], found["ok"], found["lost"], found["twice"]) == (
+        True,
+        found["shards"],
+        40,
+        0,
+        0,
+    )
+
+
+@pytest.mark.parametrize("fault", DATA_FAULTS)
+def test_corrupt_data_is_named_published_by_nobody_and_repaired(job, fault: str, capsys, tmp_path: Path):
+    before = (tmp_path / "run" / "dataset" / "data").glob("*.parquet")
+    published = {path.name: path.read_bytes() for path in before}
+    DATA_FAULTS[fault](data_file(job))
+    store, plan = store_and_plan(job)
+    with pytest.raises(CorruptShard, match="shard 000001"):
+        merge_run(store, plan, job)
+    assert main(["merge", job.output]) == 1
+    assert "shard 000001" in capsys.readouterr().err
+    assert main(["verify", job.output]) == 1
+    assert "shard 000001" in capsys.readouterr().err
+    after = (tmp_path / "run" / "dataset" / "data").glob("*.parquet")
+    assert {path.name: path.read_bytes() for path in after} == published
+    assert main(["revoke", job.output, "1"]) == 0
+    assert verify(store, plan).missing == 10
+    run(job, in_process=True)
+    assert verify(store, plan).good
+    # Chaos text depends on the row alone, so the repaired run is the one that was.
+    after = (tmp_path / "run" / "dataset" / "data").glob("*.parquet")
+    assert {path.name: path.read_bytes() for path in after} == published
+
+
+@pytest.mark.parametrize("fault", MANIFEST_FAULTS)
+def test_a_bad_manifest_is_named_and_repaired(job, fault: str, capsys, tmp_path: Path):
+    MANIFEST_FAULTS[fault](tmp_path / "run" / "commits" / "000001" / "0000.json")
+    assert main(["verify", job.output]) == 1
+    assert "shard 000001" in capsys.readouterr().err
+    assert main(["revoke", job.output, "000001"]) == 0
+    run(job, in_process=True)
+    assert main(["verify", job.output]) == 0
+
+
+def test_a_revoked_manifest_stays_and_a_second_revocation_needs_a_second_commit(job, capsys):
+    store, plan = store_and_plan(job)
+    before = store.read("commits/000001/0000.json")
+    assert main(["revoke", job.output, "1"]) == 0
+    assert main(["revoke", job.output, "1"]) == 2
+    assert "is not committed" in capsys.readouterr().err
+    assert main(["revoke", job.output, "77"]) == 2
+    assert "'77' is no shard of this run" in capsys.readouterr().err
+    run(job, in_process=True)
+    assert store.read("commits/000001/0000.json") == before
+    assert current_generations(store)["000001"] == 1
+    assert len(committed(store, plan)) == len(plan.shards)
+
+
+def test_gc_removes_only_what_no_manifest_names(job, tmp_path: Path, capsys):
+    store, plan = store_and_plan(job)
+    lost = tmp_path / "run" / "attempts" / "000001" / ("f" * 32 + ".parquet")
+    lost.write_bytes(b"lost")
+    staged = tmp_path / "run" / "versions" / "0001" / "dead" / "data" / "x.parquet"
+    staged.parent.mkdir(parents=True)
+    staged.write_bytes(b"unfinished")
+    next_merge = tmp_path / "run" / "versions" / "0002" / "live" / "x.parquet"
+    next_merge.parent.mkdir(parents=True)
+    next_merge.write_bytes(b"a merge that may be under way")
+    # A shard that is revoked is not committed: an attempt at it may be about to be.
+    main(["revoke", job.output, "2"])
+    coming = tmp_path / "run" / "attempts" / "000002" / ("e" * 32 + ".parquet")
+    coming.write_bytes(b"about to be committed")
+    files = {path for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert main(["gc", job.output, "--dry-run"]) == 0
+    assert "would remove 2 files, 14 bytes" in capsys.readouterr().out
+    assert {path for path in (tmp_path / "run").rglob("*") if path.is_file()} == files
+    assert main(["gc", job.output]) == 0
+    assert {path for path in (tmp_path / "run").rglob("*") if path.is_file()} == files - {lost, staged}
+    assert collect(store, plan) == (0, 0)
+
+
+def test_gc_keeps_all_that_a_torn_revoked_manifest_may_have_named(job, tmp_path: Path):
+    (tmp_path / "run" / "commits" / "000001" / "0000.json").write_text("{")
+    main(["revoke", job.output, "1"])
+    run(job, in_process=True)
+    store, plan = store_and_plan(job)
+    kept = list((tmp_path / "run" / "attempts" / "000001").glob("*"))
+    assert len(kept) == 2
+    collect(store, plan)
+    assert list((tmp_path / "run" / "attempts" / "000001").glob("*")) == kept
