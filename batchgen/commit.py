@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen.errors import BatchgenError, CorruptShard, PlanMismatch, StoreError
+from batchgen.parquet import read_parquet
 from batchgen.plan import Plan, Shard
 from batchgen.progress import Progress
 from batchgen.rows import OK, ResultRow, SeedRow, canonical_json
@@ -202,7 +203,7 @@ def _read_back(store: ObjectStore, key: str) -> tuple[int, str, int]:
     """(bytes, SHA-256, rows) of a file as the store gives it back."""
     with store.open(key) as file:
         data = file.read()
-    return len(data), hashlib.sha256(data).hexdigest(), pq.read_table(pa.BufferReader(data)).num_rows
+    return len(data), hashlib.sha256(data).hexdigest(), read_parquet(data).num_rows
 
 
 def read_manifest(store: ObjectStore, plan: Plan, shard: Shard, generation: int = 0) -> Manifest | None:
@@ -263,7 +264,7 @@ def read_shard(store: ObjectStore, plan: Plan, manifest: Manifest) -> pa.Table:
         raise StoreError(f"shard {name}: {manifest.key} cannot be read: {error}") from error
     if len(data) != manifest.size or hashlib.sha256(data).hexdigest() != manifest.sha256:
         raise CorruptShard(f"shard {name}: {manifest.key} is not what was committed (size or SHA-256 differs)")
-    table = pq.read_table(pa.BufferReader(data))
+    table = read_parquet(data)
     if table.num_rows != manifest.rows or not table.schema.equals(plan.schema):
         raise CorruptShard(f"shard {name}: {manifest.key} has other rows or columns than the plan says")
     return table

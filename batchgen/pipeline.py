@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from batchgen.api import Result, Watch, run
 from batchgen.errors import JobError, SeedError
 from batchgen.job import Job, Source
+from batchgen.parquet import read_parquet
 from batchgen.publish import publish_configs
 from batchgen.rows import META_NAMES
 from batchgen.seeds import load_seeds
@@ -151,7 +151,7 @@ def from_pipeline(
         translated = jobs[segment]
         _write_seeds(tables[segment.parent], translated.renamed, Path(str(translated.job.source.path)))
         result = run(translated.job, address, watch, in_process=in_process)
-        tables[segment] = _logical(ds.dataset(str(Path(result.dataset) / "data")).to_table(), translated)
+        tables[segment] = _logical(_rows_of(result), translated)
         if segment.leaf:
             results["default" if len(leaves) == 1 else segment.name] = result
     dataset = publish_configs({name: Path(result.dataset) for name, result in results.items()}, folder / "dataset")
@@ -394,6 +394,11 @@ def _write_seeds(table: pa.Table, renamed: Mapping[str, str], path: Path) -> Non
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     pq.write_table(table.rename_columns([renamed.get(name, name) for name in table.column_names]), fresh)
     shutil.move(fresh, path)
+
+
+def _rows_of(result: Result) -> pa.Table:
+    files = sorted((Path(result.dataset) / "data").glob("*.parquet"))
+    return pa.concat_tables([read_parquet(file) for file in files])
 
 
 def _logical(table: pa.Table, translated: _Translated) -> pa.Table:

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from batchgen.errors import SeedError
 from batchgen.job import Source
+from batchgen.parquet import read_parquet
 from batchgen.rows import META_NAMES, SeedRow, row_id
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
@@ -123,11 +124,10 @@ def _read_file(path: Path, name: str) -> tuple[pa.Table, list[str]]:
         if path.suffix == ".csv":
             from pyarrow import csv
 
-            table = csv.read_csv(path, convert_options=csv.ConvertOptions(strings_can_be_null=True))
+            options = csv.ConvertOptions(strings_can_be_null=True)
+            table = csv.read_csv(path, csv.ReadOptions(use_threads=False), convert_options=options)
         else:
-            import pyarrow.parquet as pq
-
-            table = pq.read_table(path)
+            table = read_parquet(path)
     except OSError as error:
         raise SeedError(f"source.path: {name}: cannot be read: {error}") from error
     except pa.ArrowException as error:

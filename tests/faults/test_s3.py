@@ -15,6 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from batchgen import Stopped, run
+from batchgen.plan import read_plan
+from batchgen.store import open_store
+from batchgen.upkeep import verify
 from tests.s3server import S3Server, environment, s3_server
 
 pytestmark = pytest.mark.cluster
@@ -91,14 +95,18 @@ def test_every_command_works_on_a_bucket_and_a_killed_run_goes_on(server: S3Serv
     done(command(server, tmp_path, "verify", RUN))
 
 
-def test_a_bucket_that_stays_away_stops_the_run_which_goes_on_later(server: S3Server, job: Path, tmp_path: Path):
-    server.fault = lambda method, key: 403 if "/attempts/" in key and method == "PUT" and committed(server) > 5 else None
-    out = done(command(server, tmp_path, "run", str(job)), 75)
-    assert "cannot write s3://bucket/night/run/attempts" in out
-    assert "canary" not in out
+def test_a_bucket_that_stays_away_stops_the_run_which_goes_on_later(server: S3Server, job: Path, monkeypatch):
+    for name, value in environment(server).items():
+        monkeypatch.setenv(name, value)
+    server.fault = lambda method, key: 403 if "/attempts/" in key and committed(server) > 5 else None
+    with pytest.raises(Stopped, match="cannot write s3://bucket/night/run/attempts") as caught:
+        run(str(job), in_process=True)
+    assert caught.value.exit_code == 75
+    assert "canary" not in str(caught.value)
     server.fault = lambda method, key: None
-    done(command(server, tmp_path, "run", str(job)))
-    done(command(server, tmp_path, "verify", RUN))
+    run(str(job), in_process=True)
+    store = open_store(RUN)
+    assert verify(store, read_plan(store)).good
 
 
 def test_a_bucket_without_conditional_writes_is_refused_before_anything_starts(job: Path, tmp_path: Path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -181,3 +183,9 @@ def test_gc_keeps_all_that_a_torn_revoked_manifest_may_have_named(job, tmp_path:
     assert len(kept) == 2
     collect(store, plan)
     assert list((tmp_path / "run" / "attempts" / "000001").glob("*")) == kept
+
+
+def test_short_commands_end_as_they_should(job):
+    """Arrow's reading threads aborted the process at its end, now and then."""
+    for _ in range(8):
+        subprocess.run([sys.executable, "-m", "batchgen.cli", "verify", job.output], check=True, capture_output=True)
