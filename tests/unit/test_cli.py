@@ -29,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-COMMANDS = ("run", "plan", "status", "merge", "publish", "draw", "tasks", "submit")
+COMMANDS = ("run", "plan", "status", "merge", "publish", "draw", "tasks", "submit", "verify", "revoke", "gc")
 
 
 def options_of(command: str) -> list[str]:
@@ -44,6 +44,9 @@ def test_the_commands_and_their_options():
         "plan": sorted([*job, "--trust-remote-code"]),
         "status": ["--help", "--json", "-h"],
         "merge": ["--help", "--partial", "--set", "-h"],
+        "verify": ["--help", "--json", "-h"],
+        "revoke": ["--help", "-h"],
+        "gc": ["--dry-run", "--help", "-h"],
         "publish": ["--help", "--to", "-h"],
         "draw": job,
         "tasks": ["--help", "--json", "--markdown", "-h"],

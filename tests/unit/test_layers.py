@@ -27,7 +27,7 @@ LAYERS = [
     ["distributed"],
     ["card"],
     ["merge"],
-    ["publish"],
+    ["publish", "upkeep"],
     ["api"],
     ["display", "pipeline"],
     ["cli"],
