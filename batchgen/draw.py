@@ -20,7 +20,7 @@ def mermaid(job: Job) -> str:
         lines.append(f'  {node}["{step.task}{_safe(on)}<br/>{_safe(columns)}"]')
         lines.append(f"  {before} {edge} {node}")
         before = node
-        edge = _edge(step)
+        edge = _edge(step, job.generations(step))
     lines += [
         '  merge["merge"]',
         f"  {before} {edge} merge",
@@ -29,9 +29,9 @@ def mermaid(job: Job) -> str:
     return "\n".join(lines)
 
 
-def _edge(step: Step) -> str:
+def _edge(step: Step, generations: int) -> str:
     """Thick, with its reason, where a row becomes several."""
-    reasons = [f"{step.num_generations} generations"] * (step.num_generations > 1 and not step.group_generations)
+    reasons = [f"{generations} generations"] * (generations > 1 and not step.group_generations)
     reasons += [(step.explode or "").strip()] * (step.explode is not None)
     return f'== "{_safe(", ".join(reasons))}" ==>' if reasons else "-->"
 

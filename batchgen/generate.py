@@ -160,7 +160,7 @@ class Worker:
         if index == len(self._job.steps):
             return [self._result(seed, branch)]
         step = self._job.steps[index]
-        many = step.num_generations
+        many = self._job.generations(step)
         generations = await asyncio.gather(
             *(self._generation(seed, attempt, index, branch, number if many > 1 else None) for number in range(many))
         )

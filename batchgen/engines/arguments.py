@@ -36,7 +36,6 @@ OWNED_ENGINE = {
     ),
 }
 OWNED_SAMPLING = {
-    "n": "use num_generations on a step",
     "seed": "derived from the job's `seed` and the row",
     "output_kind": "only finished outputs are read",
     "detokenize": "tasks read text",

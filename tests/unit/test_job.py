@@ -71,7 +71,9 @@ def test_a_job_cannot_be_changed(tmp_path: Path):
         ("task: magpie", "task: magpy", "/job.yaml:7: steps[0].task: unknown task 'magpy'; did you mean 'magpie'?"),
         ("top_p: 0.95", "topp: 0.95", "/job.yaml:5: sampling.topp: unknown vLLM argument 'topp'; did you mean 'top_p'"),
         ("top_p: 0.95", "top_p: 1.5", "/job.yaml:5: sampling.top_p: must be from 1e-09 to 1, got 1.5"),
-        ("top_p: 0.95", "n: 2", "/job.yaml:5: sampling.n: 'n' cannot be set here"),
+        ("top_p: 0.95", "seed: 2", "/job.yaml:5: sampling.seed: 'seed' cannot be set here"),
+        ("top_p: 0.95", "n: 0", "/job.yaml:5: sampling.n: must be at least 1, got 0"),
+        ("n_turns: 1", "num_generations: 3\n    sampling: {n: 2}", "num_generations and sampling.n are the same thing"),
         ("max_model_len: 4096", "max_len: 4096", "/job.yaml:4: model.engine.max_len: unknown vLLM argument"),
         ("max_model_len: 4096", "max_model_len: long", "model.engine.max_model_len: expected"),
         ("max_model_len: 4096", "trust_remote_code: true", "'trust_remote_code' cannot be set here"),
@@ -261,3 +263,21 @@ def test_no_field_s_name_is_another_thing_in_yaml():
     for part in parts:
         for name in part.model_fields:
             assert yaml.safe_load(f"{name}: 1") == {name: 1}
+
+
+@pytest.mark.parametrize(
+    ("sampling", "step", "times"),
+    [
+        ({}, {}, 1),
+        ({"n": 3}, {}, 3),
+        ({}, {"sampling": {"n": 2}}, 2),
+        ({"n": 3}, {"sampling": {"n": 2}}, 2),
+        ({"n": 3}, {"num_generations": 4}, 4),
+        ({}, {"num_generations": 4, "sampling": {"n": 4}}, 4),
+    ],
+)
+def test_n_is_another_word_for_generations(sampling: dict, step: dict, times: int):
+    tree = {"name": "n", "source": {"count": 1}, "model": {"path": "chaos"}, "output": "x"}
+    job = Job.of({**tree, "sampling": sampling, "steps": [{"task": "magpie", **step}]})
+    assert job.generations(job.steps[0]) == times
+    assert "n" not in job.step_sampling(job.steps[0])

@@ -17,6 +17,8 @@ LAYERS = [
     ["engines"],
     ["bridge"],
     ["tasks"],
+    ["checks"],
+    ["problems"],
     ["job"],
     ["seeds", "draw"],
     ["plan"],

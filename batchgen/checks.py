@@ -1,0 +1,113 @@
+"""What a value of a job may be, beyond its type: names and values of vLLM's arguments, options, mappings.
+
+Every check raises a `PydanticCustomError` that says everything about what is wrong; its context may hold the rest of
+the path to it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticCustomError
+
+from batchgen.engines import arguments
+from batchgen.engines.transformers import SAMPLING as TRANSFORMERS_SAMPLING
+
+Path = tuple[str | int, ...]
+
+
+def complaint(message: str, path: Path = ()) -> PydanticCustomError:
+    """An error with a message that says everything."""
+    return PydanticCustomError("complaint", "{message}", {"message": message, "path": path})
+
+
+def unknown(kind: str, name: str, legal: Iterable[str], path: Path = ()) -> PydanticCustomError:
+    """An error that names the nearest legal names."""
+    legal = sorted(legal)
+    near = difflib.get_close_matches(name, legal, n=2)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else ""
+    # A long list (vLLM has 200 engine arguments) helps nobody once there is a near name.
+    known = f"legal: {', '.join(legal)}" if len(legal) <= 40 or not near else ""
+    message = "; ".join(part for part in (f"unknown {kind} {name!r}", hint, known) if part)
+    return complaint(message.replace("?;", "?"), path)
+
+
+def check_arguments(given: Mapping[str, Any], legal: Mapping[str, str], owned: Mapping[str, str], where: str) -> None:
+    """Checks vLLM's arguments against their frozen names and types; `owned` ones are batchgen's, each for a reason."""
+    for name, value in given.items():
+        path = (where, name) if where else (name,)
+        if name in owned:
+            message = f"{name!r} cannot be set here: {owned[name]}"
+            raise complaint(message, path)
+        if name not in legal:
+            raise unknown("vLLM argument", name, legal, path)
+        if not arguments.fits(value, legal[name]):
+            message = f"expected {legal[name].replace(' | ', ' or ').replace('None', 'null')}, got {value!r}"
+            raise complaint(message, path)
+
+
+# Values that vLLM refuses at the first request; here they cost no engine start. (low, high), both included.
+_SAMPLING_RANGES: Mapping[str, tuple[float, float]] = {
+    "temperature": (0.0, 100.0),
+    "top_p": (1e-9, 1.0),
+    "min_p": (0.0, 1.0),
+    "max_tokens": (1, float("inf")),
+    "n": (1, float("inf")),
+    "min_tokens": (0, float("inf")),
+    "top_k": (-1, float("inf")),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "repetition_penalty": (1e-9, float("inf")),
+}
+
+
+def check_options(given: Mapping[str, Any], options: type[BaseModel], what: str) -> None:
+    """Checks the options of an engine that has a model of its own for them."""
+    try:
+        options.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name, legal = str(first["loc"][0]), options.model_fields
+        path = ("engine", name)
+        if name not in legal:
+            raise unknown(f"field of the {what}", name, legal, path) from None
+        if first["type"] == "missing":
+            message = f"missing; the {what} needs it"
+        else:
+            message = f"{first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
+        raise complaint(message, path) from None
+
+
+def check_transformers(task: str, structured: bool, sampling: Mapping[str, Any], path: Path) -> None:
+    """Refuses what transformers' `generate` would ignore.
+
+    Args:
+        structured: whether the task asks for structured outputs.
+    """
+    ignored = sorted(set(sampling) - TRANSFORMERS_SAMPLING)
+    if ignored or structured:
+        what = f"sampling has {ignored[0]!r}" if ignored else f"{task} asks for structured outputs"
+        legal = ", ".join(sorted(TRANSFORMERS_SAMPLING))
+        raise complaint(f"{what}, which the transformers backend does not have; it takes: {legal}", path)
+
+
+def check_sampling(sampling: Mapping[str, Any]) -> None:
+    """Checks vLLM's SamplingParams: names, types, and the ranges that vLLM would find out at the first request."""
+    check_arguments(sampling, arguments.sampling_arguments(), arguments.OWNED_SAMPLING, "")
+    for name, (low, high) in _SAMPLING_RANGES.items():
+        value = sampling.get(name)
+        if value is not None and not low <= value <= high:
+            legal = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
+            message = f"must be {legal}, got {value!r}"
+            raise complaint(message, (name,))
+
+
+def check_mapping(mapping: Mapping[str, str], legal: Iterable[str], where: str, what: str) -> None:
+    """Checks the keys of a column mapping."""
+    for name in mapping:
+        if name not in legal:
+            message = f"{name!r} is not {what}; legal: {', '.join(sorted(legal))}"
+            raise complaint(message, (where, name))

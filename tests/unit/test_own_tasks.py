@@ -1,0 +1,70 @@
+"""Tasks of the user's own: from Python, by name, never from YAML alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from distilabel.steps.tasks import Task
+
+from batchgen import Job, JobError, own_task, run
+
+
+class Shout(Task):
+    """Asks for a word in capitals."""
+
+    marks: int = 1
+
+    @property
+    def inputs(self):
+        return ["word"]
+
+    @property
+    def outputs(self):
+        return ["shout", "length"]
+
+    def format_input(self, input):
+        return [{"role": "user", "content": f"Shout {input['word']}"}]
+
+    def format_output(self, output, input=None):
+        return {"shout": output.upper() + "!" * self.marks, "length": len(output)}
+
+
+ENTRY = own_task(Shout, inputs={"word": "text"}, outputs={"shout": "text", "length": "number"})
+
+
+def tree(output: Path) -> dict:
+    return {
+        "name": "own",
+        "source": {"rows": [{"word": "hey"}, {"word": "ho"}]},
+        "model": {"path": "chaos", "engine": {"reply": "well"}},
+        "steps": [{"task": "shout", "marks": 3}],
+        "output": str(output),
+    }
+
+
+def test_an_own_task_runs_from_a_file_a_tree_or_a_job(tmp_path: Path):
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(tree(tmp_path / "a")))
+    jobs = (tmp_path / "job.yaml", tree(tmp_path / "b"), Job.of(tree(tmp_path / "c"), tasks={"shout": ENTRY}))
+    for job in jobs:
+        result = run(job, in_process=True, tasks={"shout": ENTRY})
+        (file,) = (Path(result.dataset) / "data").glob("*.parquet")
+        rows = pq.read_table(file).to_pylist()
+        assert [(row["word"], row["shout"], row["length"]) for row in rows] == [
+            ("hey", "WELL!!!", 4),
+            ("ho", "WELL!!!", 4),
+        ]
+
+
+def test_yaml_alone_knows_no_own_task(tmp_path: Path):
+    with pytest.raises(JobError, match="unknown task 'shout'"):
+        Job.of(tree(tmp_path))
+    with pytest.raises(JobError, match="unknown task"):
+        Job.of({**tree(tmp_path), "steps": [{"task": "os.system"}]}, tasks={"shout": ENTRY})
+
+
+@pytest.mark.cluster
+def test_an_own_task_travels_to_its_actor(tmp_path: Path):
+    assert run(tree(tmp_path / "run"), tasks={"shout": ENTRY}).progress.ok == 2
