@@ -163,7 +163,14 @@ def commit_shard(
         except OSError as error:
             raise StoreError(f"cannot write {path}: {error}") from error
         store.upload(key, path)
-    size, sha256, rows = _read_back(store, key)
+    try:
+        size, sha256, rows = _read_back(store, key)
+    except FileNotFoundError:
+        # Garbage collection takes the file of an attempt that has lost already.
+        winner = read_manifest(store, plan, shard, generation)
+        if winner is None:
+            raise StoreError(f"{key} was written and is gone") from None
+        return winner, False
     if rows != len(results):
         raise StoreError(f"{key}: {len(results)} rows were written and {rows} read back")
     ok = {result.seed.id for result in results if result.outcome == OK}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from batchgen.commit import committed, current_generations, read_manifest, read_shard, revocation_key
+from batchgen.commit import current_generations, read_manifest, read_shard, revocation_key
 from batchgen.errors import CorruptShard, PlanMismatch, UserError
 from batchgen.merge.version import latest_version, read_version
 from batchgen.plan import Plan, Shard
@@ -120,22 +120,23 @@ def garbage(store: ObjectStore, plan: Plan) -> Iterator[tuple[str, int]]:
     """(key, bytes) of what no manifest names and nobody can come to name.
 
     An attempt's file is garbage once its shard is committed by another attempt; before that it may be about to be.
-    Files are listed before the manifests are read, so that an attempt which begins meanwhile is not among them.
+    Files are listed before the manifests, so that an attempt which begins meanwhile is not among them.
     """
     attempts = list(store.list("attempts"))
     staged = [key for key in store.list("versions") if key.count("/") > 1]
-    named = {manifest.key for manifest in committed(store, plan).values()}
-    by_name = {shard.name: shard for shard in plan.shards}
+    # Read once: a shard that is committed after this is none whose attempts could be garbage.
     current = current_generations(store)
+    by_name = {shard.name: shard for shard in plan.shards}
+    named: set[str] = set()
     for name, generation in current.items():
-        for number in range(generation):
+        for number in range(generation + 1):
             try:
-                revoked = read_manifest(store, plan, by_name[name], number)
+                manifest = read_manifest(store, plan, by_name[name], number)
             except CorruptShard:
                 # Whatever it named is kept: all of the shard's files.
                 named |= {key for key in attempts if key.split("/")[1] == name}
                 continue
-            named |= {revoked.key} if revoked is not None else set()
+            named |= {manifest.key} if manifest is not None else set()
     for key in attempts:
         if key not in named and key.split("/")[1] in current:
             yield key, store.size(key)

@@ -1,0 +1,352 @@
+"""A seeded simulation of scheduler, commit protocol and garbage collection: no Ray, no process, no clock.
+
+The code under test is the real one. Every operation on the store is a point at which the simulation decides who goes
+on, whether the operation fails before it has happened or after, and whether its process dies there, lives on as a
+zombie, or loses its answer. A seed replays exactly.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import greenlet
+
+from batchgen import commit, upkeep
+from batchgen.errors import CorruptShard, StoreError, UserError
+from batchgen.plan import Plan, Shard, make_plan
+from batchgen.rows import ResultRow, SeedRow
+from batchgen.schedule import Dispatch, Finish, KillEngine, Scheduler, StartEngine
+from batchgen.seeds import Seeds, load_seeds
+from tests.helpers import chaos_job
+
+BEFORE, AFTER = "fails before it has happened", "fails after it has happened"
+STEPS = 110
+
+
+class Violation(AssertionError):
+    """The protocol broke one of its promises."""
+
+
+def world() -> tuple[Plan, Seeds]:
+    """A plan of three shards of two rows each, and its seeds."""
+    job = chaos_job("unused", source={"count": 6}, shard_rows=2)
+    seeds = load_seeds(job.source)
+    return make_plan(job, seeds), seeds
+
+
+class SimStore:
+    """An object store in memory, whose every operation is a point of decision."""
+
+    location = "sim"
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+
+    def _at(self, effect: Callable[[], Any]) -> Any:
+        """Performs an operation when, and as far as, the simulation lets it."""
+        running = greenlet.getcurrent()
+        fault = running.parent.switch("point") if running.parent is not None else None
+        if fault == BEFORE:
+            raise StoreError("sim: " + BEFORE)
+        result = effect()
+        if fault == AFTER:
+            raise StoreError("sim: " + AFTER)
+        return result
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        return bool(self._at(lambda: self.objects.setdefault(key, data) is data))
+
+    def put(self, key: str, data: bytes) -> None:
+        self._at(lambda: self.objects.__setitem__(key, data))
+
+    def read(self, key: str) -> bytes | None:
+        found: bytes | None = self._at(lambda: self.objects.get(key))
+        return found
+
+    def upload(self, key: str, path: Path) -> None:
+        data = path.read_bytes()
+        self._at(lambda: self.objects.__setitem__(key, data))
+
+    def open(self, key: str) -> BinaryIO:
+        data = self.read(key)
+        if data is None:
+            raise FileNotFoundError(key)
+        return io.BytesIO(data)
+
+    def size(self, key: str) -> int:
+        return len(self.objects.get(key, b""))
+
+    def list(self, prefix: str) -> Iterator[str]:
+        found: list[str] = self._at(lambda: sorted(key for key in self.objects if key.startswith(f"{prefix}/")))
+        yield from found
+
+    def delete(self, key: str) -> None:
+        self._at(lambda: self.objects.pop(key, None))
+
+    def local_path(self, key: str) -> None: ...
+
+
+@dataclass
+class Process:
+    """Something that runs: an attempt at a shard, or a garbage collection.
+
+    Args:
+        answer: told what came of it; None for a zombie, to whom nobody listens.
+    """
+
+    run: greenlet.greenlet
+    answer: Callable[[str], None] | None
+    engine: tuple[int, int] | None = None
+
+
+class Driver:
+    """One driver with its scheduler: real code, fed with the simulation's events."""
+
+    def __init__(self, sim: Simulation, number: int) -> None:
+        self.sim, self.number, self.alive = sim, number, True
+        done = sim.outside(lambda: commit.committed(sim.store, sim.plan))
+        missing = [shard for shard in sim.plan.shards if shard.index not in done]
+        self.scheduler = Scheduler(missing, 2, max_attempts=50, max_engine_deaths=500)
+        self.finished = False
+        self.perform(self.scheduler.start())
+
+    def perform(self, actions: list[Any]) -> None:
+        """Carries out the scheduler's actions at once."""
+        for action in actions:
+            if isinstance(action, StartEngine):
+                self.perform(self.scheduler.engine_ready(action.engine, 1))
+            elif isinstance(action, Dispatch):
+                self.sim.begin(self, action)
+            elif isinstance(action, KillEngine):
+                self.sim.lose_engine((self.number, action.engine))
+            elif isinstance(action, Finish):
+                self.finished = True
+
+    def told(self, action: Dispatch, outcome: str) -> None:
+        """An answer arrived."""
+        event = {
+            "done": self.scheduler.shard_done,
+            "unavailable": lambda e, s: self.scheduler.service_failed(e, s, "sim"),
+        }[outcome]
+        if action.rows is not None and outcome == "done":
+            event = self.scheduler.probe_done
+        self.perform(event(action.engine, action.shard.index))
+
+
+class Simulation:
+    """One seed's world."""
+
+    def __init__(self, seed: int, plan: Plan, seeds: Seeds) -> None:
+        self.rng = random.Random(seed)
+        self.plan, self.seeds = plan, seeds
+        self.store = SimStore()
+        self.processes: list[Process] = []
+        self.drivers: list[Driver] = []
+        self.seen: dict[tuple[str, int], bytes] = {}
+        self.counts: dict[str, int] = {}
+        self.serial = 0
+        self.faults = True
+
+    def outside(self, function: Callable[[], Any]) -> Any:
+        """Runs code to its end with nobody else in between and nothing failing."""
+        work = greenlet.greenlet(function)
+        result = work.switch()
+        while not work.dead:
+            result = work.switch(None)
+        return result
+
+    def count(self, what: str) -> None:
+        """Notes that something was injected."""
+        self.counts[what] = self.counts.get(what, 0) + 1
+
+    def begin(self, driver: Driver, action: Dispatch) -> None:
+        """An engine begins with a shard."""
+        self.serial += 1
+        attempt = f"{self.serial:032x}"
+
+        def work() -> str:
+            if action.rows is not None:
+                return "done"
+            try:
+                self.attempt(action.shard, attempt, action.quarantined)
+            except StoreError:
+                return "unavailable"
+            return "done"
+
+        def answer(outcome: str) -> None:
+            if driver.alive:
+                driver.told(action, outcome)
+
+        self.processes.append(Process(greenlet.greenlet(work), answer, (driver.number, action.engine)))
+
+    def attempt(self, shard: Shard, attempt: str, quarantined: frozenset[int]) -> None:
+        """What a worker does once its rows are generated; no two attempts have the same rows."""
+        rows = self.seeds.slice(shard.start, shard.stop)
+        results = [self.result(row, attempt, row.index in quarantined) for row in rows]
+        commit.commit_shard(self.store, self.plan, shard, attempt, rows, results)
+
+    @staticmethod
+    def result(row: SeedRow, attempt: str, rejected: bool) -> ResultRow:
+        data = {} if rejected else {"instruction": f"{row.index} by {attempt}", "response": attempt}
+        reason = "engine_crash" if rejected else None
+        return ResultRow(row, "", "rejected" if rejected else "ok", reason, data, "sim", "stop", 1, 1)
+
+    def lose_engine(self, engine: tuple[int, int]) -> None:
+        """What ran on an engine dies, or goes on unheard."""
+        for process in [process for process in self.processes if process.engine == engine]:
+            self.orphan(process)
+
+    def orphan(self, process: Process) -> None:
+        process.answer, process.engine = None, None
+        if self.rng.random() < 0.5:
+            self.count("process killed")
+            self.processes.remove(process)
+        else:
+            self.count("zombie")
+
+    def step(self) -> None:
+        """One decision."""
+        kind = self.rng.choices(
+            ("go on", "kill engine", "kill driver", "new driver", "collect", "look", "revoke"),
+            (80, 4, 2, 2, 3, 6, 1) if self.faults else (1, 0, 0, 0, 0, 0, 0),
+        )[0]
+        if kind == "go on" and self.processes:
+            self.go_on(self.rng.choice(self.processes))
+        elif kind == "kill engine":
+            engines = sorted({process.engine for process in self.processes if process.engine is not None})
+            if engines:
+                number, engine = self.rng.choice(engines)
+                self.count("engine killed")
+                driver = next(driver for driver in self.drivers if driver.number == number)
+                driver.perform(driver.scheduler.engine_lost(engine, "sim"))
+        elif kind == "kill driver" and self.drivers:
+            driver = self.drivers.pop(self.rng.randrange(len(self.drivers)))
+            driver.alive = False
+            self.count("driver killed")
+            for process in [p for p in self.processes if p.engine is not None and p.engine[0] == driver.number]:
+                self.orphan(process)
+        elif kind == "new driver" and len(self.drivers) < 2:
+            self.count("second driver" if self.drivers else "driver started")
+            self.start_driver()
+        elif kind == "collect":
+            self.count("garbage collection")
+            self.processes.append(Process(greenlet.greenlet(self.collect), None))
+        elif kind == "look":
+            self.look()
+        elif kind == "revoke":
+            self.revoke()
+
+    def start_driver(self) -> None:
+        """A driver with a number of its own."""
+        self.serial += 1
+        self.drivers.append(Driver(self, self.serial))
+
+    def collect(self) -> str:
+        """A garbage collection, interrupted by everybody else like any process."""
+        try:
+            upkeep.collect(self.store, self.plan)
+        except StoreError:
+            return "failed"
+        return "done"
+
+    def revoke(self) -> None:
+        """A user has a committed shard generated again."""
+        shard = self.rng.choice(self.plan.shards)
+        try:
+            self.outside(lambda: upkeep.revoke(self.store, self.plan, shard.name))
+        except UserError:
+            return
+        self.count("revocation")
+
+    def go_on(self, process: Process) -> None:
+        """Lets a process do its next operation on the store."""
+        fault = None
+        if self.faults and process.run:
+            fault = self.rng.choices((None, BEFORE, AFTER), (92, 4, 4))[0]
+            if fault is not None:
+                self.count(f"store {fault}")
+        outcome = process.run.switch(fault) if process.run else process.run.switch()
+        if not process.run.dead:
+            return
+        if process in self.processes:
+            self.processes.remove(process)
+        if process.answer is None:
+            return
+        if self.faults and process.engine is not None and self.rng.random() < 0.05:
+            self.count("answer lost")
+            number, engine = process.engine
+            driver = next((driver for driver in self.drivers if driver.number == number), None)
+            if driver is not None:
+                driver.perform(driver.scheduler.engine_lost(engine, "sim: no answer"))
+            return
+        process.answer(outcome)
+
+    def look(self) -> None:
+        """Reads all that is committed: it is whole, and what it was."""
+
+        def read() -> None:
+            for name, generation in commit.current_generations(self.store).items():
+                shard = self.plan.shards[int(name)]
+                manifest = commit.read_manifest(self.store, self.plan, shard, generation)
+                assert manifest is not None
+                try:
+                    table = commit.read_shard(self.store, self.plan, manifest)
+                except CorruptShard as error:
+                    raise Violation(f"a committed shard cannot be read: {error}") from error
+                writers = {text.split(" by ")[1] for text in table["instruction"].to_pylist() if text is not None}
+                if len(writers) > 1 or (writers and writers != {manifest.attempt}):
+                    raise Violation(f"shard {name} has rows of other attempts than its manifest says")
+                if sorted(table["row_index"].to_pylist()) != list(range(shard.start, shard.stop)):
+                    raise Violation(f"shard {name} has other rows than its slice")
+                content = self.store.objects[manifest.key]
+                if self.seen.setdefault((name, generation), content) != content:
+                    raise Violation(f"the rows of shard {name} changed after they were committed")
+
+        self.outside(read)
+
+    def finish(self) -> None:
+        """No more faults: whatever is left has to end well."""
+        self.faults = False
+        for _ in range(20):
+            if not self.drivers:
+                self.start_driver()
+            for _ in range(5_000):
+                if not self.processes:
+                    break
+                self.go_on(self.rng.choice(self.processes))
+            if self.processes:
+                raise Violation("it does not end")
+            self.drivers = [driver for driver in self.drivers if not driver.finished]
+            done = self.outside(lambda: commit.committed(self.store, self.plan))
+            if len(done) == len(self.plan.shards):
+                break
+            self.drivers = []
+        else:
+            raise Violation("shards stay uncommitted")
+        self.look()
+        found = self.outside(lambda: upkeep.verify(self.store, self.plan))
+        if not found.good or found.missing or found.ok + found.rejected != self.plan.rows:
+            raise Violation(f"rows are not conserved: {found}")
+
+
+def simulate(seed: int, plan: Plan, seeds: Seeds) -> dict[str, int]:
+    """Runs one seed; returns how often each fault was injected.
+
+    Raises:
+        Violation: with the seed, which replays it.
+    """
+    sim = Simulation(seed, plan, seeds)
+    try:
+        sim.start_driver()
+        for _ in range(STEPS):
+            sim.step()
+        sim.look()
+        sim.finish()
+    except Violation as error:
+        raise Violation(f"seed {seed}: {error}") from error
+    return sim.counts

@@ -1,0 +1,136 @@
+"""The commit protocol under everything at once; and mutants of it, each of which has to be caught."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from batchgen import commit, upkeep
+from batchgen.errors import StoreError
+from tests.simulation import sim
+from tests.simulation.sim import SimStore, Violation, simulate, world
+
+SEEDS = int(os.environ.get("BATCHGEN_SIMULATION_SEEDS", "5000"))
+# A mutant is caught long before this.
+MUTANT_SEEDS = 1500
+
+
+@pytest.fixture(scope="module")
+def plan_and_seeds():
+    return world()
+
+
+@pytest.mark.timeout(600)
+def test_no_seed_breaks_a_promise(plan_and_seeds):
+    injected: Counter[str] = Counter()
+    for seed in range(SEEDS):
+        injected.update(simulate(seed, *plan_and_seeds))
+    wanted = {"engine killed", "driver killed", "second driver", "zombie", "process killed", "answer lost"}
+    wanted |= {"garbage collection", "revocation", f"store {sim.BEFORE}", f"store {sim.AFTER}"}
+    assert set(injected) >= wanted
+    assert all(count > SEEDS / 100 for count in injected.values())
+
+
+def test_a_seed_replays(plan_and_seeds):
+    assert simulate(7, *plan_and_seeds) == simulate(7, *plan_and_seeds)
+
+
+def shared_data_path(patch: pytest.MonkeyPatch) -> None:
+    """All attempts at a shard write one file."""
+    patch.setattr(commit, "attempt_key", lambda shard, attempt: f"attempts/{shard.name}/rows.parquet")
+
+
+def overwriting_manifest(patch: pytest.MonkeyPatch) -> None:
+    """The last attempt wins."""
+
+    def put(self: SimStore, key: str, data: bytes) -> bool:
+        self._at(lambda: self.objects.__setitem__(key, data))
+        return True
+
+    patch.setattr(SimStore, "put_if_absent", put)
+
+
+def check_then_write(patch: pytest.MonkeyPatch) -> None:
+    """Looks whether a manifest is there, and then writes it."""
+
+    def put(self: SimStore, key: str, data: bytes) -> bool:
+        if self.read(key) is not None:
+            return False
+        self._at(lambda: self.objects.__setitem__(key, data))
+        return True
+
+    patch.setattr(SimStore, "put_if_absent", put)
+
+
+def delete_on_unknown_outcome(patch: pytest.MonkeyPatch) -> None:
+    """Takes an error for a failure and cleans up."""
+    real = commit.commit_shard
+
+    def careless(store: SimStore, plan: Any, shard: Any, attempt: str, *rest: Any) -> Any:
+        try:
+            return real(store, plan, shard, attempt, *rest)
+        except StoreError:
+            store.delete(commit.attempt_key(shard, attempt))
+            raise
+
+    patch.setattr(commit, "commit_shard", careless)
+
+
+def manifest_before_close(patch: pytest.MonkeyPatch) -> None:
+    """The file appears only after its manifest."""
+    held: dict[str, bytes] = {}
+
+    def upload(self: SimStore, key: str, path: Any) -> None:
+        held[key] = path.read_bytes()
+
+    real_open, real_put = SimStore.open, SimStore.put_if_absent
+
+    def opened(self: SimStore, key: str) -> Any:
+        import io
+
+        return io.BytesIO(held[key]) if key in held and key not in self.objects else real_open(self, key)
+
+    def put(self: SimStore, key: str, data: bytes) -> bool:
+        created = real_put(self, key, data)
+        for name in [name for name in held if name.split("/")[1] in key]:
+            self._at(lambda name=name: self.objects.setdefault(name, held[name]))
+            held.pop(name, None)
+        return created
+
+    patch.setattr(SimStore, "upload", upload)
+    patch.setattr(SimStore, "open", opened)
+    patch.setattr(SimStore, "put_if_absent", put)
+
+
+def collects_attempts_in_flight(patch: pytest.MonkeyPatch) -> None:
+    """Takes every file that no manifest names for garbage."""
+
+    def garbage(store: SimStore, plan: Any) -> Any:
+        named = {manifest.key for manifest in commit.committed(store, plan).values()}
+        for key in list(store.list("attempts")):
+            if key not in named:
+                yield key, 0
+
+    patch.setattr(upkeep, "garbage", garbage)
+
+
+MUTANTS: list[Callable[[pytest.MonkeyPatch], None]] = [
+    shared_data_path,
+    overwriting_manifest,
+    check_then_write,
+    delete_on_unknown_outcome,
+    manifest_before_close,
+    collects_attempts_in_flight,
+]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_a_mutant_of_the_protocol_is_caught(mutant, plan_and_seeds, monkeypatch: pytest.MonkeyPatch):
+    mutant(monkeypatch)
+    with pytest.raises((Violation, KeyError, FileNotFoundError)):
+        for seed in range(MUTANT_SEEDS):
+            simulate(seed, *plan_and_seeds)
