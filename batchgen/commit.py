@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen.errors import BatchgenError, CorruptShard, PlanMismatch, StoreError
+from batchgen.faultpoints import reach
 from batchgen.parquet import read_parquet
 from batchgen.plan import Plan, Shard
 from batchgen.progress import Progress
@@ -162,7 +163,9 @@ def commit_shard(
             pq.write_table(table, path, compression="zstd", write_page_checksum=True)
         except OSError as error:
             raise StoreError(f"cannot write {path}: {error}") from error
+        reach("attempt written")
         store.upload(key, path)
+    reach("attempt uploaded")
     try:
         size, sha256, rows = _read_back(store, key)
     except FileNotFoundError:
@@ -191,7 +194,9 @@ def commit_shard(
         sha256=sha256,
         notes=dict(sorted(Counter(note for result in results for note in result.notes).items())),
     )
+    reach("attempt read back")
     if store.put_if_absent(manifest_key(shard, generation), manifest.dump()):
+        reach("shard committed")
         return manifest, True
     winner = read_manifest(store, plan, shard, generation)
     if winner is None:

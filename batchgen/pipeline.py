@@ -28,6 +28,7 @@ from batchgen.parquet import read_parquet
 from batchgen.publish import publish_configs
 from batchgen.rows import META_NAMES
 from batchgen.seeds import load_seeds
+from batchgen.store import is_remote
 from batchgen.tasks.spec import TaskSpec
 from batchgen.tasks.table import LEFT_OUT, TASKS
 
@@ -136,6 +137,8 @@ def from_pipeline(
         JobError: names the step that cannot be carried over, and why.
         BatchgenError: as `run` does.
     """
+    if output is not None and is_remote(str(output)):
+        raise JobError(f"output: {str(output)!r}: a pipeline's output is a folder")
     steps = {name: pipeline.dag.get_step(name)["step"] for name in pipeline.dag}
     segments = _segments(pipeline.dag, steps)
     folder = Path(output) if output is not None else Path("runs") / re.sub(r"[^A-Za-z0-9._-]", "_", pipeline.name)

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from batchgen.errors import JobError, PlanMismatch, SeedError
+from batchgen.faultpoints import reach
 from batchgen.job import Job, Step
 from batchgen.rows import META_NAMES, canonical_json, kind_of, shard_schema
 from batchgen.seeds import Seeds
@@ -248,7 +249,11 @@ def settle_plan(store: ObjectStore, plan: Plan) -> Plan:
     Raises:
         PlanMismatch: names what changed.
     """
-    return plan if store.put_if_absent(PLAN_KEY, plan.dump()) else check_plan(store, plan)
+    reach("before the plan")
+    if not store.put_if_absent(PLAN_KEY, plan.dump()):
+        return check_plan(store, plan)
+    reach("after the plan")
+    return plan
 
 
 def check_plan(store: ObjectStore, plan: Plan) -> Plan:

@@ -12,6 +12,7 @@ from typing import Any
 
 from batchgen.card import render_configs
 from batchgen.errors import CorruptShard, StoreError, UserError
+from batchgen.faultpoints import reach
 from batchgen.merge.version import CARD, Version
 from batchgen.store.base import ObjectStore
 
@@ -32,6 +33,7 @@ def publish_folder(store: ObjectStore, version: Version, folder: str | Path) -> 
             path = fresh / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(_checked(store, version, name, file))
+        reach("dataset copied")
         _swap(fresh, target)
     except OSError as error:
         raise StoreError(f"cannot publish to {target}: {error.strerror or error}") from error
@@ -102,5 +104,7 @@ def _swap(fresh: Path, target: Path) -> None:
     old = target.parent / f".{target.name}.{uuid.uuid4().hex}.old"
     if target.exists():
         os.replace(target, old)  # noqa: PTH105  # a folder, in one step
+        reach("earlier dataset aside")
     os.replace(fresh, target)  # noqa: PTH105
+    reach("dataset published")
     shutil.rmtree(old, ignore_errors=True)

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from batchgen.card import render_card
 from batchgen.commit import committed
 from batchgen.errors import CorruptShard, StoreError, UserError
+from batchgen.faultpoints import reach
 from batchgen.job import Job
 from batchgen.merge.rows import merge_rows
 from batchgen.plan import Plan
@@ -106,8 +107,10 @@ def merge_run(store: ObjectStore, plan: Plan, job: Job, partial: bool = False) -
             store.upload(f"versions/{number:04d}/{files[name]['sha256'][:16]}/{name}", path)
     placed = {name: {**f, "key": f"versions/{number:04d}/{f['sha256'][:16]}/{name}"} for name, f in files.items()}
     version = Version(number=number, files=placed, **details)
+    reach("version uploaded")
     if not store.put_if_absent(_version_key(number), canonical_json(asdict(version))):
         raise StoreError(f"{store.location}: another merge has just written version {number}; run it again")
+    reach("version named")
     return version
 
 

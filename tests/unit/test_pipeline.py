@@ -191,6 +191,13 @@ def test_what_cannot_be_carried_over_is_refused_by_name(build, message: str):
     assert "sk-secret" not in found
 
 
+def test_a_bucket_is_no_place_for_a_pipeline():
+    with Pipeline() as pipeline:
+        LoadDataFromDicts(data=ROWS) >> TextGeneration(llm=llm())
+    with pytest.raises(JobError, match="a pipeline's output is a folder"):
+        from_pipeline(pipeline, "s3://bucket/x", in_process=True)
+
+
 def test_routing_functions_joins_and_generators_are_refused():
     @routing_batch_function()
     def route(steps):
