@@ -98,8 +98,8 @@ async def _one_run(actor: Any, fleet: ray_fleet.RayFleet, config: HostConfig, se
         async def start(self, engine: int) -> int:
             return SLOTS
 
-        async def run(self, engine: int, shard: Any, rows: Any) -> Any:
-            return await fleet.run(0, shard, rows)
+        async def run(self, engine: int, work: Any) -> Any:
+            return await fleet.run(0, work)
 
         async def progress(self, engine: int) -> Any:
             return await fleet.progress(0)

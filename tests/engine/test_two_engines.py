@@ -10,7 +10,7 @@ import pytest
 from batchgen.commit import committed, read_shard
 from batchgen.distributed.cluster import connected
 from batchgen.distributed.fleet import RayFleet
-from batchgen.fleet import HostConfig
+from batchgen.fleet import HostConfig, Work
 from batchgen.job import Job
 from tests.helpers import planned
 
@@ -39,7 +39,10 @@ def test_two_engines_give_different_text_for_the_same_prompts(tmp_path: Path):
             slots = await asyncio.gather(fleet.start(0), fleet.start(1))
             assert slots == [16, 16]
             answers = await asyncio.gather(
-                *(fleet.run(engine, shard, seeds.slice(shard.start, shard.stop)) for engine, shard in enumerate(halves))
+                *(
+                    fleet.run(engine, Work(shard, seeds.slice(shard.start, shard.stop)))
+                    for engine, shard in enumerate(halves)
+                )
             )
             assert [answer.kind for answer in answers] == ["done", "done"]
         finally:

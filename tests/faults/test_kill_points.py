@@ -21,7 +21,8 @@ RUN = """
 import sys
 from batchgen import run
 run({"name": "points", "source": {"count": 40}, "model": {"path": "chaos"}, "steps": [{"task": "magpie"}],
-     "output": sys.argv[1], "shard_rows": 10, "merge": {"near": {} if sys.argv[2] == "near" else False}}, in_process=True)
+     "output": sys.argv[1], "shard_rows": 10, "merge": {"near": {} if sys.argv[2] == "near" else False}},
+    in_process=True)
 """
 
 

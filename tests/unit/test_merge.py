@@ -157,7 +157,7 @@ def test_the_same_run_merges_to_the_same_bytes_and_the_same_version(tmp_path: Pa
 def _same(result) -> dict:
     import json
 
-    tree = json.loads((result.run / "job.json").read_text())
+    tree = json.loads((Path(result.run) / "job.json").read_text())
     return {name: tree[name] for name in ("source", "model", "steps", "merge")}
 
 
@@ -185,7 +185,7 @@ def test_a_corrupt_shard_is_named_and_nothing_is_published(tmp_path: Path):
     from batchgen.cli import main
 
     result = answered(tmp_path, ["a b c", "d e f"])
-    shard = next((result.run / "attempts").rglob("*.parquet"))
+    shard = next((Path(result.run) / "attempts").rglob("*.parquet"))
     shard.write_bytes(shard.read_bytes()[:-1])
     store = LocalStore(result.run)
     with pytest.raises(CorruptShard, match="shard 000000"):
@@ -221,6 +221,6 @@ def test_datasets_in_folders_of_one_name_are_not_taken_for_each_other(tmp_path: 
     for name in ("a", "b"):
         job = chaos_job(tmp_path / name, seed=ord(name), source={"count": 9})
         dataset = run(job, in_process=True).dataset
-        assert dataset.name == "dataset"
-        rows[name] = load_dataset(str(dataset), split="train", cache_dir=str(tmp_path / "cache"))["instruction"][:]
+        assert Path(dataset).name == "dataset"
+        rows[name] = load_dataset(dataset, split="train", cache_dir=str(tmp_path / "cache"))["instruction"][:]
     assert rows["a"] != rows["b"]
