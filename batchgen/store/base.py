@@ -54,7 +54,7 @@ def probe(store: ObjectStore) -> None:
     Raises:
         UserError: it cannot, or two writers of one key could both succeed.
     """
-    key = f"probe/{uuid.uuid4().hex}"
+    key = f"probe-{uuid.uuid4().hex}"
     try:
         first, second = store.put_if_absent(key, b"first"), store.put_if_absent(key, b"second")
         kept = store.read(key)
