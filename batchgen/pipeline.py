@@ -1,50 +1,26 @@
-"""Runs a distilabel `Pipeline` that was written in Python: its tasks become jobs, its leaves configs of one dataset.
-
-A chain of tasks is one job. Where a pipeline branches, the tasks before the branch are a job of their own, and each
-branch starts from that job's rows; so every task runs once a row, as in distilabel. Nothing here imports distilabel:
-the objects come from the caller, and are told apart by the names of their classes.
-"""
+"""Runs a distilabel `Pipeline` that was written in Python: its tasks become jobs, its leaves configs of one dataset."""
 
 from __future__ import annotations
 
-import inspect
-import json
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
 from batchgen.api import Result, Watch, run
 from batchgen.errors import JobError, SeedError
-from batchgen.job import Job, Source
+from batchgen.job import Source
 from batchgen.parquet import read_parquet
 from batchgen.publish import publish_configs
 from batchgen.rows import META_NAMES
 from batchgen.seeds import load_seeds
 from batchgen.store import is_remote
-from batchgen.tasks.spec import TaskSpec
-from batchgen.tasks.table import LEFT_OUT, TASKS
-
-_BY_CLASS: Mapping[str, str] = {str(spec.distilabel): name for name, spec in TASKS.items() if spec.distilabel}
-_LOADERS = ("LoadDataFromDicts", "LoadDataFromDisk", "LoadDataFromFileSystem", "LoadDataFromHub")
-# distilabel's generation arguments by vLLM's names; None: nothing to carry over.
-_GENERATION: Mapping[str, str | None] = {"max_new_tokens": "max_tokens", "do_sample": None, "echo": None}
-# Of distilabel's vLLM and TransformersLLM: what is an engine argument here as well.
-_ENGINE_FIELDS: Mapping[str, str] = {
-    "dtype": "dtype",
-    "torch_dtype": "dtype",
-    "quantization": "quantization",
-    "tokenizer": "tokenizer",
-    "tokenizer_mode": "tokenizer_mode",
-    "tokenizer_revision": "tokenizer_revision",
-}
+from batchgen.translate import Segment, Translated, segments_of, translate
 
 
 class PipelineResult(Mapping[str, Any]):
@@ -71,42 +47,6 @@ class PipelineResult(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.runs)
-
-
-@dataclass(frozen=True)
-class _Segment:
-    """A chain of tasks without a branch.
-
-    Args:
-        tasks: names of distilabel's steps, in order.
-        parent: the segment that it branches from; None where it starts from the loaded rows.
-        leaf: whether nothing comes after it.
-    """
-
-    tasks: tuple[str, ...]
-    parent: _Segment | None
-    leaf: bool
-
-    @property
-    def name(self) -> str:
-        """That of its last task, safe as a folder's name."""
-        return re.sub(r"[^A-Za-z0-9._-]", "_", self.tasks[-1])
-
-
-@dataclass(frozen=True)
-class _Translated:
-    """A segment as a job.
-
-    Args:
-        renamed: seed columns that a task writes again, with the names that their first versions have here.
-        earlier: names of versions that a later one replaced.
-        adds_messages: whether the dataset's `messages` are batchgen's, and no column of the pipeline's.
-    """
-
-    job: Job
-    renamed: Mapping[str, str]
-    earlier: set[str]
-    adds_messages: bool
 
 
 def from_pipeline(
@@ -140,14 +80,14 @@ def from_pipeline(
     if output is not None and is_remote(str(output)):
         raise JobError(f"output: {str(output)!r}: a pipeline's output is a folder")
     steps = {name: pipeline.dag.get_step(name)["step"] for name in pipeline.dag}
-    segments = _segments(pipeline.dag, steps)
+    segments = segments_of(pipeline.dag, steps)
     folder = Path(output) if output is not None else Path("runs") / re.sub(r"[^A-Za-z0-9._-]", "_", pipeline.name)
     (root,) = pipeline.dag.root_steps
     loaded = _load(root, steps[root])
     settings: dict[str, Any] = {"seed": seed, **({"engines": engines} if engines else {})}
     # Everything is translated before anything runs: a step that cannot be carried over costs no engine.
-    jobs = {segment: _job(segment, steps, folder, settings) for segment in segments}
-    tables: dict[_Segment | None, pa.Table] = {None: loaded}
+    jobs = {segment: translate(segment, steps, folder, settings) for segment in segments}
+    tables: dict[Segment | None, pa.Table] = {None: loaded}
     results: dict[str, Result] = {}
     leaves = [segment for segment in segments if segment.leaf]
     for segment in segments:
@@ -159,55 +99,6 @@ def from_pipeline(
             results["default" if len(leaves) == 1 else segment.name] = result
     dataset = publish_configs({name: Path(result.dataset) for name, result in results.items()}, folder / "dataset")
     return PipelineResult(dataset, results)
-
-
-def _segments(dag: Any, steps: Mapping[str, Any]) -> list[_Segment]:
-    """The pipeline's chains, parents first.
-
-    Raises:
-        JobError: the graph is none that can be carried over.
-    """
-    roots = list(dag.root_steps)
-    if len(roots) != 1:
-        raise JobError(f"the pipeline has {len(roots)} steps that load data; batchgen carries over one")
-    for name in dag:
-        _check_step(name, steps[name], dag, is_root=name == roots[0])
-    segments: list[_Segment] = []
-
-    def grow(parent: _Segment | None, first: str) -> None:
-        names = [first]
-        while len(following := sorted(dag.get_step_successors(names[-1]))) == 1:
-            names.append(following[0])
-        segment = _Segment(tuple(names), parent, leaf=not following)
-        segments.append(segment)
-        for name in following:
-            grow(segment, name)
-
-    for name in sorted(dag.get_step_successors(roots[0])):
-        grow(None, name)
-    if not segments:
-        raise JobError(f"step {roots[0]!r}: nothing comes after it; connect it with >>")
-    return segments
-
-
-def _check_step(name: str, step: Any, dag: Any, is_root: bool) -> None:
-    kind = type(step).__name__
-    if dag.get_step(name).get("routing_batch_function") is not None:
-        raise JobError(f"step {name!r}: a routing function follows it; batchgen cannot carry that over")
-    if is_root:
-        if kind not in _LOADERS:
-            reason: str | None = LEFT_OUT.get(kind, f"batchgen starts from {', '.join(_LOADERS)}")
-            raise JobError(f"step {name!r} ({kind}) cannot be carried over: {reason}")
-        return
-    if len(list(dag.get_step_predecessors(name))) > 1:
-        raise JobError(f"step {name!r} ({kind}): several steps lead to it; batchgen cannot carry that over")
-    if kind not in _BY_CLASS:
-        reason = LEFT_OUT.get(kind)
-        if reason is None:
-            reason = "a global step needs all rows at once" if getattr(step, "is_global", False) else "it is no task"
-            if hasattr(step, "llm"):
-                reason = "it is a task of your own; run it with batchgen.run(job, tasks={...})"
-        raise JobError(f"step {name!r} ({kind}) cannot be carried over: {reason}")
 
 
 def _load(name: str, step: Any) -> pa.Table:
@@ -239,158 +130,6 @@ def _from_hub(name: str, step: Any) -> pa.Table:
     return table
 
 
-def _job(segment: _Segment, steps: Mapping[str, Any], folder: Path, settings: Mapping[str, Any]) -> _Translated:
-    """A segment's job, and the new names of seed columns that one of its tasks writes again.
-
-    distilabel lets a task overwrite a column. Here every version of a column has a name of its own, and the last one
-    keeps the column's.
-    """
-    models: list[dict[str, Any]] = []
-    written = [(name, column) for name in segment.tasks for column in _written(steps[name])]
-    last = {column: name for name, column in written}
-    # Column -> the name that its version of now has; a seed's version where nobody has written it yet.
-    now = {column: f"{column}_before_{name}" for name, column in reversed(written)}
-    renamed = dict(now)
-    earlier = set(now.values())
-    tree_steps = []
-    for position, name in enumerate(segment.tasks):
-        step = steps[name]
-        model = _model(name, step.llm)
-        if model not in models:
-            models.append(model)
-        task = _BY_CLASS[type(step).__name__]
-        tree = {"task": task, "sampling": _sampling(name, step.llm), **_parameters(name, step, TASKS[task])}
-        reads = {task_input: step.input_mappings.get(task_input, task_input) for task_input in _inputs(step)}
-        tree["input_mappings"] = {key: now.get(column, column) for key, column in reads.items()}
-        writes = {output: step.output_mappings.get(output, output) for output in _outputs(step)}
-        later = [(other, column) for other, column in written if other in segment.tasks[position + 1 :]]
-        for column in writes.values():
-            after = next((other for other, again in later if again == column), None)
-            now[column] = column if last[column] == name else f"{column}_before_{after}"
-        earlier |= {now[column] for column in writes.values() if last[column] != name}
-        tree["output_mappings"] = {output: now[column] for output, column in writes.items()}
-        if index := models.index(model):
-            tree["model"] = f"llm_{index}"
-        tree_steps.append(tree)
-    _share_memory(models)
-    job = {
-        **settings,
-        "name": segment.name,
-        "source": {"path": str(folder / "seeds" / f"{segment.name}.parquet")},
-        "model": models[0],
-        "models": {f"llm_{index}": model for index, model in enumerate(models) if index},
-        "steps": tree_steps,
-        "merge": {"exact": False, "near": False, "drop_truncated": False},
-        "output": str(folder / "runs" / segment.name),
-    }
-    return _Translated(Job.of(job), renamed, earlier, adds_messages="messages" not in (*reads.values(), *now))
-
-
-def _inputs(step: Any) -> list[str]:
-    """The task's inputs that are there for sure, or that a mapping names."""
-    inputs = step.inputs if isinstance(step.inputs, dict) else dict.fromkeys(step.inputs, True)
-    return [name for name, required in inputs.items() if required or name in step.input_mappings]
-
-
-def _outputs(step: Any) -> list[str]:
-    spec = TASKS[_BY_CLASS[type(step).__name__]]
-    try:
-        parameters = spec.parameters.model_validate(_own_parameters(step, spec))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise JobError(f"step {step.name!r}: {first['loc'][0]}: {first['msg']}") from None
-    return list(spec.outputs(parameters))
-
-
-def _written(step: Any) -> list[str]:
-    return [step.output_mappings.get(output, output) for output in _outputs(step)]
-
-
-def _own_parameters(step: Any, spec: TaskSpec) -> dict[str, Any]:
-    """The task's parameters that differ from distilabel's defaults, as a job has them."""
-    given: dict[str, Any] = {}
-    for field in spec.parameters.model_fields:
-        info = type(step).model_fields.get(field)
-        value = getattr(step, field, None)
-        if info is not None and value is not None and (info.is_required() or value != info.default):
-            given[field] = value
-    # Tuples of weights become lists, as YAML has them.
-    return dict(json.loads(json.dumps(given)))
-
-
-def _parameters(name: str, step: Any, spec: TaskSpec) -> dict[str, Any]:
-    given = _own_parameters(step, spec)
-    columns = [step.columns] if isinstance(getattr(step, "columns", None), str) else getattr(step, "columns", None)
-    if columns not in (None, ["instruction"]) and "template" not in given:
-        raise JobError(f"step {name!r}: `columns` without a template that uses them")
-    for field in ("num_generations", "group_generations"):
-        if value := getattr(step, field, None):
-            given[field] = value
-    return given
-
-
-def _model(name: str, llm: Any) -> dict[str, Any]:
-    """A job's model for a distilabel LLM."""
-    kinds = [kind.__name__ for kind in type(llm).__mro__]
-    if "OpenAIBaseClient" in kinds or "OpenAILLM" in kinds:
-        if getattr(llm, "api_key", None) is not None and not _from_environment(llm):
-            raise JobError(f"step {name!r}: its LLM has an API key in the code; put it into {llm._api_key_env_var}")
-        engine = {"base_url": str(llm.base_url or "https://api.openai.com/v1"), "api_key_env": llm._api_key_env_var}
-        return {"path": llm.model, "backend": "openai", "engine": engine}
-    if kinds[0] not in ("vLLM", "TransformersLLM"):
-        raise JobError(
-            f"step {name!r}: its LLM is a {kinds[0]}, which cannot be carried over; legal: vLLM, TransformersLLM, "
-            "OpenAILLM and its like"
-        )
-    if llm.trust_remote_code:
-        raise JobError(f"step {name!r}: trust_remote_code is not carried over; a job is data")
-    if llm.chat_template is not None:
-        raise JobError(f"step {name!r}: a chat template of its own is not carried over; put it into the tokenizer")
-    engine = {
-        ours: getattr(llm, theirs)
-        for theirs, ours in _ENGINE_FIELDS.items()
-        if getattr(llm, theirs, None) not in (None, "auto")
-    }
-    engine |= getattr(llm, "extra_kwargs", None) or {}
-    revision = llm.revision if llm.revision != "main" else None
-    return {"path": llm.model, "engine": engine, **({"revision": revision} if revision else {})}
-
-
-def _from_environment(llm: Any) -> bool:
-    import os
-
-    key = llm.api_key.get_secret_value() if hasattr(llm.api_key, "get_secret_value") else llm.api_key
-    return bool(key == os.environ.get(llm._api_key_env_var))
-
-
-def _sampling(name: str, llm: Any) -> dict[str, Any]:
-    """A job's sampling for a distilabel LLM: what was given, and distilabel's defaults for the rest."""
-    signature = inspect.signature(type(llm).generate if type(llm).__name__ != "OpenAILLM" else type(llm).agenerate)
-    legal = {key: p.default for key, p in signature.parameters.items() if p.default is not inspect.Parameter.empty}
-    given = {key: legal[key] for key in ("max_new_tokens", "temperature", "top_p") if legal.get(key) is not None}
-    given |= llm.generation_kwargs or {}
-    given |= given.pop("extra_sampling_params", None) or {}
-    if given.get("do_sample") is False:
-        given["temperature"] = 0.0
-    if given.get("top_k") == 0:
-        given["top_k"] = -1  # distilabel's word for "all" with transformers
-    for field in ("logits_processors", "stop_sequences", "logprobs", "top_logprobs", "response_format"):
-        if given.pop(field, None) is not None:
-            raise JobError(f"step {name!r}: generation argument {field!r} cannot be carried over")
-    sampling = {_GENERATION.get(key, key): value for key, value in given.items() if value is not None}
-    if structured := getattr(llm, "structured_output", None):
-        sampling["structured_outputs"] = {structured.get("format", "json"): structured["schema"]}
-    return {key: value for key, value in sampling.items() if key is not None}
-
-
-def _share_memory(models: Sequence[dict[str, Any]]) -> None:
-    """Several vLLM engines of one process share its GPU."""
-    local = [model for model in models if model.get("backend") != "openai"]
-    if len(local) > 1:
-        for model in local:
-            model["engine"] = {"gpu_memory_utilization": round(0.9 / len(local), 2), **model["engine"]}
-
-
 def _write_seeds(table: pa.Table, renamed: Mapping[str, str], path: Path) -> None:
     """The rows that a segment starts from, with new names for what it writes again."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -404,7 +143,7 @@ def _rows_of(result: Result) -> pa.Table:
     return pa.concat_tables([read_parquet(file) for file in files])
 
 
-def _logical(table: pa.Table, translated: _Translated) -> pa.Table:
+def _logical(table: pa.Table, translated: Translated) -> pa.Table:
     """A segment's rows as distilabel has them: without batchgen's own columns and earlier versions of a column."""
     own = {*META_NAMES, "cluster_size", *translated.earlier}
     if translated.adds_messages:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +25,12 @@ def publish_folder(store: ObjectStore, version: Version, folder: str | Path) -> 
         UserError: the folder holds something that is no dataset.
         CorruptShard: a file of the version is not what was merged.
     """
-    target = Path(folder).expanduser().resolve()
-    if target.exists() and not _replaceable(target):
-        raise UserError(f"--to {folder}: exists and is no published dataset; it is left as it is")
-    fresh = target.parent / f".{target.name}.{uuid.uuid4().hex}"
-    try:
+    with _replacing(folder) as (fresh, target):
         for name, file in version.files.items():
             path = fresh / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(_checked(store, version, name, file))
         reach("dataset copied")
-        _swap(fresh, target)
-    except OSError as error:
-        raise StoreError(f"cannot publish to {target}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return target
 
 
@@ -79,21 +71,32 @@ def publish_configs(datasets: Mapping[str, Path], folder: str | Path) -> Path:
     Raises:
         UserError: the folder holds something that is no dataset.
     """
+    with _replacing(folder) as (fresh, target):
+        for name, dataset in datasets.items():
+            shutil.copytree(dataset / "data", fresh / "data" / name)
+        cards = {name: (dataset / CARD).read_text(encoding="utf-8") for name, dataset in datasets.items()}
+        (fresh / CARD).write_text(render_configs(cards), encoding="utf-8")
+    return target
+
+
+@contextlib.contextmanager
+def _replacing(folder: str | Path) -> Iterator[tuple[Path, Path]]:
+    """A fresh folder and the one whose place it takes once it is filled; nothing changes where filling it fails.
+
+    Raises:
+        UserError: the target holds something that is no dataset.
+    """
     target = Path(folder).expanduser().resolve()
     if target.exists() and not _replaceable(target):
         raise UserError(f"{folder}: exists and is no published dataset; it is left as it is")
     fresh = target.parent / f".{target.name}.{uuid.uuid4().hex}"
     try:
-        for name, dataset in datasets.items():
-            shutil.copytree(dataset / "data", fresh / "data" / name)
-        cards = {name: (dataset / CARD).read_text(encoding="utf-8") for name, dataset in datasets.items()}
-        (fresh / CARD).write_text(render_configs(cards), encoding="utf-8")
+        yield fresh, target
         _swap(fresh, target)
     except OSError as error:
         raise StoreError(f"cannot publish to {target}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    return target
 
 
 def _replaceable(target: Path) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from batchgen.embedded import MODEL_PATH, grammar
+from batchgen.embedded.topics import GENERAL_SYSTEM_PROMPTS, MUTATIONS, TOPICS, Topic
 from batchgen.tasks.prompts import evol_instruct_prompts, self_instruct_prompt
 
 SEED = 20260101
@@ -48,18 +49,18 @@ class Corpus:
 
     def evolve_once(self, question: str, parsed: grammar.Parsed, mutation: str) -> tuple[str, grammar.Parsed]:
         """The question made harder as the mutation asks."""
-        fitting = [s for s in grammar.MUTATIONS[mutation] if s not in parsed.evolutions]
+        fitting = [s for s in MUTATIONS[mutation] if s not in parsed.evolutions]
         if not fitting:
             return grammar.sample_question(self.rng, parsed.topic)
         suffix = self.rng.choice(fitting)
         evolved = grammar.Parsed(parsed.topic, parsed.form, parsed.slots, (*parsed.evolutions, suffix))
         return f"{question} {suffix}", evolved
 
-    def question(self, topic: grammar.Topic, evolved: float) -> tuple[str, grammar.Parsed]:
+    def question(self, topic: Topic, evolved: float) -> tuple[str, grammar.Parsed]:
         """A question, evolved up to three times with the given probability each time."""
         question, parsed = grammar.sample_question(self.rng, topic)
         while len(parsed.evolutions) < 3 and self.rng.random() < evolved:
-            question, parsed = self.evolve_once(question, parsed, self.rng.choice(list(grammar.MUTATIONS)))
+            question, parsed = self.evolve_once(question, parsed, self.rng.choice(list(MUTATIONS)))
         return question, parsed
 
     def chat(self) -> Pieces:
@@ -71,7 +72,7 @@ class Corpus:
         if draw < 0.45:
             pieces.append((_turn("system", rng.choice(topic.system_prompts)), False))
         elif draw < 0.6:
-            pieces.append((_turn("system", rng.choice(grammar.GENERAL_SYSTEM_PROMPTS)), False))
+            pieces.append((_turn("system", rng.choice(GENERAL_SYSTEM_PROMPTS)), False))
         # Evolved questions come from the steps that make them; a Magpie turn is mostly a plain one.
         question, parsed = self.question(topic, evolved=0.25)
         pieces += [
@@ -86,7 +87,7 @@ class Corpus:
     def evolve(self) -> Pieces:
         """EvolInstruct's prompt and a fitting rewritten question."""
         question, parsed = self.question(grammar.sample_topic(self.rng), evolved=0.3)
-        mutation = self.rng.choice(list(grammar.MUTATIONS))
+        mutation = self.rng.choice(list(MUTATIONS))
         evolved, _ = self.evolve_once(question, parsed, mutation)
         prompt = self.mutations[mutation].replace("<PROMPT>", question)
         return [(_turn("user", prompt), False), (_turn("assistant", evolved), True)]
@@ -250,7 +251,7 @@ def evaluate(model: Any, tokenizer: Any, samples: int = 2000) -> dict[str, float
         "answer_right": _share(a.strip() == p.answer for a, (_, p) in zip(answers, known, strict=True)),
     }
 
-    topics = [grammar.TOPICS[i % len(grammar.TOPICS)] for i in range(600)]
+    topics = [TOPICS[i % len(TOPICS)] for i in range(600)]
     system = [_turn("system", rng.choice(topic.system_prompts)) for topic in topics]
     steered = [grammar.parse(text) for text in complete(model, tokenizer, [s + header for s in system], 64)]
     result["system_prompt_steers"] = _share(
@@ -262,7 +263,7 @@ def evaluate(model: Any, tokenizer: Any, samples: int = 2000) -> dict[str, float
     nexts = complete(model, tokenizer, prompts, 64)
     result["follow_up_parses"] = _share(grammar.parse_follow_up(text) for text in nexts)
 
-    mutations = [rng.choice(list(grammar.MUTATIONS)) for _ in firsts]
+    mutations = [rng.choice(list(MUTATIONS)) for _ in firsts]
     prompts = [
         _turn("user", corpus.mutations[m].replace("<PROMPT>", q)) + answer_header
         for m, (q, _) in zip(mutations, firsts, strict=True)

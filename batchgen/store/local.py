@@ -39,38 +39,18 @@ class LocalStore:
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Creates an object, durably; False where one of that key exists."""
         target = self.path(key)
-        with _translated(f"cannot write {target}"):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            own = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+        with _translated(f"cannot write {target}"), _written(target, data) as own:
             try:
-                with own.open("xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                try:
-                    os.link(own, target)
-                except FileExistsError:
-                    return False
-            finally:
-                own.unlink(missing_ok=True)
-            _sync_folder(target.parent)
-            return True
+                os.link(own, target)
+            except FileExistsError:
+                return False
+        return True
 
     def put(self, key: str, data: bytes) -> None:
         """Creates or replaces an object, all at once."""
         target = self.path(key)
-        with _translated(f"cannot write {target}"):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            own = target.parent / f".{target.name}.{uuid.uuid4().hex}"
-            try:
-                with own.open("xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                own.replace(target)
-            finally:
-                own.unlink(missing_ok=True)
-            _sync_folder(target.parent)
+        with _translated(f"cannot write {target}"), _written(target, data) as own:
+            own.replace(target)
 
     def read(self, key: str) -> bytes | None:
         """An object's bytes, or None where there is none."""
@@ -133,6 +113,22 @@ class LocalStore:
             os.fsync(file.fileno())
         own.replace(target)
         path.unlink()
+
+
+@contextmanager
+def _written(target: Path, data: bytes) -> Iterator[Path]:
+    """A file beside the target, flushed to the disk, to be given the target's name; so is the folder at the end."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    own = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+    try:
+        with own.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield own
+    finally:
+        own.unlink(missing_ok=True)
+    _sync_folder(target.parent)
 
 
 def _sync_folder(folder: Path) -> None:

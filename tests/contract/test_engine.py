@@ -24,7 +24,10 @@ def transformers_engine(loop_thread) -> Iterator[Engine]:
     loop_thread.run(engine.stop())
 
 
-@pytest.fixture(params=["chaos", "transformers", pytest.param("vllm", marks=pytest.mark.engine)])
+WITH_A_MODEL = ["transformers", pytest.param("vllm", marks=pytest.mark.engine)]
+
+
+@pytest.fixture(params=["chaos", *WITH_A_MODEL])
 def engine(request: pytest.FixtureRequest) -> Engine:
     if request.param == "chaos":
         return ChaosEngine(EngineSpec("chaos", arguments={"max_model_len": 2048}))
@@ -90,15 +93,11 @@ def test_more_requests_than_slots_are_all_answered(ask, engine: Engine):
     assert len(ask(3 * engine.slots)) == 3 * engine.slots
 
 
-@pytest.fixture
-def model_engine(engine: Engine) -> Engine:
-    """An engine with a model behind it."""
-    if isinstance(engine, ChaosEngine):
-        pytest.skip("the chaos engine has no model")
-    return engine
+with_a_model = pytest.mark.parametrize("engine", WITH_A_MODEL, indirect=True)
 
 
-def test_greedy_answers_limits_and_stops(model_engine: Engine, ask):
+@with_a_model
+def test_greedy_answers_limits_and_stops(ask):
     greedy = {"temperature": 0.0, "max_tokens": 40}
     assert ask(sampling=greedy)[0].text.strip() == "The capital of Japan is Tokyo."
     (cut,) = ask(sampling={"temperature": 0.0, "max_tokens": 3})
@@ -108,8 +107,9 @@ def test_greedy_answers_limits_and_stops(model_engine: Engine, ask):
     assert stopped.finish_reason == "stop"
 
 
-def test_requests_of_different_sampling_go_side_by_side(model_engine: Engine, loop_thread):
-    prompt = model_engine.chat.prompt(QUESTION).token_ids
+@with_a_model
+def test_requests_of_different_sampling_go_side_by_side(engine: Engine, loop_thread):
+    prompt = engine.chat.prompt(QUESTION).token_ids
 
     async def go():
         requests = [
@@ -118,6 +118,6 @@ def test_requests_of_different_sampling_go_side_by_side(model_engine: Engine, lo
             )
             for number in range(12)
         ]
-        return await asyncio.gather(*(model_engine.generate(request) for request in requests))
+        return await asyncio.gather(*(engine.generate(request) for request in requests))
 
     assert [completion.output_tokens for completion in loop_thread.run(go())] == [3 + n % 3 for n in range(12)]

@@ -140,7 +140,8 @@ def test_plan_status_merge_publish_draw(folder: Path, capsys):
 
 @pytest.mark.parametrize("command", ["status", "merge", "publish"])
 def test_a_folder_that_is_no_run_is_refused(folder: Path, capsys, command: str):
-    refused(capsys, command, str(folder), *(["--to", "x"] if command == "publish" else []))
+    message = refused(capsys, command, str(folder), *(["--to", "x"] if command == "publish" else []))
+    assert f"{folder} is no run of batchgen" in message
 
 
 def test_merge_changes_only_merge_fields(folder: Path, capsys):

@@ -8,10 +8,11 @@ import random
 import pytest
 
 from batchgen.embedded import MODEL_PATH, grammar
+from batchgen.embedded.topics import TOPICS, Topic
 
 
-@pytest.mark.parametrize("topic", grammar.TOPICS, ids=lambda topic: topic.name)
-def test_every_question_parses_back_to_its_topic_and_answer(topic: grammar.Topic):
+@pytest.mark.parametrize("topic", TOPICS, ids=lambda topic: topic.name)
+def test_every_question_parses_back_to_its_topic_and_answer(topic: Topic):
     rng = random.Random(3)
     for _ in range(300):
         question, meant = grammar.sample_question(rng, topic)

@@ -155,7 +155,8 @@ Job.load({str(write(tmp_path, GOOD))!r})
 heavy = {{"vllm", "ray", "distilabel", "torch", "transformers", "datasets"}} & set(sys.modules)
 assert not heavy, heavy
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 JUDGED = """\

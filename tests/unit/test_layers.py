@@ -20,7 +20,7 @@ LAYERS = [
     ["checks"],
     ["problems"],
     ["job"],
-    ["seeds", "draw"],
+    ["seeds", "draw", "translate"],
     ["plan"],
     ["commit", "suspects"],
     ["schedule"],

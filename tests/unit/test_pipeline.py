@@ -12,7 +12,7 @@ from distilabel.steps import KeepColumns, LoadDataFromDicts, LoadDataFromFileSys
 from distilabel.steps.tasks import EvolInstruct, Magpie, MagpieGenerator, TextGeneration, UltraFeedback
 
 from batchgen import JobError, from_pipeline
-from batchgen.pipeline import _job, _segments
+from batchgen.translate import segments_of, translate
 
 # `chaos` is a model here: the engine that needs none.
 ROWS = [{"instruction": f"Write question {number}."} for number in range(6)]
@@ -25,8 +25,8 @@ def llm(**generation):
 def translated(pipeline) -> dict:
     """The jobs of a pipeline's segments, by name."""
     steps = {name: pipeline.dag.get_step(name)["step"] for name in pipeline.dag}
-    segments = _segments(pipeline.dag, steps)
-    return {segment.name: _job(segment, steps, Path("out"), {}).job for segment in segments}
+    segments = segments_of(pipeline.dag, steps)
+    return {segment.name: translate(segment, steps, Path("out"), {}).job for segment in segments}
 
 
 def test_the_course_s_two_steps_run_with_the_last_line_changed(tmp_path: Path):
