@@ -27,7 +27,8 @@ demo: setup
 	@$(BIN)/batchgen run jobs/demo.yaml
 
 test: setup
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not engine and not cluster"
+	@$(BIN)/python -m pytest -m "engine or cluster"
 
 check: setup
 	@$(BIN)/ruff check .

@@ -187,22 +187,24 @@ def _fleet(config: HostConfig, address: str | None, in_process: bool) -> Iterato
     if in_process:
         from batchgen.host import LocalFleet
 
-        yield LocalFleet(config), job.engines or 1
+        yield LocalFleet(config, job.engines or 1), job.engines or 1
         return
     from batchgen.distributed.cluster import connected
     from batchgen.distributed.fleet import RayFleet
 
     with connected(address, job.engines) as cluster:
-        local = [model for model in (job.model, *job.models.values()) if model.is_local]
-        needs = max((model.tensor_parallel_size for model in local), default=1)
-        on_gpu = cluster.gpus > 0 and bool(local)
+        # A chaos engine takes a GPU too, so that placement on a cluster can be rehearsed with it.
+        here = [model for model in (job.model, *job.models.values()) if model.backend != "openai"]
+        needs = max((model.tensor_parallel_size for model in here), default=1)
+        on_gpu = cluster.gpus > 0 and bool(here)
         if on_gpu and cluster.gpus < needs:
             raise UserError(f"model.engine: an engine takes {needs} GPUs, and the cluster has {cluster.gpus}")
         engines = job.engines or (cluster.gpus // needs if on_gpu else 1)
         if on_gpu and engines * needs > cluster.gpus:
             raise UserError(f"engines: {engines} engines take {engines * needs} GPUs; the cluster has {cluster.gpus}")
         logs = log_folder(config.store)
-        yield RayFleet(config, logs, needs if on_gpu else 0, engines, cluster.local), engines
+        elastic = job.engines is None and not cluster.local
+        yield RayFleet(config, logs, needs if on_gpu else 0, engines, cluster.local, elastic), engines
 
 
 def _generate(
@@ -216,7 +218,7 @@ def _generate(
         shards=len(plan.shards),
         shards_before=len(manifests),
         before=progress_of(manifests),
-        engines=min(engines, len(missing)),
+        engines=engines,
         watch=watch,
         stall_seconds=job.stall_seconds,
     )

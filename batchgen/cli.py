@@ -352,10 +352,12 @@ def _gc(options: argparse.Namespace) -> int:
 
 def _publish(options: argparse.Namespace) -> int:
     from batchgen.merge import latest_version
+    from batchgen.plan import read_plan
     from batchgen.publish import publish_folder
     from batchgen.store import open_store
 
     store = open_store(options.run)
+    read_plan(store)
     version = latest_version(store)
     if version is None:
         raise UserError(f"{options.run}: no dataset version; merge first: batchgen merge {options.run}")

@@ -226,8 +226,10 @@ def read_manifest(store: ObjectStore, plan: Plan, shard: Shard, generation: int 
         PlanMismatch: it belongs to another plan.
     """
     data = store.read(manifest_key(shard, generation))
-    if data is None:
-        return None
+    return _parsed(data, plan, shard) if data is not None else None
+
+
+def _parsed(data: bytes, plan: Plan, shard: Shard) -> Manifest:
     manifest = Manifest.parse(data, shard)
     if manifest.fingerprint != plan.fingerprint:
         raise PlanMismatch(f"shard {shard.name} was committed by a run of another plan")
@@ -237,13 +239,13 @@ def read_manifest(store: ObjectStore, plan: Plan, shard: Shard, generation: int 
 def committed(store: ObjectStore, plan: Plan) -> dict[int, Manifest]:
     """Manifests of all committed shards, by shard index."""
     current = current_generations(store)
-    found: dict[int, Manifest] = {}
-    for shard in plan.shards:
-        generation = current.get(shard.name)
-        manifest = read_manifest(store, plan, shard, generation) if generation is not None else None
-        if manifest is not None:
-            found[shard.index] = manifest
-    return found
+    shards = [shard for shard in plan.shards if shard.name in current]
+    manifests = store.read_many([manifest_key(shard, current[shard.name]) for shard in shards])
+    return {
+        shard.index: _parsed(data, plan, shard)
+        for shard, data in zip(shards, manifests, strict=True)
+        if data is not None
+    }
 
 
 def current_generations(store: ObjectStore) -> dict[str, int]:

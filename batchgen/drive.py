@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchgen.errors import BatchgenError, EngineError
+from batchgen.errors import BatchgenError, EngineDead, EngineError
 from batchgen.fleet import Fleet, Work
 from batchgen.progress import Progress
 from batchgen.schedule import Action, Dispatch, Finish, KillEngine, Scheduler, StartEngine
@@ -87,6 +87,7 @@ class Driver:
         self._fleet = fleet
         self._seeds = seeds
         self._shards = shards
+        self._shards_before = shards_before
         self._shards_done = shards_before
         self._committed = before
         self._wanted = engines
@@ -159,6 +160,11 @@ class Driver:
     async def _start(self, engine: int) -> None:
         try:
             slots = await self._fleet.start(engine)
+        except EngineDead as error:
+            message = str(error)
+            self._note(f"engine {engine} did not start: {message}")
+            self._events.put_nowait(lambda: self._scheduler.engine_lost(engine, message, machine=True))
+            return
         except EngineError as error:
             message = str(error)
             self._note(f"engine {engine} did not start: {message}")
@@ -174,7 +180,10 @@ class Driver:
         rows = action.rows or (shard.start, shard.stop)
         work = Work(shard, self._seeds.slice(*rows), action.quarantined, probe=action.rows is not None)
         answer = await self._fleet.run(engine, work)
-        self._held[engine] = self._held.get(engine, 1) - 1
+        if engine not in self._moved:
+            # It was killed meanwhile: what it held is somebody else's, and what its other shards say hides the cause.
+            return
+        self._held[engine] -= 1
         self._moved[engine] = time.monotonic()
         if answer.kind == "done" and answer.receipt is not None:
             self._committed += answer.receipt.progress
@@ -188,6 +197,7 @@ class Driver:
         self._note(f"shard {shard.name} on engine {engine}: {answer.error}")
         react = {
             "engine_dead": lambda: self._scheduler.engine_lost(engine, answer.error),
+            "machine_dead": lambda: self._scheduler.engine_lost(engine, answer.error, machine=True),
             "unavailable": lambda: self._scheduler.service_failed(engine, shard.index, answer.error),
         }.get(answer.kind, lambda: self._scheduler.shard_failed(engine, shard.index, answer.error))
         self._events.put_nowait(react)
@@ -203,6 +213,11 @@ class Driver:
                     self._moved[engine] = time.monotonic()
                 elif self._held.get(engine) and time.monotonic() - self._moved[engine] > self._stall_seconds:
                     self._lose_hung(engine)
+            room = await self._fleet.room()
+            if room > self._wanted:
+                self._note(f"the cluster has room for {room} engines now")
+                self._wanted = room
+                self._events.put_nowait(lambda: self._scheduler.grow(self._wanted))
             self._show()
             await asyncio.sleep(POLL_SECONDS)
 
@@ -233,7 +248,7 @@ class Driver:
                 done=done,
                 shards=self._shards,
                 shards_done=self._shards_done,
-                engines=self._wanted,
+                engines=min(self._wanted, self._shards - self._shards_before),
                 engines_ready=self._scheduler.engines_ready,
                 tokens_per_second=token_rate,
                 eta=(self._seeds.count - rows) / row_rate if row_rate > 0 else None,

@@ -1,11 +1,14 @@
-"""Named places at which a test can have the process die, as it would if somebody killed it just there."""
+"""Named places at which a test can have the process die, or wait as one does that nobody hears of any more."""
 
 from __future__ import annotations
 
 import os
 import signal
+import time
+from pathlib import Path
 
-ENVIRONMENT = "BATCHGEN_KILL_AT"
+KILL_AT = "BATCHGEN_KILL_AT"
+WAIT_AT = "BATCHGEN_WAIT_AT"
 # In order of time.
 POINTS = (
     "before the plan",
@@ -23,7 +26,13 @@ POINTS = (
 
 
 def reach(point: str) -> None:
-    """Ends the process with SIGKILL where the environment names this point; else nothing."""
+    """Ends the process with SIGKILL where `BATCHGEN_KILL_AT` names this point; else nothing.
+
+    Where `BATCHGEN_WAIT_AT` is `POINT=FILE` it waits there until the file exists.
+    """
     assert point in POINTS, point
-    if os.environ.get(ENVIRONMENT) == point:
+    if os.environ.get(KILL_AT) == point:
         os.kill(os.getpid(), signal.SIGKILL)
+    name, _, file = os.environ.get(WAIT_AT, "").partition("=")
+    while name == point and not Path(file).exists():
+        time.sleep(0.05)

@@ -22,12 +22,12 @@ class Answer:
     """What became of a shard, in a form that survives any pickling.
 
     Args:
-        kind: `done`; `engine_dead` (the engine's fault); `unavailable` (the store's, or a server's elsewhere);
-            `failed` (anything else).
+        kind: `done`; `engine_dead` (the engine's fault); `machine_dead` (it went with its machine); `unavailable` (the
+            store's fault, or a server's elsewhere); `failed` (anything else).
         error: what went wrong, without any text of a row.
     """
 
-    kind: Literal["done", "engine_dead", "unavailable", "failed"]
+    kind: Literal["done", "engine_dead", "machine_dead", "unavailable", "failed"]
     receipt: Receipt | None = None
     error: str = ""
 
@@ -51,8 +51,16 @@ class Work:
 class Fleet(Protocol):
     """Where engines live. Engine numbers are the scheduler's and are never used twice."""
 
+    async def room(self) -> int:
+        """How many engines there is room for now, those that run included."""
+
     async def start(self, engine: int) -> int:
-        """Starts an engine and returns its slots; raises `EngineError` with the root cause."""
+        """Starts an engine and returns its slots.
+
+        Raises:
+            EngineStartError: it does not start, with the root cause.
+            EngineDead: where it was to run is gone, which says nothing about the engine.
+        """
 
     async def run(self, engine: int, work: Work) -> Answer:
         """Runs a shard, or a probe of it, on an engine."""

@@ -72,10 +72,15 @@ def _where(error: BaseException) -> str:
 class LocalFleet:
     """Engines in this process and on its event loop: for tests, and for looking at one row after another."""
 
-    def __init__(self, config: HostConfig) -> None:
+    def __init__(self, config: HostConfig, engines: int = 1) -> None:
         self._config = config
+        self._engines = engines
         self._hosts: dict[int, EngineHost] = {}
         self._running: dict[int, set[asyncio.Task[Answer]]] = {}
+
+    async def room(self) -> int:
+        """As many engines as were asked for."""
+        return self._engines
 
     async def start(self, engine: int) -> int:
         """Starts an engine and returns its slots."""

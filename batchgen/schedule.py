@@ -120,9 +120,7 @@ class Scheduler:
 
     def start(self) -> list[Action]:
         """The first actions of a run."""
-        if not self._pending:
-            return self._finish(None)
-        return [self._start_engine() for _ in range(min(self._wanted, len(self._pending)))]
+        return self._top_up() if self._pending else self._finish(None)
 
     def engine_ready(self, engine: int, slots: int) -> list[Action]:
         """An engine came up; `slots` is how many requests it works on at once."""
@@ -142,15 +140,26 @@ class Scheduler:
         if self._start_failures >= self._max_start_failures:
             message = f"engines failed to start {self._start_failures} times in a row; the last time: {error}"
             return kill + self._finish(EngineStartError(message))
-        return kill + self._replace_engine()
+        return kill + self._top_up()
 
-    def engine_lost(self, engine: int, error: str) -> list[Action]:
-        """An engine died or hangs: it is never used again, and what it held goes back or under suspicion."""
+    def engine_lost(self, engine: int, error: str, machine: bool = False) -> list[Action]:
+        """An engine died or hangs: it is never used again, and what it held goes back or under suspicion.
+
+        Args:
+            machine: it went with the machine that it was on. No row is to blame, and preemption is no crash: it does
+                not count towards `max_engine_deaths`.
+        """
         if self.finished or engine not in self._engines:
             return []
         lost = self._engines.pop(engine)
         held = list(lost.shards.values())
         actions: list[Action] = [KillEngine(engine)]
+        if machine:
+            if lost.alone is not None:
+                self._suspects.put_back(lost.alone)
+            else:
+                self._pending.extendleft(reversed(held))
+            return actions + self._top_up() + self._fill()
         names = ", ".join(f"{shard.name} (seed rows {shard.start} to {shard.stop - 1})" for shard in held[:3])
         names += f" and {len(held) - 3} more shards" * (len(held) > 3)
         self._deaths.append(f"engine {engine}, with {names or 'no shard'}: {error}")
@@ -160,7 +169,14 @@ class Scheduler:
             self._pending.extendleft(reversed(self._suspects.died_among(held)))
         if len(self._deaths) >= self._max_engine_deaths:
             return actions + self._finish(EngineDead(_listed(self._deaths)))
-        return actions + self._replace_engine() + self._fill()
+        return actions + self._top_up() + self._fill()
+
+    def grow(self, engines: int) -> list[Action]:
+        """There is room for so many engines now; fewer than before changes nothing, as what is lost is replaced."""
+        if self.finished or engines <= self._wanted:
+            return []
+        self._wanted = engines
+        return self._top_up()
 
     def shard_done(self, engine: int, shard: int) -> list[Action]:
         """A shard is committed, by this attempt or by another."""
@@ -224,9 +240,10 @@ class Scheduler:
         self._engines[number] = _Engine()
         return StartEngine(number)
 
-    def _replace_engine(self) -> list[Action]:
-        wanted = 0 if self._stopping else min(self._wanted, self._open + len(self._engines))
-        return [self._start_engine()] if len(self._engines) < wanted else self._check_end()
+    def _top_up(self) -> list[Action]:
+        """Engines as long as one is missing that would have work."""
+        missing = 0 if self._stopping else min(self._wanted - len(self._engines), self._open)
+        return [self._start_engine() for _ in range(missing)] or self._check_end()
 
     def _count_failure(self, shard: Shard) -> bool:
         self._failures[shard.index] = self._failures.get(shard.index, 0) + 1

@@ -126,6 +126,7 @@ def _read_file(path: Path, name: str) -> tuple[pa.Table, list[str]]:
 
             options = csv.ConvertOptions(strings_can_be_null=True)
             table = csv.read_csv(path, csv.ReadOptions(use_threads=False), convert_options=options)
+            _check_utf8(table, name)
         else:
             table = read_parquet(path)
     except OSError as error:
@@ -133,6 +134,17 @@ def _read_file(path: Path, name: str) -> tuple[pa.Table, list[str]]:
     except pa.ArrowException as error:
         raise SeedError(f"source.path: {name}: {error}") from error
     return table, [f"{name}: row {i + 1}" for i in range(table.num_rows)]
+
+
+def _check_utf8(table: pa.Table, name: str) -> None:
+    """Arrow takes a CSV column that is no UTF-8 for bytes, and says nothing."""
+    for column in table.column_names:
+        if pa.types.is_binary(table[column].type):
+            for row, value in enumerate(table[column].to_pylist(), 1):
+                try:
+                    (value or b"").decode("utf-8")
+                except UnicodeDecodeError:
+                    raise SeedError(f"{name}: row {row}: column {column!r} is not UTF-8") from None
 
 
 def _read_jsonl(path: Path, name: str) -> tuple[pa.Table, list[str]]:

@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from batchgen.errors import EngineStartError
+from batchgen.errors import EngineDead, EngineStartError
 from batchgen.fleet import Answer, HostConfig, Work
 from batchgen.progress import Progress
 from batchgen.rows import random_seed
 
 _PROGRESS_TIMEOUT = 5.0
+_NODE_DIED = "its node has died"
 
 
 class _Actor:
@@ -72,12 +73,23 @@ def _redirect_output(log: str) -> None:
 
 
 class RayFleet:
-    """A `Fleet` over the Ray cluster that this process is connected to."""
+    """A `Fleet` over the Ray cluster that this process is connected to.
 
-    def __init__(self, config: HostConfig, logs: Path | None, gpus: int, engines: int, local: bool) -> None:
+    Args:
+        gpus: an engine's; 0 where engines run on CPUs.
+        engines: at the start.
+        local: whether the cluster is this machine alone.
+        elastic: whether engines are added as machines join the cluster.
+    """
+
+    def __init__(
+        self, config: HostConfig, logs: Path | None, gpus: int, engines: int, local: bool, elastic: bool = False
+    ) -> None:
         self._config = config
         self._logs = logs
         self._gpus = gpus
+        self._engines = engines
+        self._elastic = elastic and gpus > 0
         # Engines of one machine share its cores; on a cluster Ray's scheduler and the machine decide.
         self._threads = max(1, (os.cpu_count() or 1) // engines) if local and not gpus else None
         self._actors: dict[int, Any] = {}
@@ -85,6 +97,14 @@ class RayFleet:
     def log_of(self, engine: int) -> Path | None:
         """Where an engine's output goes."""
         return self._logs / f"engine-{engine}.log" if self._logs else None
+
+    async def room(self) -> int:
+        """How many engines the cluster's GPUs are enough for now, or as many as the job asks for."""
+        if not self._elastic:
+            return self._engines
+        with contextlib.suppress(RayError):
+            return int((await asyncio.to_thread(ray.cluster_resources)).get("GPU", 0)) // self._gpus
+        return self._engines
 
     async def start(self, engine: int) -> int:
         """Starts an engine and returns its slots."""
@@ -108,7 +128,10 @@ class RayFleet:
         try:
             answer = await actor.start.remote()
         except RayError as error:
-            raise EngineStartError(f"the engine's process died: {_first_line(error)}") from error
+            if _NODE_DIED in str(error):
+                # The machine's fault, not the engine's: it does not count as a failed start.
+                raise EngineDead(_cause(error)) from error
+            raise EngineStartError(_cause(error)) from error
         if isinstance(answer, str):
             raise EngineStartError(answer)
         return int(answer)
@@ -120,10 +143,11 @@ class RayFleet:
             return Answer("engine_dead", error="engine was killed")
         try:
             answer: Answer = await actor.run.remote(work)
-        except RayActorError as error:
-            return Answer("engine_dead", error=f"the engine's process died: {_first_line(error)}")
-        except RayError as error:
+        except RayTaskError as error:
             return Answer("failed", error=_first_line(error))
+        except RayError as error:
+            # Killed, out of memory, its machine gone or out of reach: whatever it was, this actor is given up.
+            return Answer("machine_dead" if _NODE_DIED in str(error) else "engine_dead", error=_cause(error))
         return answer
 
     async def progress(self, engine: int) -> Progress | None:
@@ -153,6 +177,17 @@ class RayFleet:
                 await asyncio.gather(*stops, return_exceptions=True)
         for engine in list(self._actors):
             await self.kill(engine)
+
+
+def _cause(error: BaseException) -> str:
+    """What Ray says about the death of an actor, without ids."""
+    text = str(error)
+    if _NODE_DIED in text:
+        return f"the machine of the engine died: {text.partition(_NODE_DIED)[2].partition(chr(10))[2].strip()}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    told = [line for line in lines if line.startswith(("The actor is dead because", "The actor died because"))]
+    told += [line for line in lines if "memory" in line.lower()]
+    return f"the engine's process died: {(told or lines or [type(error).__name__])[0]}"
 
 
 def _first_line(error: BaseException) -> str:

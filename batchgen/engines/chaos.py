@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import resource
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ from batchgen.engines.base import Completion, EngineSpec, Request
 from batchgen.engines.chat import TemplateChat, byte_chat
 from batchgen.errors import EngineDead, EngineStartError, RowRejected
 
+_MEMORY_LEFT = 256 * 2**20
 _WORDS = [
     "amber",
     "basin",
@@ -76,7 +78,7 @@ class ChaosScript(BaseModel):
     crash_on: str | None = None
     hang_on: str | None = None
     crash_after: int | None = Field(default=None, ge=1, description="requests until the engine crashes")
-    crash_mode: Literal["raise", "exit"] = "raise"
+    crash_mode: Literal["raise", "exit", "memory"] = "raise"
     start_failures: bool = False
     start_seconds: float = Field(default=0.0, ge=0.0)
     once_file: str | None = None
@@ -115,7 +117,8 @@ class ChaosEngine:
             if _in(script.hang_on, prompt) and self._fault():
                 await asyncio.Event().wait()
             if _in(script.error_on, prompt):
-                raise ValueError("chaos: scripted failure of one request")
+                # Real ones quote the prompt as well; whoever catches this must not pass its text on.
+                raise ValueError(f"chaos: scripted failure of one request: {prompt}")
             text = "" if _in(script.empty_on, prompt) else self._text(random.Random(f"{request.seed}\n{prompt}"))
             await asyncio.sleep(random.expovariate(1 / script.latency) if script.latency else 0)
         truncated = _in(script.truncate_on, prompt)
@@ -146,6 +149,8 @@ class ChaosEngine:
         if self.script.crash_mode == "exit":
             os._exit(1)
         self._dead = True
+        if self.script.crash_mode == "memory":
+            _take_all_memory()
         raise EngineDead("chaos: scripted crash")
 
     def _fault(self) -> bool:
@@ -157,6 +162,26 @@ class ChaosEngine:
         except FileExistsError:
             return False
         return True
+
+
+def _take_all_memory() -> None:
+    """Takes memory until there is none: what there is ends a little above what the process has.
+
+    Raises:
+        EngineDead: as an engine does that can allocate no more.
+    """
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + _MEMORY_LEFT, before[1]))
+    held = []
+    try:
+        while True:
+            held.append(bytearray(_MEMORY_LEFT // 8))
+    except MemoryError:
+        held.clear()
+        raise EngineDead("chaos: out of memory") from None
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def _in(marker: str | None, prompt: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -28,6 +28,9 @@ class ObjectStore(Protocol):
 
     def read(self, key: str) -> bytes | None:
         """An object's bytes, or None where there is none."""
+
+    def read_many(self, keys: Sequence[str]) -> Iterator[bytes | None]:
+        """What `read` gives for each key, in order; at once where every read is a journey."""
 
     def upload(self, key: str, path: Path) -> None:
         """Moves a finished local file to a key that is the caller's alone, durably."""

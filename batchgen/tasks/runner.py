@@ -230,6 +230,10 @@ class TaskRunner:
             if bare(kind) == "conversation":
                 value = [{"role": message["role"], "content": message["content"]} for message in value]
             inputs[task_input] = copy.deepcopy(value)
+        texts = [inputs[name] for name, kind in self._kinds.items() if kind == "text"]
+        if texts and not any(text.strip() for text in texts):
+            # A model answers an empty prompt with whatever comes to it. Where one of several is empty it may be meant.
+            raise RowRejected("empty_input")
         return inputs
 
     def _process(self, inputs: Row) -> Row:

@@ -1,4 +1,4 @@
-"""Runs the benchmarks: `make bench`, or `python -m tests.bench [fill|bridge|merge] [--repeats N]`."""
+"""Runs the benchmarks: `make bench`, or `python -m tests.bench [fill|bridge|merge|protocol|resume] [--repeats N]`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ import platform
 import time
 from pathlib import Path
 
-from tests.bench import bridge, fill, merge
+from tests.bench import bridge, fill, merge, protocol, resume
 
-BENCHMARKS = {"fill": fill.measure, "bridge": bridge.measure, "merge": merge.measure}
+BENCHMARKS = {
+    "fill": fill.measure,
+    "bridge": bridge.measure,
+    "merge": merge.measure,
+    "protocol": protocol.measure,
+    "resume": resume.measure,
+}
 
 
 def main() -> int:

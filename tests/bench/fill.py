@@ -95,6 +95,9 @@ async def _one_run(actor: Any, fleet: ray_fleet.RayFleet, config: HostConfig, se
     class Started:
         """The fleet of an engine that runs already."""
 
+        async def room(self) -> int:
+            return 1
+
         async def start(self, engine: int) -> int:
             return SLOTS
 

@@ -30,7 +30,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="module", params=["token", "disabled"])
+# Heads that ask for a token and heads that ask for none; a job is submitted to both.
+with_token = pytest.mark.parametrize("head", ["token"], indirect=True)
+without_token = pytest.mark.parametrize("head", ["disabled"], indirect=True)
+
+
+@pytest.fixture(scope="module")
 def head(request: pytest.FixtureRequest) -> Iterator[tuple[str, str, str]]:
     """(address of the cluster, address of its dashboard, its RAY_AUTH_MODE)."""
     port, dashboard = free_port(), free_port()
@@ -106,6 +111,7 @@ def check_complete(run: Path, rows: int) -> None:
     assert sum(manifest.ok for manifest in manifests.values()) == rows
 
 
+@with_token
 def test_a_job_is_submitted_with_its_seeds_and_followed_to_its_dataset(head, folder: Path):
     from datasets import load_dataset
 
@@ -118,12 +124,14 @@ def test_a_job_is_submitted_with_its_seeds_and_followed_to_its_dataset(head, fol
     assert len(dataset) == 60
 
 
+@without_token
 def test_a_submitted_job_that_fails_gives_its_exit_code(head, folder: Path):
     code, out = batchgen("submit", "job.yaml", "--address", head[1], "--set", "model.engine={start_failures: true}")
     assert code == 1, out
     assert "this engine never starts" in out
 
 
+@with_token
 def test_a_run_attached_to_a_cluster_with_three_engines(head, folder: Path):
     options = ("--set", "engines=3", "--set", "shard_rows=2")
     code, out = batchgen("run", "job.yaml", "--address", head[0], *options, auth=head[2])
@@ -132,11 +140,11 @@ def test_a_run_attached_to_a_cluster_with_three_engines(head, folder: Path):
     assert len(list((folder / "run" / "logs").glob("engine-*.log"))) == 3
 
 
+@with_token
 def test_a_cluster_that_asks_for_a_token_says_so(head, folder: Path):
-    if head[2] == "token":
-        code, out = batchgen("run", "job.yaml", "--address", head[0], auth="disabled")
-        assert code == 2, out
-        assert "RAY_AUTH_MODE=token" in out
+    code, out = batchgen("run", "job.yaml", "--address", head[0], auth="disabled")
+    assert code == 2, out
+    assert "RAY_AUTH_MODE=token" in out
 
 
 def test_a_local_ray_listens_on_loopback_only():

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -15,9 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from batchgen.commit import committed, read_shard
+from batchgen import run as run_job
+from batchgen.commit import committed
+from batchgen.faultpoints import WAIT_AT
 from batchgen.plan import read_plan
 from batchgen.store import LocalStore
+from tests.faults import ledger
 
 pytestmark = pytest.mark.cluster
 ROWS = 240
@@ -38,13 +42,14 @@ def job(tmp_path: Path) -> Path:
     return path
 
 
-def start(job: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(job: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "batchgen.cli", "run", str(job), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        env={**os.environ, **(environment or {})},
     )
 
 
@@ -63,15 +68,6 @@ def wait_for(condition, seconds: float = 90) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
-
-
-def check_every_row_once(run: Path) -> None:
-    store = LocalStore(run)
-    plan = read_plan(store)
-    manifests = committed(store, plan)
-    assert len(manifests) == len(plan.shards)
-    rows = [i for m in manifests.values() for i in read_shard(store, plan, m)["row_index"].to_pylist()]
-    assert sorted(rows) == list(range(ROWS))
 
 
 def dataset_bytes(run: Path) -> bytes:
@@ -97,10 +93,10 @@ def test_sigkill_of_the_driver_then_the_same_command(job: Path, tmp_path: Path):
     before = {path: path.read_bytes() for path in run.glob("commits/*/0000.json")}
     out = finish(start(job), 0)
     assert f"load_dataset('{run}/dataset')" in out
-    check_every_row_once(run)
+    ledger.record("driver killed", 1, run, ROWS)
     assert all(path.read_bytes() == data for path, data in before.items()), "what was committed is not written again"
     # Chaos text depends on the row alone: the run that was killed ends in the bytes of one that was not.
-    finish(start(job, "--output", str(tmp_path / "calm")), 0)
+    run_job({**yaml.safe_load(job.read_text()), "output": str(tmp_path / "calm")}, in_process=True)
     assert dataset_bytes(run) == dataset_bytes(tmp_path / "calm")
 
 
@@ -118,26 +114,62 @@ def test_a_stop_commits_what_is_in_flight_and_says_how_to_go_on(job: Path, tmp_p
     done = committed(store, read_plan(store))
     assert 5 <= len(done) < 60
     assert {path.parent.name for path in run.glob("attempts/*/*.parquet")} == {f"{index:06d}" for index in done}
-    finish(start(job), 0)
-    check_every_row_once(run)
+    run_job(str(job), in_process=True)
+    ledger.record(f"{number.name} once", 1, run, ROWS)
 
 
-@pytest.mark.parametrize("mode", ["exit", "raise"])
+def test_a_second_sigterm_ends_it_at_once(job: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    held = {"latency": 0.05, "hang_on": "user", "once_file": str(tmp_path / "hung")}
+    process = start(job, "--set", f"model.engine={json.dumps(held)}")
+    wait_for(lambda: shards_committed(run) >= 5)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1)
+    assert process.poll() is None, "one row hangs, so that its shard is waited for"
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    out = finish(process, 75)
+    assert time.monotonic() - began < 30
+    assert "To go on, run the same command again:" in out
+    finish(start(job, "--set", f"model.engine={json.dumps(held)}"), 0)
+    ledger.record("SIGTERM twice", 1, run, ROWS)
+
+
+def test_an_attempt_that_ends_after_its_shard_was_committed_by_another_loses(job: Path, tmp_path: Path):
+    run, go = tmp_path / "run", tmp_path / "go"
+    zombie = start(job, environment={WAIT_AT: f"attempt read back={go}"})
+    wait_for(lambda: len(list(run.glob("attempts/*/*.parquet"))) >= 4)
+    late = set(run.glob("attempts/*/*.parquet"))
+    assert shards_committed(run) == 0
+    run_job(str(job), in_process=True)
+    before = {path: path.read_bytes() for path in run.glob("commits/*/*")}
+    assert len(before) == 60
+    assert all(path.exists() for path in late), "the late ones are still about to commit"
+    go.touch()
+    finish(zombie, 0)
+    assert {path: path.read_bytes() for path in run.glob("commits/*/*")} == before
+    assert not any(path.exists() for path in late), "who loses removes its own file"
+    ledger.record("attempt ends after another committed", len(late), run, ROWS)
+
+
+@pytest.mark.parametrize("mode", ["exit", "memory"])
 def test_an_engine_that_dies_is_replaced_and_its_rows_are_generated_again(job: Path, tmp_path: Path, mode: str):
     engine = {"latency": 0.01, "crash_after": 300, "crash_mode": mode, "once_file": str(tmp_path / "crashed")}
     out = finish(start(job, "--set", f"model.engine={json.dumps(engine)}"), 0)
     assert (tmp_path / "crashed").exists()
-    assert "on engine 0:" in out
-    check_every_row_once(tmp_path / "run")
+    assert ("out of memory" if mode == "memory" else "the engine's process died") in out
+    ledger.record({"exit": "engine process ends", "memory": "engine out of memory"}[mode], 1, tmp_path / "run", ROWS)
 
 
 def test_engines_that_never_start_end_the_run_with_the_cause(job: Path, tmp_path: Path):
     out = finish(start(job, "--set", "model.engine={start_failures: true}"), 1)
     assert "engines failed to start 3 times in a row; the last time: chaos: this engine never starts" in out
     assert "Traceback" not in out
+    assert shards_committed(tmp_path / "run") == 0
+    ledger.note(ledger.Line("engine never starts (the run fails, exit 1)", 3, 0, 0, 0))
 
 
 def test_two_drivers_on_one_run(job: Path, tmp_path: Path):
     outs = [finish(process, 0) for process in [start(job), start(job)]]
     assert all("dataset:" in out for out in outs)
-    check_every_row_once(tmp_path / "run")
+    ledger.record("second driver on the run", 1, tmp_path / "run", ROWS)

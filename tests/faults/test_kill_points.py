@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 import batchgen
-from batchgen.faultpoints import ENVIRONMENT, POINTS
+from batchgen.faultpoints import KILL_AT, POINTS
 from batchgen.plan import read_plan
 from batchgen.store import LocalStore
 from batchgen.upkeep import collect, verify
+from tests.faults import ledger
 
 RUN = """
 import sys
@@ -26,8 +27,18 @@ run({"name": "points", "source": {"count": 40}, "model": {"path": "chaos"}, "ste
 """
 
 
+CLOCK = """
+import random, time
+rng, calls = random.Random(0), [0]
+def jumping(real=time.time):
+    calls[0] += 1
+    return real() + rng.uniform(-1, 1) * 365 * 86400
+time.time, time.time_ns = jumping, lambda: int(jumping() * 1e9)
+"""
+
+
 def start(folder: Path, at: str | None = None, near: str = "far") -> int:
-    environment = {**os.environ, **({ENVIRONMENT: at} if at else {})}
+    environment = {**os.environ, **({KILL_AT: at} if at else {})}
     return subprocess.run([sys.executable, "-c", RUN, str(folder), near], env=environment, timeout=120).returncode
 
 
@@ -50,6 +61,46 @@ def test_every_point_is_in_the_code():
     assert reached == set(POINTS)
 
 
+def test_a_clock_that_jumps_changes_nothing(calm: dict[str, bytes], tmp_path: Path):
+    folder = tmp_path / "run"
+    code = CLOCK + RUN + "print(calls[0])"
+    done = subprocess.run([sys.executable, "-c", code, str(folder), "far"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert dataset(folder) == calm
+    ledger.record("clock jumps by up to a year", int(done.stdout.split()[-1]), folder, 40)
+
+
+FULL = """
+import resource, sys
+from batchgen import Stopped, run
+if sys.argv[2] == "full":
+    # No file may grow beyond this: as on a full disk, some bytes of a shard are written and the rest is refused.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+try:
+    run({"name": "full", "source": {"count": 40}, "model": {"path": "chaos", "engine": {"tokens": 3000}},
+         "sampling": {"max_tokens": 9000}, "steps": [{"task": "magpie"}], "output": sys.argv[1], "shard_rows": 10},
+        in_process=True)
+except Stopped as stopped:
+    print(stopped)
+    sys.exit(stopped.exit_code)
+"""
+
+
+def test_a_store_that_is_full_stops_the_run_which_goes_on_later(tmp_path: Path):
+    folder = tmp_path / "run"
+
+    def go(disk: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", FULL, str(folder), disk]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    stopped = go("full")
+    assert stopped.returncode == 75, stopped.stderr
+    assert "cannot write" in stopped.stdout
+    assert list(folder.glob("commits/*/*")) == []
+    assert go("free").returncode == 0
+    ledger.record("store full", 1, folder, 40)
+
+
 @pytest.mark.parametrize("point", POINTS)
 def test_a_run_that_is_killed_there_ends_in_the_same_bytes(point: str, calm: dict[str, bytes], tmp_path: Path):
     folder = tmp_path / "run"
@@ -63,6 +114,7 @@ def test_a_run_that_is_killed_there_ends_in_the_same_bytes(point: str, calm: dic
     plan = read_plan(store)
     found = verify(store, plan)
     assert (found.good, found.missing, found.ok) == (True, 0, 40)
+    ledger.record(f"driver killed at: {point}", 1, folder, 40)
     collect(store, plan)
     assert verify(store, plan).good
     leftovers = list((folder / "attempts").rglob("*.parquet"))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,10 +19,12 @@ import pytest
 import yaml
 
 from batchgen import Stopped, run
+from batchgen.cli import main
 from batchgen.plan import read_plan
 from batchgen.store import open_store
 from batchgen.upkeep import verify
-from tests.s3server import S3Server, environment, s3_server
+from tests.faults import ledger
+from tests.s3server import LOSE_ANSWER, SLOW, Fault, S3Server, environment, s3_server
 
 pytestmark = pytest.mark.cluster
 RUN = "s3://bucket/night/run"
@@ -64,11 +69,18 @@ def done(process: subprocess.Popen[str], code: int = 0) -> str:
     return out
 
 
+def objects(server: S3Server) -> dict[str, bytes]:
+    prefix = "bucket/night/run/"
+    return {key.removeprefix(prefix): data for key, data in server.objects.items() if key.startswith(prefix)}
+
+
 def committed(server: S3Server) -> int:
     return sum(key.startswith("bucket/night/run/commits/") for key in server.objects)
 
 
-def test_every_command_works_on_a_bucket_and_a_killed_run_goes_on(server: S3Server, job: Path, tmp_path: Path):
+def test_every_command_works_on_a_bucket_and_a_killed_run_goes_on(
+    server: S3Server, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     process = command(server, tmp_path, "run", str(job))
     deadline = time.monotonic() + 120
     while committed(server) < 10:
@@ -80,19 +92,49 @@ def test_every_command_works_on_a_bucket_and_a_killed_run_goes_on(server: S3Serv
     assert committed(server) < 30
     out = done(command(server, tmp_path, "run", str(job)))
     assert f"load_dataset('{RUN}/dataset')" in out
-    assert json.loads(done(command(server, tmp_path, "status", RUN, "--json")))["complete"]
-    found = json.loads(done(command(server, tmp_path, "verify", RUN, "--json")))
+    ledger.record("driver killed, run in a bucket", 1, objects(server), 120)
+
+    for name, value in environment(server).items():
+        monkeypatch.setenv(name, value)
+
+    def batchgen(*arguments: str) -> str:
+        assert main(list(arguments)) == 0
+        return capsys.readouterr().out
+
+    assert json.loads(batchgen("status", RUN, "--json"))["complete"]
+    found = json.loads(batchgen("verify", RUN, "--json"))
     assert (found["good"], found["ok"] + found["rejected"], found["twice"]) == (True, 120, 0)
-    done(command(server, tmp_path, "merge", RUN, "--set", "merge.exact=false", "--set", "merge.near=false"))
-    done(command(server, tmp_path, "publish", RUN, "--to", str(tmp_path / "published")))
+    batchgen("merge", RUN, "--set", "merge.exact=false", "--set", "merge.near=false")
+    batchgen("publish", RUN, "--to", str(tmp_path / "published"))
     (file,) = (tmp_path / "published" / "data").glob("*.parquet")
     assert pq.read_metadata(file).num_rows == 120
     assert "bucket/night/run/dataset/README.md" in server.objects
-    done(command(server, tmp_path, "revoke", RUN, "3"))
-    assert not json.loads(done(command(server, tmp_path, "status", RUN, "--json")))["complete"]
-    done(command(server, tmp_path, "run", str(job)))
-    assert "removed" in done(command(server, tmp_path, "gc", RUN))
-    done(command(server, tmp_path, "verify", RUN))
+    batchgen("revoke", RUN, "3")
+    assert not json.loads(batchgen("status", RUN, "--json"))["complete"]
+    run(str(job), in_process=True)
+    assert "removed" in batchgen("gc", RUN)
+    batchgen("verify", RUN)
+
+
+def test_a_bucket_that_fails_now_and_then_and_is_slow(server: S3Server, job: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, value in environment(server).items():
+        monkeypatch.setenv(name, value)
+    rng = random.Random(0)
+    injected: Counter[Fault] = Counter()
+
+    def fault(method: str, key: str) -> Fault:
+        kind = rng.choices((None, 503, 500, LOSE_ANSWER, SLOW), (80, 6, 6, 4, 4))[0]
+        injected[kind] += 1
+        return kind
+
+    server.fault = fault
+    # Where one operation fails more often than the client tries, the run stops, and the same command goes on.
+    for _ in range(20):
+        with contextlib.suppress(Stopped):
+            run(str(job), in_process=True)
+            break
+    for kind, name in ((503, "answers 503"), (500, "answers 500"), (LOSE_ANSWER, "loses an answer"), (SLOW, "is slow")):
+        ledger.record(f"store {name}", injected[kind], objects(server), 120)
 
 
 def test_a_bucket_that_stays_away_stops_the_run_which_goes_on_later(server: S3Server, job: Path, monkeypatch):
@@ -105,6 +147,7 @@ def test_a_bucket_that_stays_away_stops_the_run_which_goes_on_later(server: S3Se
     assert "canary" not in str(caught.value)
     server.fault = lambda method, key: None
     run(str(job), in_process=True)
+    ledger.record("store stays away", 1, objects(server), 120)
     store = open_store(RUN)
     assert verify(store, read_plan(store)).good
 

@@ -7,17 +7,21 @@ zombie, or loses its answer. A seed replays exactly.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import greenlet
+import pyarrow.parquet as pq
 
 from batchgen import commit, upkeep
 from batchgen.errors import CorruptShard, StoreError, UserError
+from batchgen.job import Job
+from batchgen.merge.version import merge_run, read_version
 from batchgen.plan import Plan, Shard, make_plan
 from batchgen.rows import ResultRow, SeedRow
 from batchgen.schedule import Dispatch, Finish, KillEngine, Scheduler, StartEngine
@@ -26,17 +30,19 @@ from tests.helpers import chaos_job
 
 BEFORE, AFTER = "fails before it has happened", "fails after it has happened"
 STEPS = 110
+# One world in so many has merges.
+MERGING = 5
 
 
 class Violation(AssertionError):
     """The protocol broke one of its promises."""
 
 
-def world() -> tuple[Plan, Seeds]:
-    """A plan of three shards of two rows each, and its seeds."""
-    job = chaos_job("unused", source={"count": 6}, shard_rows=2)
+def world() -> tuple[Job, Plan, Seeds]:
+    """A job, its plan of three shards of two rows each, and its seeds."""
+    job = chaos_job("unused", source={"count": 6}, shard_rows=2, merge={"exact": False, "near": False})
     seeds = load_seeds(job.source)
-    return make_plan(job, seeds), seeds
+    return job, make_plan(job, seeds), seeds
 
 
 class SimStore:
@@ -67,6 +73,9 @@ class SimStore:
     def read(self, key: str) -> bytes | None:
         found: bytes | None = self._at(lambda: self.objects.get(key))
         return found
+
+    def read_many(self, keys: Sequence[str]) -> Iterator[bytes | None]:
+        return map(self.read, keys)
 
     def upload(self, key: str, path: Path) -> None:
         data = path.read_bytes()
@@ -141,9 +150,9 @@ class Driver:
 class Simulation:
     """One seed's world."""
 
-    def __init__(self, seed: int, plan: Plan, seeds: Seeds) -> None:
+    def __init__(self, seed: int, job: Job, plan: Plan, seeds: Seeds) -> None:
         self.rng = random.Random(seed)
-        self.plan, self.seeds = plan, seeds
+        self.job, self.plan, self.seeds = job, plan, seeds
         self.store = SimStore()
         self.processes: list[Process] = []
         self.drivers: list[Driver] = []
@@ -151,6 +160,8 @@ class Simulation:
         self.counts: dict[str, int] = {}
         self.serial = 0
         self.faults = True
+        # Reading and writing Parquet takes most of a simulation's time: some worlds see merges, and those see several.
+        self.merges = 2 if seed % MERGING == 0 else 0
 
     def outside(self, function: Callable[[], Any]) -> Any:
         """Runs code to its end with nobody else in between and nothing failing."""
@@ -212,8 +223,8 @@ class Simulation:
     def step(self) -> None:
         """One decision."""
         kind = self.rng.choices(
-            ("go on", "kill engine", "kill driver", "new driver", "collect", "look", "revoke"),
-            (80, 4, 2, 2, 3, 6, 1) if self.faults else (1, 0, 0, 0, 0, 0, 0),
+            ("go on", "kill engine", "kill driver", "new driver", "collect", "look", "revoke", "merge"),
+            (80, 4, 2, 2, 3, 6, 1, self.merges) if self.faults else (1, 0, 0, 0, 0, 0, 0, 0),
         )[0]
         if kind == "go on" and self.processes:
             self.go_on(self.rng.choice(self.processes))
@@ -240,6 +251,9 @@ class Simulation:
             self.look()
         elif kind == "revoke":
             self.revoke()
+        elif kind == "merge":
+            self.count("merge")
+            self.processes.append(Process(greenlet.greenlet(self.merge), None))
 
     def start_driver(self) -> None:
         """A driver with a number of its own."""
@@ -250,6 +264,14 @@ class Simulation:
         """A garbage collection, interrupted by everybody else like any process."""
         try:
             upkeep.collect(self.store, self.plan)
+        except StoreError:
+            return "failed"
+        return "done"
+
+    def merge(self) -> str:
+        """A user merges what is there, interrupted by everybody else like any process."""
+        try:
+            merge_run(self.store, self.plan, self.job, partial=True)
         except StoreError:
             return "failed"
         return "done"
@@ -308,6 +330,32 @@ class Simulation:
                     raise Violation(f"the rows of shard {name} changed after they were committed")
 
         self.outside(read)
+        self.outside(self.read_versions)
+
+    def read_versions(self) -> None:
+        """Every version that has a name is whole, and has rows of whole shards of one attempt each."""
+        numbers = [int(Path(key).stem) for key in self.store.list("versions") if key.count("/") == 1]
+        if numbers != list(range(1, len(numbers) + 1)):
+            raise Violation(f"versions are not numbered without a gap: {numbers}")
+        for number in numbers:
+            version = read_version(self.store, number)
+            for name, file in version.files.items():
+                data = self.store.objects.get(file["key"])
+                if data is None or hashlib.sha256(data).hexdigest() != file["sha256"]:
+                    raise Violation(f"version {number}: {name} is not what was merged")
+                if name.endswith(".parquet"):
+                    self.check_rows(number, pq.read_table(io.BytesIO(data), use_threads=False).to_pylist())
+
+    def check_rows(self, number: int, rows: list[dict[str, Any]]) -> None:
+        """A version has no row twice, and of a shard only rows of one attempt."""
+        ids = [row["row_id"] for row in rows]
+        if len(set(ids)) != len(ids):
+            raise Violation(f"version {number} has rows twice")
+        for shard in self.plan.shards:
+            own = {row.id for row in self.seeds.slice(shard.start, shard.stop)}
+            writers = {row["response"] for row in rows if row["row_id"] in own}
+            if len(writers) > 1:
+                raise Violation(f"version {number} mixes attempts at shard {shard.name}")
 
     def finish(self) -> None:
         """No more faults: whatever is left has to end well."""
@@ -329,18 +377,23 @@ class Simulation:
         else:
             raise Violation("shards stay uncommitted")
         self.look()
+        if self.merges:
+            last = self.outside(lambda: merge_run(self.store, self.plan, self.job))
+            if last.read != self.plan.rows or last.shards != len(self.plan.shards):
+                raise Violation(f"the last version read {last.read} rows of {last.shards} shards")
+            self.look()
         found = self.outside(lambda: upkeep.verify(self.store, self.plan))
         if not found.good or found.missing or found.ok + found.rejected != self.plan.rows:
             raise Violation(f"rows are not conserved: {found}")
 
 
-def simulate(seed: int, plan: Plan, seeds: Seeds) -> dict[str, int]:
+def simulate(seed: int, job: Job, plan: Plan, seeds: Seeds) -> dict[str, int]:
     """Runs one seed; returns how often each fault was injected.
 
     Raises:
         Violation: with the seed, which replays it.
     """
-    sim = Simulation(seed, plan, seeds)
+    sim = Simulation(seed, job, plan, seeds)
     try:
         sim.start_driver()
         for _ in range(STEPS):

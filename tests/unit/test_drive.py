@@ -17,6 +17,7 @@ from batchgen.job import Job
 from batchgen.progress import Progress
 from batchgen.schedule import Scheduler
 from batchgen.store import LocalStore
+from tests.faults import ledger
 from tests.helpers import chaos_job, planned
 
 
@@ -58,6 +59,7 @@ def test_an_engine_that_hangs_is_taken_for_dead_and_replaced(tmp_path: Path):
     manifests, plan, statuses = drive(job, stall_seconds=1.0)
     assert len(manifests) == len(plan.shards)
     assert any("taken for hung" in note for status in statuses for note in status.notes)
+    ledger.record("engine hangs", 1, tmp_path / "run", 20)
 
 
 def deadly(tmp_path: Path, rows: int, *killers: int, **engine):
@@ -82,6 +84,7 @@ def test_rows_that_kill_engines_are_quarantined_and_all_others_are_generated(
     assert {row["row_index"]: row["reason"] for row in rows if row["outcome"] == "rejected"} == dict.fromkeys(
         killers, "engine_crash"
     )
+    ledger.record("row that kills its engine", len(killers), tmp_path, 64)
 
 
 def test_a_row_that_hangs_engines_is_quarantined_too(tmp_path: Path):
@@ -93,6 +96,7 @@ def test_a_row_that_hangs_engines_is_quarantined_too(tmp_path: Path):
     )
     manifests, _, _ = drive(job, stall_seconds=0.6)
     assert manifests[0].reasons == {"engine_crash": 1}
+    ledger.record("row that hangs its engine", 1, tmp_path, 4)
 
 
 def test_a_run_that_loses_too_many_engines_fails_with_a_list_of_them(tmp_path: Path):
@@ -130,3 +134,22 @@ def test_a_run_in_which_every_row_is_rejected_is_no_success(tmp_path: Path):
     )
     with pytest.raises(BatchgenError, match=r"all 1 rows were rejected \(empty_completion 1\)"):
         run(job, in_process=True)
+
+
+def test_odd_seed_rows_are_rejected_alone_or_generated(tmp_path: Path):
+    texts = ["plain", "", "nul \0 inside", "x" * 150_000, " ", "\u2028", "plain too"]
+    job = chaos_job(
+        tmp_path, source={"rows": [{"instruction": text} for text in texts]}, steps=[{"task": "text_generation"}]
+    )
+    manifests, plan, _ = drive(job)
+    rows = [row for i, m in manifests.items() for row in read_shard(LocalStore(job.output), plan, m).to_pylist()]
+    outcomes = {row["row_index"]: row["reason"] or row["outcome"] for row in rows}
+    assert outcomes == {
+        0: "ok",
+        1: "empty_input",
+        2: "ok",
+        3: "prompt_too_long",
+        4: "empty_input",
+        5: "empty_input",
+        6: "ok",
+    }

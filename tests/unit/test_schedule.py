@@ -63,6 +63,24 @@ def test_a_lost_engine_is_killed_and_replaced_and_its_shards_come_back_first():
     assert dispatched(scheduler.engine_ready(1, 1)) == [(1, 0), (1, 1)]
 
 
+def test_what_a_lost_machine_held_is_under_no_suspicion_and_its_loss_is_no_crash():
+    scheduler = Scheduler(shards(2), 1, max_engine_deaths=2)
+    scheduler.start()
+    for engine in range(5):
+        assert dispatched(scheduler.engine_ready(engine, 1)) == [(engine, 0), (engine, 1)], "never one alone"
+        assert scheduler.engine_lost(engine, "gone", machine=True) == [KillEngine(engine), StartEngine(engine + 1)]
+
+
+def test_engines_are_added_as_there_is_room_for_them_and_work():
+    scheduler = Scheduler(shards(8), 1)
+    assert scheduler.start() == [StartEngine(0)]
+    assert scheduler.grow(3) == [StartEngine(1), StartEngine(2)]
+    assert scheduler.grow(2) == [], "what is lost is replaced, so fewer changes nothing"
+    for engine in range(3):
+        assert len(dispatched(scheduler.engine_ready(engine, 1))) == 2
+    assert scheduler.grow(9) == [StartEngine(3), StartEngine(4)], "two shards are left"
+
+
 def test_late_answers_of_a_lost_engine_change_nothing():
     scheduler = Scheduler(shards(6), 1)
     scheduler.start()

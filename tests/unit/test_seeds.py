@@ -73,6 +73,14 @@ def test_limit_keeps_the_first_rows_and_their_ids():
         ("a.jsonl", b"{}\n", "a.jsonl:1: a seed row without columns"),
         ("a.jsonl", b'{"row_id": "1"}\n', "column 'row_id' is one that batchgen writes itself"),
         ("a.parquet", b"PAR1 torn", "a.parquet: "),
+        ("a.jsonl", b'{"x": "\xef\xbb\xbf', "a.jsonl:1: not JSON"),
+        ("a.jsonl", b"\xff\xfe{\x00}\x00", "a.jsonl:1: not UTF-8"),
+        ("a.jsonl", b"\n\n", "a.jsonl: the file has no rows"),
+        ("a.jsonl", b"[" * 100_000 + b"\n", "a.jsonl:1: not JSON"),
+        ("a.csv", b"", "a.csv: "),
+        ("a.csv", b"x\n", "a.csv: the file has no rows"),
+        ("a.csv", b"x,y\n1,2\n1,2,3\n", "a.csv: "),
+        ("a.csv", b"x\nfine\n\xff\xfe\n", "a.csv: row 2: column 'x' is not UTF-8"),
         ("a.txt", b"x", "a.txt: not one of .jsonl, .csv, .parquet"),
     ],
 )
@@ -80,6 +88,22 @@ def test_bad_files_are_named_with_the_line(tmp_path: Path, name: str, content: b
     (tmp_path / name).write_bytes(content)
     with pytest.raises(SeedError, match=message.replace(".", r"\.").replace("[", r"\[")):
         load_seeds(Source(path=name), tmp_path)
+
+
+def test_a_torn_parquet_file_is_named(tmp_path: Path):
+    pq.write_table(pa.table({"x": ["text"] * 1000}), tmp_path / "a.parquet")
+    whole = (tmp_path / "a.parquet").read_bytes()
+    for size in (0, 3, 8, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "a.parquet").write_bytes(whole[:size])
+        with pytest.raises(SeedError, match=r"a\.parquet: "):
+            load_seeds(Source(path="a.parquet"), tmp_path)
+
+
+def test_odd_text_is_read_as_it_is(tmp_path: Path):
+    texts = ["nul \0 inside", "\u2028 and \x85 are no line ends", "x" * 3_000_000, "\ufeff", " ", "\r"]
+    (tmp_path / "a.jsonl").write_bytes(b"\r\n".join(json.dumps({"x": text}).encode() for text in texts))
+    seeds = load_seeds(Source(path="a.jsonl"), tmp_path)
+    assert [row.data["x"] for row in seeds.slice(0, 9)] == texts
 
 
 def test_a_missing_file_is_named_with_the_folder(tmp_path: Path):

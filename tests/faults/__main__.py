@@ -1,0 +1,48 @@
+"""Runs every test that injects faults and makes one table of what became of the rows: `python -m tests.faults`.
+
+It is written to `results.md` beside this file; arguments go to pytest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.faults.ledger import ENVIRONMENT, Line
+
+HERE = Path(__file__).parent
+TESTS = ("tests/faults", "tests/cluster/test_nodes.py", "tests/simulation", "tests/unit/test_drive.py")
+
+
+def table(lines: list[Line]) -> str:
+    """Markdown; lines of the same fault are added up."""
+    total: dict[str, list[int]] = {}
+    for line in lines:
+        row = total.setdefault(line.fault, [0, 0, 0, 0])
+        for i, value in enumerate((line.injected, line.expected, line.found, line.duplicates)):
+            row[i] += value
+    head = ["| fault | injected | rows expected | rows found | duplicates |", "| --- | ---: | ---: | ---: | ---: |"]
+    rows = [f"| {fault} | " + " | ".join(f"{value:,}" for value in row) + " |" for fault, row in total.items()]
+    return "\n".join([*head, *rows]) + "\n"
+
+
+def main() -> int:
+    """pytest's exit code; the table is written only where every test passed."""
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Path(folder) / "ledger.jsonl"
+        ledger.touch()
+        command = [sys.executable, "-m", "pytest", "-q", *TESTS, *sys.argv[1:]]
+        code = subprocess.run(command, env={**os.environ, ENVIRONMENT: str(ledger)}).returncode
+        lines = [Line(**json.loads(text)) for text in ledger.read_text().splitlines()]
+    print("\n" + table(lines))
+    if code == 0:
+        (HERE / "results.md").write_text("Made by `python -m tests.faults`.\n\n" + table(lines))
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
