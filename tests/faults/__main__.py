@@ -1,6 +1,7 @@
 """Runs every test that injects faults and makes one table of what became of the rows: `python -m tests.faults`.
 
-It is written to `results.md` beside this file; arguments go to pytest.
+It is written to `results.md` beside this file; arguments go to pytest. `--from FILE` makes the table of a ledger that is there:
+`make test` writes one where BATCHGEN_FAULT_LEDGER names a file.
 """
 
 from __future__ import annotations
@@ -32,12 +33,19 @@ def table(lines: list[Line]) -> str:
 
 def main() -> int:
     """pytest's exit code; the table is written only where every test passed."""
+    if sys.argv[1:2] == ["--from"]:
+        return write(0, Path(sys.argv[2]).read_text())
     with tempfile.TemporaryDirectory() as folder:
         ledger = Path(folder) / "ledger.jsonl"
         ledger.touch()
         command = [sys.executable, "-m", "pytest", "-q", *TESTS, *sys.argv[1:]]
         code = subprocess.run(command, env={**os.environ, ENVIRONMENT: str(ledger)}).returncode
-        lines = [Line(**json.loads(text)) for text in ledger.read_text().splitlines()]
+        return write(code, ledger.read_text())
+
+
+def write(code: int, ledger: str) -> int:
+    """Prints the table, and keeps it where all went well."""
+    lines = [Line(**json.loads(text)) for text in ledger.splitlines()]
     print("\n" + table(lines))
     if code == 0:
         (HERE / "results.md").write_text("Made by `python -m tests.faults`.\n\n" + table(lines))

@@ -26,10 +26,12 @@ from batchgen.plan import Plan, Shard, make_plan
 from batchgen.rows import ResultRow, SeedRow
 from batchgen.schedule import Dispatch, Finish, KillEngine, Scheduler, StartEngine
 from batchgen.seeds import Seeds, load_seeds
+from tests.faults.ledger import committed_rows
 from tests.helpers import chaos_job
 
 BEFORE, AFTER = "fails before it has happened", "fails after it has happened"
 STEPS = 110
+FOUND, TWICE = "rows found", "rows twice"
 # One world in so many has merges.
 MERGING = 5
 
@@ -385,10 +387,13 @@ class Simulation:
         found = self.outside(lambda: upkeep.verify(self.store, self.plan))
         if not found.good or found.missing or found.ok + found.rejected != self.plan.rows:
             raise Violation(f"rows are not conserved: {found}")
+        rows = committed_rows(self.store.objects)
+        self.counts[FOUND] = len({index for index, _ in rows})
+        self.counts[TWICE] = len(rows) - len(set(rows))
 
 
 def simulate(seed: int, job: Job, plan: Plan, seeds: Seeds) -> dict[str, int]:
-    """Runs one seed; returns how often each fault was injected.
+    """Runs one seed; returns how often each fault was injected, and the rows that are there at its end.
 
     Raises:
         Violation: with the seed, which replays it.
