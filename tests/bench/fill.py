@@ -72,12 +72,12 @@ class BenchActor(ray_fleet._Actor):
         await self._host.reopen(config)
 
 
-def _job(folder: Path, number: int) -> Job:
+def _job(folder: Path, number: int, rows: int = REPEAT_ROWS) -> Job:
     return Job.of(
         {
             "name": "bench",
             "seed": number,
-            "source": {"count": REPEAT_ROWS},
+            "source": {"count": rows},
             "model": {"path": "embedded", "engine": dict(SPEC.arguments)},
             "sampling": {"temperature": 1.0},
             "steps": [{"task": "magpie", "n_turns": TURNS, "system_prompt": SYSTEM_PROMPT}],

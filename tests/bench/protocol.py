@@ -24,8 +24,8 @@ from batchgen.rows import OK
 from batchgen.schedule import Scheduler
 from batchgen.seeds import Seeds, load_seeds
 from batchgen.store import LocalStore
-from tests.bench.fill import REPEAT_ROWS, BenchHost, _job
-from tests.bench.workload import SLOTS
+from tests.bench.fill import BenchHost, _job
+from tests.bench.workload import ROWS, SLOTS
 
 
 def _no_commit(store: Any, plan: Any, shard: Any, attempt: str, seeds: Any, results: Any) -> tuple[Manifest, bool]:
@@ -86,7 +86,7 @@ def measure(repeats: int) -> dict[str, Any]:
     async def go(folder: Path) -> None:
         worlds = []
         for number in range(2 * repeats + 1):
-            job = _job(folder, number)
+            job = _job(folder, number, ROWS)
             seeds = load_seeds(job.source)
             store = LocalStore(job.output)
             worlds.append((HostConfig(job, settle_plan(store, make_plan(job, seeds)), store.location, number), seeds))
@@ -109,7 +109,7 @@ def measure(repeats: int) -> dict[str, Any]:
         asyncio.run(go(Path(temporary)))
     pairs = [a / b for a, b in zip(seconds["full protocol"], seconds["without commits"], strict=True)]
     return {
-        "workload": f"{REPEAT_ROWS} rows, {SLOTS} slots, embedded model, no Ray, local disk",
+        "workload": f"{ROWS} rows, {SLOTS} slots, embedded model, no Ray, local disk",
         "seconds": {name: [round(value, 1) for value in values] for name, values in seconds.items()},
         "ratio_of_each_pair": [round(ratio, 3) for ratio in pairs],
         "ratio": round(statistics.median(pairs), 3),

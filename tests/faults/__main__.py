@@ -1,7 +1,7 @@
 """Runs every test that injects faults and makes one table of what became of the rows: `python -m tests.faults`.
 
-It is written to `results.md` beside this file; arguments go to pytest. `--from FILE` makes the table of a ledger that is there:
-`make test` writes one where BATCHGEN_FAULT_LEDGER names a file.
+It is written to `results.md` beside this file; arguments go to pytest. `--from FILE` makes the table of a
+ledger that is there: `make test` writes one where BATCHGEN_FAULT_LEDGER names a file.
 """
 
 from __future__ import annotations
