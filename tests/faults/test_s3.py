@@ -133,6 +133,11 @@ def test_a_bucket_that_fails_now_and_then_and_is_slow(server: S3Server, job: Pat
         with contextlib.suppress(Stopped):
             run(str(job), in_process=True)
             break
+    server.fault = lambda method, key: None
+    assert all(injected[kind] > 0 for kind in (503, 500, LOSE_ANSWER, SLOW))
+    store = open_store(RUN)
+    found = verify(store, read_plan(store))
+    assert (found.good, found.ok + found.rejected, found.missing, found.twice) == (True, 120, 0, 0)
     for kind, name in ((503, "answers 503"), (500, "answers 500"), (LOSE_ANSWER, "loses an answer"), (SLOW, "is slow")):
         ledger.record(f"store {name}", injected[kind], objects(server), 120)
 
