@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -143,7 +144,7 @@ def _run(options: argparse.Namespace) -> int:
         with stderr_to(log_folder(job.output) / "driver.log"), Display(console) as display:
             result = api.run(job, options.address, display.show, options.trust_remote_code)
     except Stopped as error:
-        again = " ".join(["batchgen", *sys.argv[1:]])
+        again = shlex.join(["batchgen", *sys.argv[1:]])
         raise Stopped(
             f"{error}\nEvery committed row is safe. To go on, run the same command again:\n  {again}"
         ) from None

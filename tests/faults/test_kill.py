@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -130,6 +131,7 @@ def test_a_second_sigterm_ends_it_at_once(job: Path, tmp_path: Path):
     began = time.monotonic()
     out = finish(process, 75)
     assert time.monotonic() - began < 30
+    assert shlex.quote(f"model.engine={json.dumps(held)}") in out, "the command can be pasted into a shell"
     assert "To go on, run the same command again:" in out
     finish(start(job, "--set", f"model.engine={json.dumps(held)}"), 0)
     ledger.record("SIGTERM twice", 1, run, ROWS)
