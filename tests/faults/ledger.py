@@ -49,7 +49,8 @@ def committed_rows(objects: Mapping[str, bytes]) -> list[tuple[int, str]]:
         generation = sum(key.startswith(f"commits/{name}/") and key.endswith(".revoked") for key in objects)
         manifest: dict[str, Any] = json.loads(objects.get(f"commits/{name}/{generation:04d}.json", b"{}"))
         if manifest:
-            table = pq.read_table(pa.BufferReader(objects[manifest["key"]]), use_threads=False)
+            file = pq.ParquetFile(pa.BufferReader(objects[manifest["key"]]))
+            table = file.read(["row_index", "branch"], use_threads=False)
             rows += zip(table["row_index"].to_pylist(), table["branch"].to_pylist(), strict=True)
     return rows
 

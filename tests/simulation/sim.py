@@ -30,7 +30,7 @@ from tests.faults.ledger import committed_rows
 from tests.helpers import chaos_job
 
 BEFORE, AFTER = "fails before it has happened", "fails after it has happened"
-STEPS = 110
+STEPS = 100
 FOUND, TWICE = "rows found", "rows twice"
 # One world in so many has merges.
 MERGING = 5
@@ -158,7 +158,8 @@ class Simulation:
         self.store = SimStore()
         self.processes: list[Process] = []
         self.drivers: list[Driver] = []
-        self.seen: dict[tuple[str, int], bytes] = {}
+        self.seen: dict[tuple[str, int], tuple[commit.Manifest, bytes]] = {}
+        self.merged: set[tuple[int, str]] = set()
         self.counts: dict[str, int] = {}
         self.serial = 0
         self.faults = True
@@ -318,6 +319,10 @@ class Simulation:
                 shard = self.plan.shards[int(name)]
                 manifest = commit.read_manifest(self.store, self.plan, shard, generation)
                 assert manifest is not None
+                content = self.store.objects.get(manifest.key)
+                if content is not None and self.seen.get((name, generation)) == (manifest, content):
+                    # Parsing takes most of a simulation's time; these very bytes were found good before.
+                    continue
                 try:
                     table = commit.read_shard(self.store, self.plan, manifest)
                 except CorruptShard as error:
@@ -327,9 +332,9 @@ class Simulation:
                     raise Violation(f"shard {name} has rows of other attempts than its manifest says")
                 if sorted(table["row_index"].to_pylist()) != list(range(shard.start, shard.stop)):
                     raise Violation(f"shard {name} has other rows than its slice")
-                content = self.store.objects[manifest.key]
-                if self.seen.setdefault((name, generation), content) != content:
+                if (name, generation) in self.seen:
                     raise Violation(f"the rows of shard {name} changed after they were committed")
+                self.seen[name, generation] = (manifest, self.store.objects[manifest.key])
 
         self.outside(read)
         self.outside(self.read_versions)
@@ -345,7 +350,8 @@ class Simulation:
                 data = self.store.objects.get(file["key"])
                 if data is None or hashlib.sha256(data).hexdigest() != file["sha256"]:
                     raise Violation(f"version {number}: {name} is not what was merged")
-                if name.endswith(".parquet"):
+                if name.endswith(".parquet") and (number, file["sha256"]) not in self.merged:
+                    self.merged.add((number, file["sha256"]))
                     self.check_rows(number, pq.read_table(io.BytesIO(data), use_threads=False).to_pylist())
 
     def check_rows(self, number: int, rows: list[dict[str, Any]]) -> None:

@@ -36,7 +36,7 @@ def simulate_all(seeds: range) -> Counter[str]:
     return injected
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.alone
 def test_no_seed_breaks_a_promise(whole_world):
     workers = os.cpu_count() or 1
     # Spawned: a fork would copy a test process with threads of its own in it.
