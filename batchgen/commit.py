@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchgen.errors import BatchgenError, CorruptShard, PlanMismatch, StoreError
@@ -281,4 +282,8 @@ def read_shard(store: ObjectStore, plan: Plan, manifest: Manifest) -> pa.Table:
     table = read_parquet(data)
     if table.num_rows != manifest.rows or not table.schema.equals(plan.schema):
         raise CorruptShard(f"shard {name}: {manifest.key} has other rows or columns than the plan says")
+    seeds = table["row_index"]
+    ok = pc.count_distinct(seeds.filter(pc.equal(table["outcome"], OK))).as_py()
+    if (ok, pc.count_distinct(seeds).as_py() - ok) != (manifest.ok, manifest.rejected):
+        raise CorruptShard(f"shard {name}: its rows are not those that its manifest counts")
     return table

@@ -16,7 +16,13 @@ from pathlib import Path
 from tests.faults.ledger import ENVIRONMENT, Line
 
 HERE = Path(__file__).parent
-TESTS = ("tests/faults", "tests/cluster/test_nodes.py", "tests/simulation", "tests/unit/test_drive.py")
+TESTS = (
+    "tests/unit/test_drive.py",
+    "tests/unit/test_upkeep.py",
+    "tests/faults",
+    "tests/cluster/test_nodes.py",
+    "tests/simulation",
+)
 
 
 def table(lines: list[Line]) -> str:

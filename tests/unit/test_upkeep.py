@@ -18,6 +18,7 @@ from batchgen.merge import merge_run
 from batchgen.plan import read_plan
 from batchgen.store import LocalStore
 from batchgen.upkeep import collect, verify
+from tests.faults import ledger
 from tests.helpers import chaos_job
 
 
@@ -65,7 +66,7 @@ DATA_FAULTS = {
     "emptied": lambda path: path.write_bytes(b""),
     "holed": hole,
     "one bit flipped": flip,
-    "a shorter valid file": shorten,
+    "replaced by a shorter valid one": shorten,
     "gone": Path.unlink,
 }
 
@@ -122,6 +123,7 @@ def test_corrupt_data_is_named_published_by_nobody_and_repaired(job, fault: str,
     assert verify(store, plan).missing == 10
     run(job, in_process=True)
     assert verify(store, plan).good
+    ledger.record(f"committed file {fault}; revoked", 1, tmp_path / "run", 40)
     # Chaos text depends on the row alone, so the repaired run is the one that was.
     after = (tmp_path / "run" / "dataset" / "data").glob("*.parquet")
     assert {path.name: path.read_bytes() for path in after} == published
@@ -130,11 +132,17 @@ def test_corrupt_data_is_named_published_by_nobody_and_repaired(job, fault: str,
 @pytest.mark.parametrize("fault", MANIFEST_FAULTS)
 def test_a_bad_manifest_is_named_and_repaired(job, fault: str, capsys, tmp_path: Path):
     MANIFEST_FAULTS[fault](tmp_path / "run" / "commits" / "000001" / "0000.json")
-    assert main(["verify", job.output]) == 1
-    assert "shard 000001" in capsys.readouterr().err
+    versions = sorted((tmp_path / "run" / "versions").glob("*"))
+    # A merge takes a manifest of another plan for a run that is not the job's, which is the user's to mend.
+    codes = {"merge": 2 if fault == "of another plan" else 1, "verify": 1}
+    for command, code in codes.items():
+        assert main([command, job.output]) == code
+        assert "shard 000001" in capsys.readouterr().err
+    assert sorted((tmp_path / "run" / "versions").glob("*")) == versions
     assert main(["revoke", job.output, "000001"]) == 0
     run(job, in_process=True)
     assert main(["verify", job.output]) == 0
+    ledger.record(f"manifest {fault}; revoked", 1, tmp_path / "run", 40)
 
 
 def test_a_revoked_manifest_stays_and_a_second_revocation_needs_a_second_commit(job, capsys):
