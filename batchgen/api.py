@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,19 +140,14 @@ def check_output(output: str) -> None:
     """
     if is_remote(output):
         return  # `probe` asks the store itself
-    folder = Path(output).expanduser().resolve()
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        folder = Path(output).expanduser().resolve()
+        # Nothing is made and removed again under a name that another driver of this run may be using.
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
     except OSError as error:
         raise UserError(f"output: {output!r} cannot be written: {error.strerror or error}") from error
-    finally:
-        for path in made:
-            with contextlib.suppress(OSError):
-                path.rmdir()
 
 
 def save_job(store: ObjectStore, job: Job) -> None:

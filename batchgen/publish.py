@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -87,7 +88,7 @@ def _replacing(folder: str | Path) -> Iterator[tuple[Path, Path]]:
         UserError: the target holds something that is no dataset.
     """
     target = Path(folder).expanduser().resolve()
-    if target.exists() and not _replaceable(target):
+    if not _replaceable(target):
         raise UserError(f"{folder}: exists and is no published dataset; it is left as it is")
     fresh = target.parent / f".{target.name}.{uuid.uuid4().hex}"
     try:
@@ -100,14 +101,44 @@ def _replacing(folder: str | Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _replaceable(target: Path) -> bool:
-    return target.is_dir() and (not any(target.iterdir()) or ((target / CARD).is_file() and (target / "data").is_dir()))
+    """Whether there is nothing, an empty folder or a dataset."""
+    try:
+        names = _names(target)
+    except FileNotFoundError:
+        return True
+    except NotADirectoryError:
+        return False
+    return not names or {CARD, "data"} <= names
+
+
+def _names(folder: Path) -> set[str]:
+    """What is in a folder; looks again where another publisher swapped it meanwhile and may be emptying the old one."""
+    while True:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            names = set(os.listdir(handle))  # noqa: PTH208  # of the folder that was opened, wherever it is now
+            if os.path.samestat(os.fstat(handle), os.stat(folder)):  # noqa: PTH116
+                return names
+        finally:
+            os.close(handle)
 
 
 def _swap(fresh: Path, target: Path) -> None:
-    old = target.parent / f".{target.name}.{uuid.uuid4().hex}.old"
-    if target.exists():
-        os.replace(target, old)  # noqa: PTH105  # a folder, in one step
-        reach("earlier dataset aside")
-    os.replace(fresh, target)  # noqa: PTH105
-    reach("dataset published")
-    shutil.rmtree(old, ignore_errors=True)
+    """Puts a folder in the place of another, whoever else does so at the same time; the last one stays."""
+    placed = False
+    while not placed:
+        old = target.parent / f".{target.name}.{uuid.uuid4().hex}.old"
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(target, old)  # noqa: PTH105  # a folder, in one step
+            reach("earlier dataset aside")
+        try:
+            os.replace(fresh, target)  # noqa: PTH105
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                with contextlib.suppress(OSError):
+                    os.replace(old, target)  # noqa: PTH105
+                raise
+        else:
+            placed = True
+            reach("dataset published")
+        shutil.rmtree(old, ignore_errors=True)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from batchgen.card import render_card
 from batchgen.commit import committed
-from batchgen.errors import CorruptShard, StoreError, UserError
+from batchgen.errors import CorruptShard, UserError
 from batchgen.faultpoints import reach
 from batchgen.job import Job
 from batchgen.merge.rows import merge_rows
@@ -108,8 +108,16 @@ def merge_run(store: ObjectStore, plan: Plan, job: Job, partial: bool = False) -
     placed = {name: {**f, "key": f"versions/{number:04d}/{f['sha256'][:16]}/{name}"} for name, f in files.items()}
     version = Version(number=number, files=placed, **details)
     reach("version uploaded")
-    if not store.put_if_absent(_version_key(number), canonical_json(asdict(version))):
-        raise StoreError(f"{store.location}: another merge has just written version {number}; run it again")
+    return _named(store, version)
+
+
+def _named(store: ObjectStore, version: Version) -> Version:
+    """Writes the version's file: under the next number where another merge came first, if it is not the same one."""
+    while not store.put_if_absent(_version_key(version.number), canonical_json(asdict(version))):
+        other = read_version(store, version.number)
+        if other.content == version.content:
+            return other
+        version = replace(version, number=version.number + 1)
     reach("version named")
     return version
 

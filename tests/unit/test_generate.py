@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from batchgen import Result, run
 from batchgen.commit import committed, new_attempt, read_shard
 from batchgen.engines.base import EngineSpec
 from batchgen.engines.chaos import ChaosEngine
@@ -298,3 +301,18 @@ def test_a_step_runs_on_the_model_that_it_names(tmp_path: Path):
     (row,) = asyncio.run(go())
     assert (row["generation"], row["scores"]) == ("said", [4.0])
     assert (len(writer.prompts), len(judge.prompts)) == (1, 1)
+
+
+def test_drivers_that_start_and_end_together_all_end_with_the_dataset(tmp_path: Path):
+    for number in range(8):
+        job = chaos_job(tmp_path / f"run-{number}", source={"count": 8}, shard_rows=2)
+        together = threading.Barrier(4)
+
+        def drive(job: Job = job, together: threading.Barrier = together) -> Result:
+            together.wait()
+            return run(job, in_process=True)
+
+        with ThreadPoolExecutor(4) as pool:
+            results = [future.result() for future in [pool.submit(drive) for _ in range(4)]]
+        assert [(result.progress.ok, result.version.number) for result in results] == [(8, 1)] * 4
+        assert (Path(results[0].dataset) / "README.md").is_file()

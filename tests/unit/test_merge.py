@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from datasets import load_dataset
 
 from batchgen import run
-from batchgen.errors import CorruptShard, UserError
-from batchgen.merge import latest_version, merge_run, near
+from batchgen.errors import CorruptShard, StoreError, UserError
+from batchgen.merge import latest_version, merge_run, near, read_version
 from batchgen.merge.rows import normalise
 from batchgen.plan import read_plan
 from batchgen.publish import publish_folder
@@ -127,8 +131,6 @@ def test_every_dropped_row_is_counted_by_reason(tmp_path: Path):
 
 
 def test_the_dataset_opens_and_reads_as_chat(tmp_path: Path):
-    from datasets import load_dataset
-
     result = answered(tmp_path, ["a b c", "a B c", "d e f"])
     dataset = load_dataset(str(result.dataset), split="train", cache_dir=str(tmp_path / "cache"))
     assert [[m["role"] for m in row["messages"]] for row in dataset] == [["user", "assistant"]] * 2
@@ -211,10 +213,52 @@ def test_publish_replaces_a_dataset_and_nothing_else(tmp_path: Path):
     assert list(tmp_path.glob(".*")) == []
 
 
+def test_merges_of_one_run_at_the_same_time_all_give_a_version(tmp_path: Path):
+    result = answered(tmp_path, ["a b c"])
+    store, plan = LocalStore(result.run), read_plan(LocalStore(result.run))
+    settings = [{"near": {"threshold": threshold}} for threshold in (0.6, 0.7, 0.9) for _ in range(2)]
+    jobs = [chaos_job(result.run, **{**_same(result), "merge": merge}) for merge in settings]
+    with ThreadPoolExecutor(6) as pool:
+        versions = list(pool.map(lambda job: merge_run(store, plan, job), jobs))
+    assert {version.merge["near"]["threshold"] for version in versions} == {0.6, 0.7, 0.9}
+    assert all(read_version(store, version.number) == version for version in versions)
+    # Version 1 is the run's own. Two equal merges give one version, unless a third came between their looks.
+    assert {version.number for version in versions} == set(range(2, latest_version(store).number + 1))
+    assert latest_version(store).number <= 7
+
+
+def test_publishers_of_one_folder_do_not_hinder_each_other(tmp_path: Path):
+    """Two drivers of one run end at the same time, as they wait for the same last shard."""
+    result = answered(tmp_path, ["a b c"])
+    store = LocalStore(result.run)
+    with ThreadPoolExecutor(8) as pool:
+        futures = [pool.submit(publish_folder, store, result.version, tmp_path / "out") for _ in range(200)]
+        assert {future.result() for future in futures} == {tmp_path / "out"}
+    assert load_dataset(str(tmp_path / "out"), split="train").num_rows == 1
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_a_dataset_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    result = answered(tmp_path, ["a b c"])
+    store = LocalStore(result.run)
+    target = publish_folder(store, result.version, tmp_path / "out")
+    before = (target / "README.md").stat().st_ino
+    replace = os.replace
+
+    def full(source: Path, place: Path) -> None:
+        if place == target and not source.name.endswith(".old"):
+            raise OSError(errno.EIO, "disk")
+        replace(source, place)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(StoreError, match="cannot publish"):
+        publish_folder(store, result.version, target)
+    assert (target / "README.md").stat().st_ino == before
+    assert list(tmp_path.glob(".*")) == []
+
+
 def test_datasets_in_folders_of_one_name_are_not_taken_for_each_other(tmp_path: Path):
     """`load_dataset` caches by the folder's name and the card; the card has to tell two datasets apart."""
-    from datasets import load_dataset
-
     from batchgen import run
 
     rows = {}
