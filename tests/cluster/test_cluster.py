@@ -156,7 +156,7 @@ with connected(None, 1):
     sockets = [s for p in (me, *me.children(recursive=True)) for s in p.net_connections("inet") if s.status == "LISTEN"]
     print(len(sockets), *{s.laddr.ip for s in sockets})
 """
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True).stdout
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True).stdout
     number, *addresses = out.split()
     assert int(number) > 3
     assert set(addresses) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}

@@ -55,7 +55,7 @@ def start(job: Path, *arguments: str, environment: Mapping[str, str] | None = No
 
 
 def finish(process: subprocess.Popen[str], code: int) -> str:
-    out, _ = process.communicate(timeout=180)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == code, out
     return out
 
@@ -64,7 +64,7 @@ def shards_committed(run: Path) -> int:
     return len(list(run.glob("commits/*/0000.json")))
 
 
-def wait_for(condition, seconds: float = 90) -> None:
+def wait_for(condition, seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -89,7 +89,7 @@ def test_sigkill_of_the_driver_then_the_same_command(job: Path, tmp_path: Path):
     process.wait()
     assert half <= shards_committed(run) < 60
     # Ray and the engines of a killed driver end by themselves.
-    _, alive = psutil.wait_procs(family, timeout=60)
+    _, alive = psutil.wait_procs(family, timeout=180)
     assert alive == []
     before = {path: path.read_bytes() for path in run.glob("commits/*/0000.json")}
     out = finish(start(job), 0)

@@ -39,7 +39,7 @@ time.time, time.time_ns = jumping, lambda: int(jumping() * 1e9)
 
 def start(folder: Path, at: str | None = None, near: str = "far") -> int:
     environment = {**os.environ, **({KILL_AT: at} if at else {})}
-    return subprocess.run([sys.executable, "-c", RUN, str(folder), near], env=environment, timeout=120).returncode
+    return subprocess.run([sys.executable, "-c", RUN, str(folder), near], env=environment, timeout=300).returncode
 
 
 def dataset(folder: Path) -> dict[str, bytes]:
@@ -64,7 +64,7 @@ def test_every_point_is_in_the_code():
 def test_a_clock_that_jumps_changes_nothing(calm: dict[str, bytes], tmp_path: Path):
     folder = tmp_path / "run"
     code = CLOCK + RUN + "print(calls[0])"
-    done = subprocess.run([sys.executable, "-c", code, str(folder), "far"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code, str(folder), "far"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert dataset(folder) == calm
     ledger.record("clock jumps by up to a year", int(done.stdout.split()[-1]), folder, 40)
@@ -91,7 +91,7 @@ def test_a_store_that_is_full_stops_the_run_which_goes_on_later(tmp_path: Path):
 
     def go(disk: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", FULL, str(folder), disk]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
     stopped = go("full")
     assert stopped.returncode == 75, stopped.stderr

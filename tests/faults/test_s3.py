@@ -64,7 +64,7 @@ def command(server: S3Server, folder: Path, *arguments: str) -> subprocess.Popen
 
 
 def done(process: subprocess.Popen[str], code: int = 0) -> str:
-    out, _ = process.communicate(timeout=180)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == code, out
     return out
 
