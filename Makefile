@@ -28,7 +28,8 @@ demo: setup
 
 test: setup
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not engine and not cluster and not alone"
-	@$(BIN)/python -m pytest -m "engine or cluster or alone"
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "engine or cluster"
+	@$(BIN)/python -m pytest -m alone
 
 check: setup
 	@$(BIN)/ruff check .

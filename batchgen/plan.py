@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -57,9 +58,12 @@ class Plan:
     schema: pa.Schema
     step_columns: Mapping[str, str]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """128 bits over everything that the generated rows depend on, and over the shards."""
+        """128 bits over everything that the generated rows depend on, and over the shards.
+
+        Hashed once: it takes milliseconds in a plan of many shards, and each of their manifests is compared with it.
+        """
         bounds = [(shard.start, shard.stop) for shard in self.shards]
         return hashlib.blake2b(canonical_json([self.inputs, bounds]), digest_size=16).hexdigest()
 

@@ -13,6 +13,16 @@ from batchgen.engines import build_engine
 from batchgen.engines.base import Engine, EngineSpec
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with engines run in one process, so that they share one, and those with Ray beside them in another."""
+    for item in items:
+        for name in ("engine", "cluster"):
+            if item.get_closest_marker(name):
+                item.add_marker(pytest.mark.xdist_group(name))
+                break
+
+
 class LoopThread:
     """An event loop in a thread of its own: an engine lives on one loop as long as it lives."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -36,11 +37,20 @@ without_token = pytest.mark.parametrize("head", ["disabled"], indirect=True)
 
 
 @pytest.fixture(scope="module")
-def head(request: pytest.FixtureRequest) -> Iterator[tuple[str, str, str]]:
+def token(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Ray's token, in a file of the tests: other Ray tests run beside these, and the user's own is left alone."""
+    path = tmp_path_factory.mktemp("ray") / "auth_token"
+    path.write_text(secrets.token_hex(32))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
+        yield
+
+
+@pytest.fixture(scope="module")
+def head(request: pytest.FixtureRequest, token: None) -> Iterator[tuple[str, str, str]]:
     """(address of the cluster, address of its dashboard, its RAY_AUTH_MODE)."""
     port, dashboard = free_port(), free_port()
     ray = Path(sys.executable).with_name("ray")
-    subprocess.run([str(ray), "get-auth-token", "--generate"], check=True, capture_output=True)
     process = subprocess.Popen(
         [
             *(str(ray), "start", "--head", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1"),

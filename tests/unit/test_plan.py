@@ -130,3 +130,9 @@ def test_a_folder_without_a_plan_is_no_run(tmp_path: Path):
 def test_of_two_that_settle_at_once_both_have_one_plan(tmp_path: Path):
     plan, _, store = planned(chaos_job(tmp_path))
     assert settle_plan(store, plan) == plan
+
+
+def test_the_fingerprint_is_hashed_once(tmp_path: Path):
+    """Each of thousands of manifests is compared with it, and it is over thousands of shards."""
+    plan, _, _ = planned(chaos_job(tmp_path))
+    assert plan.fingerprint is plan.fingerprint
