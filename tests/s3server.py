@@ -89,6 +89,8 @@ def environment(server: S3Server) -> dict[str, str]:
 def _handler(server: S3Server) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        # Headers and body in one segment: apart, each answer waits 40 ms for an acknowledgement.
+        wbufsize = -1
 
         def log_message(self, *_: Any) -> None: ...
 
