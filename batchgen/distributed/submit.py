@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import glob
 import logging
 import os
@@ -13,12 +14,12 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import yaml
 
 import batchgen
-from batchgen.errors import BatchgenError, UserError
+from batchgen.errors import BatchgenError, Stopped, UserError
 from batchgen.job import Job, Source
 from batchgen.seeds import load_seeds
 from batchgen.store import is_remote
@@ -38,7 +39,8 @@ def submit(job: Job, address: str, trust_remote_code: bool, out: Callable[[str],
 
     Raises:
         UserError: the job cannot run there, or nothing answers at the address.
-        BatchgenError: the cluster ended the job without an exit code.
+        Stopped: it was stopped there.
+        BatchgenError: the cluster ended the job without an exit code, or does not answer any more.
     """
     if not is_remote(job.output) and not Path(job.output).is_absolute():
         raise UserError(
@@ -50,27 +52,31 @@ def submit(job: Job, address: str, trust_remote_code: bool, out: Callable[[str],
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobStatus, JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.WARNING)
     try:
         client = JobSubmissionClient(address)
     except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"--address {address}: no Ray dashboard takes jobs there: {reason}") from error
+    logging.getLogger("ray").setLevel(logging.WARNING)  # the client set it to INFO
     entrypoint = "python -m batchgen.cli run job.yaml" + (" --trust-remote-code" if trust_remote_code else "")
     with tempfile.TemporaryDirectory(prefix="batchgen-submit-") as folder:
         _pack(job, Path(folder))
         submission = _submit_patiently(client, entrypoint, folder, job.name)
     out(f"submitted {submission} to {address}")
     try:
-        asyncio.run(_follow(client, submission))
+        asyncio.run(follow(client, submission, sys.stdout))
     except KeyboardInterrupt:
         out(f"not following any more; the job goes on. To stop it: ray job stop --address {address} {submission}")
         return 0
     info = client.get_job_info(submission)
     if info.status == JobStatus.SUCCEEDED:
         return 0
-    if info.driver_exit_code is None:
-        raise BatchgenError(f"{submission} ended as {info.status}: {info.message}")
+    if info.status == JobStatus.STOPPED:
+        raise Stopped(f"{submission} was stopped; submit it again with the same output to go on")
+    if info.driver_exit_code is None or info.driver_exit_code < 0:
+        raise BatchgenError(
+            f"{submission} ended as {info.status}: {info.message}; submit it again with the same output to go on"
+        )
     return int(info.driver_exit_code)
 
 
@@ -125,7 +131,105 @@ def _copy_seeds(source: Source, folder: Path) -> list[str]:
     return names
 
 
-async def _follow(client: JobSubmissionClient, submission: str) -> None:
-    async for text in client.tail_job_logs(submission):
-        sys.stdout.write(text)
-        sys.stdout.flush()
+class _Log:
+    """A job's log, shown once however often its stream is opened: each stream begins at the log's beginning."""
+
+    def __init__(self, client: JobSubmissionClient, submission: str, out: TextIO) -> None:
+        self._client = client
+        self._submission = submission
+        self._out = out
+        self._shown = 0
+        self._moved = time.monotonic()
+
+    @property
+    def silent_for(self) -> float:
+        """Seconds since the log had something new, or its stream was opened."""
+        return time.monotonic() - self._moved
+
+    async def stream(self) -> None:
+        """Shows the log until its stream ends, or breaks."""
+        import aiohttp
+
+        self._moved = time.monotonic()
+        read = 0
+        with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):
+            async for text in self._client.tail_job_logs(self._submission):
+                self._show(text[max(0, self._shown - read) :])
+                read += len(text)
+
+    async def show_rest(self) -> None:
+        """Shows what no stream brought, of a job that has ended."""
+        with contextlib.suppress(RuntimeError, OSError):
+            self._show((await asyncio.to_thread(self._client.get_job_logs, self._submission))[self._shown :])
+
+    def _show(self, text: str) -> None:
+        if text:
+            self._out.write(text)
+            self._out.flush()
+            self._shown += len(text)
+            self._moved = time.monotonic()
+
+
+async def follow(
+    client: JobSubmissionClient,
+    submission: str,
+    out: TextIO,
+    status_every: float = 5.0,
+    silence: float = 60.0,
+    patience: float = 600.0,
+) -> None:
+    """Shows a job's log until the job has ended.
+
+    Ray streams the log over a web socket, which ends or falls silent for good where an agent, a proxy or the network
+    does. So the job's status says when it is over, and a stream that ended or is silent is opened again.
+
+    Args:
+        status_every: seconds between two looks at the job's status, and for the log's end to arrive.
+        silence: seconds without a word after which the stream is opened again.
+        patience: seconds for which the cluster may leave the question for the status unanswered.
+
+    Raises:
+        BatchgenError: the cluster does not answer any more; the job may go on.
+    """
+    log = _Log(client, submission, out)
+    status = _Status(client, submission, patience)
+    stream = asyncio.create_task(log.stream())
+    try:
+        while not await status.is_final():
+            if stream.done() or log.silent_for > silence:
+                stream.cancel()
+                await asyncio.sleep(min(1.0, status_every))  # one that ends at once is not opened without a pause
+                stream = asyncio.create_task(log.stream())
+            await asyncio.wait([stream], timeout=status_every)
+        await asyncio.wait([stream], timeout=status_every)
+    finally:
+        stream.cancel()
+    await log.show_rest()
+
+
+class _Status:
+    """A job's status, from a cluster that may be out of reach for a while."""
+
+    def __init__(self, client: JobSubmissionClient, submission: str, patience: float) -> None:
+        self._client = client
+        self._submission = submission
+        self._patience = patience
+        self._answered = time.monotonic()
+
+    async def is_final(self) -> bool:
+        """Whether the job has ended, as far as is known.
+
+        Raises:
+            BatchgenError: there was no answer for too long.
+        """
+        try:
+            status = await asyncio.to_thread(self._client.get_job_status, self._submission)
+        except (RuntimeError, OSError) as error:
+            if time.monotonic() - self._answered > self._patience:
+                raise BatchgenError(
+                    f"the cluster has not answered for {self._patience:.0f} s ({type(error).__name__}); the job may go "
+                    f"on: ray job status {self._submission} says"
+                ) from error
+            return False
+        self._answered = time.monotonic()
+        return bool(status.is_terminal())

@@ -1,0 +1,83 @@
+"""Following a submitted job: its log is shown once and to its end, whatever becomes of the connection."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Iterator, Sequence
+
+import pytest
+from ray.job_submission import JobStatus
+
+from batchgen.distributed.submit import follow
+from batchgen.errors import BatchgenError
+
+LOG = "".join(f"[0:{i:02d}] {i}/10 rows\n" for i in range(10))
+
+
+class Cluster:
+    """A dashboard whose log streams break, fall silent or end as told.
+
+    Args:
+        streams: of each stream that is opened, how many characters it gives and what it does then: `breaks`, `hangs`,
+            `ends`. The last one is used again and again.
+        running: for how many questions the job runs; an error among them stands for an answer that never came.
+    """
+
+    def __init__(self, streams: Sequence[tuple[int, str]], running: Sequence[Exception | None]) -> None:
+        self.opened = 0
+        self._streams = streams
+        self._answers: Iterator[Exception | None] = iter(running)
+
+    async def tail_job_logs(self, submission: str) -> AsyncIterator[str]:
+        characters, then = self._streams[min(self.opened, len(self._streams) - 1)]
+        self.opened += 1
+        for start in range(0, characters, 7):
+            yield LOG[start : min(start + 7, characters)]
+        if then == "breaks":
+            raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
+        if then == "hangs":
+            await asyncio.Event().wait()
+
+    def get_job_status(self, submission: str) -> JobStatus:
+        answer = next(self._answers, JobStatus.SUCCEEDED)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer or JobStatus.RUNNING
+
+    def get_job_logs(self, submission: str) -> str:
+        return LOG
+
+
+def followed(cluster: Cluster, patience: float = 60.0) -> str:
+    out = io.StringIO()
+    asyncio.run(follow(cluster, "batchgen-x", out, status_every=0.01, silence=0.02, patience=patience))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "streams",
+    [
+        [(len(LOG), "ends")],
+        [(31, "breaks"), (3, "breaks"), (len(LOG), "ends")],
+        [(0, "hangs"), (60, "hangs"), (len(LOG), "hangs")],
+        [(31, "hangs")],
+        [(0, "breaks")],
+        [(40, "ends")],
+    ],
+)
+def test_a_log_is_shown_once_to_its_end(streams: list[tuple[int, str]]):
+    cluster = Cluster(streams, running=[None] * 30)
+    assert followed(cluster) == LOG
+    assert cluster.opened >= len(streams)
+
+
+def test_a_status_that_cannot_be_asked_for_a_while_is_asked_again():
+    lost = [ConnectionError("refused"), RuntimeError("Request failed with status code 502")]
+    assert followed(Cluster([(len(LOG), "hangs")], running=[None, *lost, None, *lost])) == LOG
+
+
+def test_a_cluster_that_never_answers_again_is_told():
+    cluster = Cluster([(20, "hangs")], running=[None, *[ConnectionError("refused")] * 10_000])
+    with pytest.raises(BatchgenError, match=r"not answered for 0 s .*ray job status batchgen-x"):
+        followed(cluster, patience=0.1)
