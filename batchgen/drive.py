@@ -17,6 +17,7 @@ from batchgen.seeds import Seeds
 
 POLL_SECONDS = 1.0
 _RATE_WINDOW = 15.0
+_PLACE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Driver:
         before: what was committed before this start.
         watch: called with the status about once a second and at the end.
         stall_seconds: an engine that finishes no row for so long is taken for hung, killed and replaced.
+        start_seconds: so is one that has its place and is not up after so long.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Driver:
         engines: int,
         watch: Callable[[Status], None],
         stall_seconds: float = 900.0,
+        start_seconds: float = 1800.0,
     ) -> None:
         self._scheduler = scheduler
         self._fleet = fleet
@@ -93,6 +96,7 @@ class Driver:
         self._wanted = engines
         self._watch = watch
         self._stall_seconds = stall_seconds
+        self._start_seconds = start_seconds
         self._events: asyncio.Queue[Callable[[], list[Action]]] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._live: dict[int, Progress] = {}
@@ -159,7 +163,14 @@ class Driver:
 
     async def _start(self, engine: int) -> None:
         try:
-            slots = await self._fleet.start(engine)
+            await self._place(engine)
+            async with asyncio.timeout(self._start_seconds):
+                slots = await self._fleet.start(engine)
+        except TimeoutError:
+            message = f"it was not up after {self._start_seconds:.0f} s: taken for hung (start_seconds)"
+            self._note(f"engine {engine} did not start: {message}")
+            self._events.put_nowait(lambda: self._scheduler.engine_start_failed(engine, message))
+            return
         except EngineDead as error:
             message = str(error)
             self._note(f"engine {engine} did not start: {message}")
@@ -172,6 +183,14 @@ class Driver:
             return
         self._moved[engine] = time.monotonic()
         self._events.put_nowait(lambda: self._scheduler.engine_ready(engine, slots))
+
+    async def _place(self, engine: int) -> None:
+        """Waits for an engine's place: on a cluster that is full that may take hours, and is no failure."""
+        place = asyncio.ensure_future(self._fleet.place(engine))
+        done, _ = await asyncio.wait([place], timeout=_PLACE_SECONDS)
+        if not done:
+            self._note(f"engine {engine} waits for room in the cluster: others hold its GPUs or CPUs")
+        await place
 
     async def _dispatch(self, action: Dispatch) -> None:
         engine, shard = action.engine, action.shard

@@ -54,8 +54,11 @@ class Fleet(Protocol):
     async def room(self) -> int:
         """How many engines there is room for now, those that run included."""
 
+    async def place(self, engine: int) -> None:
+        """Waits until there is room for an engine, for however long, and takes it; raises as `start` does."""
+
     async def start(self, engine: int) -> int:
-        """Starts an engine and returns its slots.
+        """Starts an engine that has its place and returns its slots.
 
         Raises:
             EngineStartError: it does not start, with the root cause.

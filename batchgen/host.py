@@ -82,6 +82,9 @@ class LocalFleet:
         """As many engines as were asked for."""
         return self._engines
 
+    async def place(self, engine: int) -> None:
+        """There is room for as many engines as were asked for."""
+
     async def start(self, engine: int) -> int:
         """Starts an engine and returns its slots."""
         host = EngineHost(self._config)

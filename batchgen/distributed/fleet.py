@@ -41,6 +41,9 @@ class _Actor:
 
         self._host = EngineHost(config)
 
+    async def placed(self) -> None:
+        """Answers as soon as the actor runs somewhere."""
+
     async def start(self) -> int | str:
         """The engine's slots, or why it did not start."""
         try:
@@ -106,8 +109,8 @@ class RayFleet:
             return int((await asyncio.to_thread(ray.cluster_resources)).get("GPU", 0)) // self._gpus
         return self._engines
 
-    async def start(self, engine: int) -> int:
-        """Starts an engine and returns its slots."""
+    async def place(self, engine: int) -> None:
+        """Waits until Ray has found a place for an engine's actor: where there is no room, until there is."""
         options = {
             "num_cpus": 0 if self._threads is not None else 1,
             "num_gpus": self._gpus,
@@ -125,16 +128,25 @@ class RayFleet:
             .remote(replace(self._config, seed=seed), str(log) if log else None, self._threads)
         )
         self._actors[engine] = actor
+        await self._answer(actor.placed)
+
+    async def start(self, engine: int) -> int:
+        """Starts an engine that has its place and returns its slots."""
+        answer = await self._answer(self._actors[engine].start)
+        if isinstance(answer, str):
+            raise EngineStartError(answer)
+        return int(answer)
+
+    @staticmethod
+    async def _answer(method: Any) -> Any:
+        """What a method of an actor that comes up answers."""
         try:
-            answer = await actor.start.remote()
+            return await method.remote()
         except RayError as error:
             if _NODE_DIED in str(error):
                 # The machine's fault, not the engine's: it does not count as a failed start.
                 raise EngineDead(_cause(error)) from error
             raise EngineStartError(_cause(error)) from error
-        if isinstance(answer, str):
-            raise EngineStartError(answer)
-        return int(answer)
 
     async def run(self, engine: int, work: Work) -> Answer:
         """Runs a shard, or a probe of it, on an engine."""

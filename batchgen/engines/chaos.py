@@ -80,6 +80,7 @@ class ChaosScript(BaseModel):
     crash_after: int | None = Field(default=None, ge=1, description="requests until the engine crashes")
     crash_mode: Literal["raise", "exit", "memory"] = "raise"
     start_failures: bool = False
+    start_hangs: bool = False
     start_seconds: float = Field(default=0.0, ge=0.0)
     once_file: str | None = None
 
@@ -101,6 +102,8 @@ class ChaosEngine:
         await asyncio.sleep(self.script.start_seconds)
         if self.script.start_failures and self._fault():
             raise EngineStartError("chaos: this engine never starts")
+        if self.script.start_hangs and self._fault():
+            await asyncio.Event().wait()
 
     async def generate(self, request: Request) -> Completion:
         """Completes one prompt as the script says."""

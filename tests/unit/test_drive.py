@@ -10,7 +10,7 @@ import pytest
 from batchgen import run
 from batchgen.commit import committed, read_shard
 from batchgen.drive import Driver, Status
-from batchgen.errors import BatchgenError, EngineDead, Stopped, StoreError
+from batchgen.errors import BatchgenError, EngineDead, EngineStartError, Stopped, StoreError
 from batchgen.fleet import HostConfig
 from batchgen.host import LocalFleet
 from batchgen.job import Job
@@ -21,7 +21,9 @@ from tests.faults import ledger
 from tests.helpers import chaos_job, planned
 
 
-def drive(job, stall_seconds: float = 60.0, engines: int = 1, store: str | None = None):
+def drive(
+    job, stall_seconds: float = 60.0, engines: int = 1, store: str | None = None, start_seconds: float = 60.0
+):
     plan, seeds, opened = planned(job)
     statuses: list[Status] = []
     fleet = LocalFleet(HostConfig(job, plan, store or opened.location, 0))
@@ -35,6 +37,7 @@ def drive(job, stall_seconds: float = 60.0, engines: int = 1, store: str | None 
         engines=engines,
         watch=statuses.append,
         stall_seconds=stall_seconds,
+        start_seconds=start_seconds,
     )
     asyncio.run(driver.run())
     return committed(opened, plan), plan, statuses
@@ -60,6 +63,33 @@ def test_an_engine_that_hangs_is_taken_for_dead_and_replaced(tmp_path: Path):
     assert len(manifests) == len(plan.shards)
     assert any("taken for hung" in note for status in statuses for note in status.notes)
     ledger.record("engine hangs", 1, tmp_path / "run", 20)
+
+
+def test_an_engine_that_hangs_as_it_starts_is_replaced_and_three_in_a_row_end_the_run(tmp_path: Path):
+    script = {"start_hangs": True, "once_file": str(tmp_path / "hung")}
+    job = chaos_job(tmp_path / "run", source={"count": 20}, model={"path": "chaos", "engine": script})
+    manifests, plan, statuses = drive(job, start_seconds=0.3)
+    assert len(manifests) == len(plan.shards)
+    assert any("was not up after" in note for status in statuses for note in status.notes)
+    ledger.record("engine hangs as it starts", 1, tmp_path / "run", 20)
+
+    script = {"start_hangs": True}
+    job = chaos_job(tmp_path / "other", source={"count": 20}, model={"path": "chaos", "engine": script})
+    with pytest.raises(EngineStartError, match=r"failed to start 3 times in a row.*start_seconds"):
+        drive(job, start_seconds=0.1)
+
+
+def test_an_engine_that_waits_for_room_is_told_and_does_not_count_as_hung(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async def full_for_a_while(*_: object) -> None:
+        await asyncio.sleep(0.5)
+
+    monkeypatch.setattr(LocalFleet, "place", full_for_a_while)
+    monkeypatch.setattr("batchgen.drive._PLACE_SECONDS", 0.1)
+    manifests, plan, statuses = drive(chaos_job(tmp_path), start_seconds=0.3)
+    assert len(manifests) == len(plan.shards)
+    assert any("waits for room" in note for status in statuses for note in status.notes)
 
 
 def deadly(tmp_path: Path, rows: int, *killers: int, **engine):
