@@ -192,6 +192,12 @@ def _fleet(config: HostConfig, address: str | None, in_process: bool) -> Iterato
         here = [model for model in (job.model, *job.models.values()) if model.backend != "openai"]
         needs = max((model.tensor_parallel_size for model in here), default=1)
         on_gpu = cluster.gpus > 0 and bool(here)
+        if not (on_gpu or cluster.local or job.engines) and any(model.is_local for model in here):
+            # A night on the CPUs of a cluster whose GPU machines are about to join is not what anybody wants.
+            raise UserError(
+                "engines: the cluster has no GPU, at least not yet; wait for its machines, or say how many engines are "
+                "to run on its CPUs (engines: 1)"
+            )
         if on_gpu and cluster.gpus < needs:
             raise UserError(f"model.engine: an engine takes {needs} GPUs, and the cluster has {cluster.gpus}")
         engines = job.engines or (cluster.gpus // needs if on_gpu else 1)
@@ -216,6 +222,7 @@ def _generate(
         engines=engines,
         watch=watch,
         stall_seconds=job.stall_seconds,
+        start_seconds=job.start_seconds,
     )
 
     async def go() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Coroutine, Iterator
 from typing import Any
@@ -11,6 +12,9 @@ import pytest
 
 from batchgen.engines import build_engine
 from batchgen.engines.base import Engine, EngineSpec
+
+# Ray's workers give way to everything else; beside tests that keep every core busy they would hardly run at all.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import ray
 from ray._private import ray_constants
+from ray._private.services import canonicalize_bootstrap_address
 
 from batchgen.errors import UserError
 
@@ -82,11 +83,15 @@ def _check_answers(address: str) -> None:
         raise UserError(
             f"--address {address}: give HOST:PORT of the cluster's head; to send a job, use batchgen submit"
         )
-    host, _, port = address.rpartition(":")
+    # Ray takes 127.0.0.1 for an address of the machine that others can reach, at which nothing may listen.
+    used = address
     try:
+        used = canonicalize_bootstrap_address(address)
+        host, _, port = used.rpartition(":")
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, ValueError, OverflowError) as error:
-        raise UserError(f"--address {address}: cannot connect to Ray: {error}") from error
+        where = f" at {used}, which Ray takes it for" if used != address else ""
+        raise UserError(f"--address {address}: cannot connect to Ray{where}: {error}") from error
 
 
 def _keep_to_loopback() -> None:

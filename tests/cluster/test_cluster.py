@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -17,12 +19,16 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from ray._private.ray_constants import ENABLE_RAY_CLUSTERS_ENV_VAR
+from ray._private.services import get_node_ip_address
 
 from batchgen.commit import committed
 from batchgen.plan import read_plan
 from batchgen.store import LocalStore
 
 pytestmark = pytest.mark.cluster
+# `--node-ip-address` alone does not keep a head there, and a driver would look for it at another address.
+ON_LOOPBACK = {ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
 
 
 def free_port() -> int:
@@ -50,29 +56,39 @@ def token(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def head(request: pytest.FixtureRequest, token: None) -> Iterator[tuple[str, str, str]]:
     """(address of the cluster, address of its dashboard, its RAY_AUTH_MODE)."""
     port, dashboard = free_port(), free_port()
+    # A submitted job finds its cluster as Ray's latest one of this folder: with two heads in one, it found the other's.
+    temp = Path(tempfile.mkdtemp(prefix="ray-"))
     ray = Path(sys.executable).with_name("ray")
     process = subprocess.Popen(
         [
             *(str(ray), "start", "--head", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1"),
             *(f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=4"),
-            f"--dashboard-agent-listen-port={free_port()}",
+            *(f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={temp}"),
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         # The entrypoint's `python` is the cluster's.
-        env={**os.environ, "RAY_AUTH_MODE": request.param, "PATH": f"{ray.parent}:{os.environ['PATH']}"},
+        env={
+            **os.environ,
+            **ON_LOOPBACK,
+            "RAY_AUTH_MODE": request.param,
+            "PATH": f"{ray.parent}:{os.environ['PATH']}",
+        },
     )
     url = f"http://127.0.0.1:{dashboard}"
     deadline = time.monotonic() + 120
     while True:
         try:
             urllib.request.urlopen(f"{url}/api/version", timeout=2)
-            break
+            up = True
         except urllib.error.HTTPError:
-            break  # it answers, and asks for Ray's own token
+            up = True  # it answers, and asks for Ray's own token
         except OSError:
-            assert time.monotonic() < deadline, "the Ray head did not come up"
-            time.sleep(0.5)
+            up = False
+        if up and (temp / "ray_current_cluster").exists():
+            break
+        assert time.monotonic() < deadline, "the Ray head did not come up"
+        time.sleep(0.5)
     yield f"127.0.0.1:{port}", url, request.param
     family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
     for member in family:
@@ -81,6 +97,7 @@ def head(request: pytest.FixtureRequest, token: None) -> Iterator[tuple[str, str
     for member in alive:
         member.kill()
     process.wait()
+    shutil.rmtree(temp, ignore_errors=True)
 
 
 @pytest.fixture
@@ -103,14 +120,26 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def batchgen(*arguments: str, auth: str | None = None) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "batchgen.cli", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, **({"RAY_AUTH_MODE": auth} if auth else {})},
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "batchgen.cli", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            env={**os.environ, **ON_LOOPBACK, **({"RAY_AUTH_MODE": auth} if auth else {})},
+        )
+    except subprocess.TimeoutExpired:
+        show_where_they_wait()
+        raise
     return done.returncode, done.stdout + done.stderr
+
+
+def show_where_they_wait() -> None:
+    """The stacks of all drivers and engines, for whoever reads why a test ran out of time."""
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        if any(word in " ".join(process.info["cmdline"] or ()) for word in ("batchgen.cli", "_Actor", "JobSupervisor")):
+            spy = Path(sys.executable).with_name("py-spy")
+            subprocess.run([str(spy), "dump", "--pid", str(process.info["pid"])], check=False, timeout=60)
 
 
 def check_complete(run: Path, rows: int) -> None:
@@ -151,6 +180,13 @@ def test_a_run_attached_to_a_cluster_with_three_engines(head, folder: Path):
 
 
 @with_token
+def test_a_model_is_not_put_on_the_cpus_of_a_cluster_unasked(head, folder: Path):
+    code, out = batchgen("run", "job.yaml", "--address", head[0], "--set", "model={path: embedded}", auth=head[2])
+    assert code == 2, out
+    assert "the cluster has no GPU, at least not yet" in out
+
+
+@with_token
 def test_a_cluster_that_asks_for_a_token_says_so(head, folder: Path):
     code, out = batchgen("run", "job.yaml", "--address", head[0], auth="disabled")
     assert code == 2, out
@@ -186,3 +222,17 @@ def test_a_cluster_that_does_not_answer_is_named(folder: Path):
     code, out = batchgen("run", "job.yaml", "--address", f"127.0.0.1:{free_port()}")
     assert code == 2, out
     assert "cannot connect to Ray" in out
+
+
+@pytest.mark.skipif(get_node_ip_address() == "127.0.0.1", reason="this machine has no address but loopback's")
+def test_an_address_at_which_only_this_machine_s_loopback_listens_is_told_at_once(folder: Path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        done = subprocess.run(
+            [sys.executable, "-m", "batchgen.cli", "run", "job.yaml", "--address", f"127.0.0.1:{port}"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "which Ray takes it for" in done.stderr

@@ -21,9 +21,7 @@ from tests.faults import ledger
 from tests.helpers import chaos_job, planned
 
 
-def drive(
-    job, stall_seconds: float = 60.0, engines: int = 1, store: str | None = None, start_seconds: float = 60.0
-):
+def drive(job, stall_seconds: float = 60.0, engines: int = 1, store: str | None = None, start_seconds: float = 60.0):
     plan, seeds, opened = planned(job)
     statuses: list[Status] = []
     fleet = LocalFleet(HostConfig(job, plan, store or opened.location, 0))
