@@ -27,8 +27,8 @@ demo: setup
 	@$(BIN)/batchgen run jobs/demo.yaml
 
 test: setup
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not engine and not cluster and not alone"
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "engine or cluster"
+	@$(BIN)/python -m pytest -n 2 -m "not engine and not cluster and not alone"
+	@$(BIN)/python -m pytest -n 2 -m "engine or cluster"
 	@$(BIN)/python -m pytest -m alone
 
 check: setup

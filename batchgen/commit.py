@@ -215,7 +215,10 @@ def _branch_order(branch: str) -> tuple[int, ...]:
 def _read_back(store: ObjectStore, key: str) -> tuple[int, str, int]:
     """(bytes, SHA-256, rows) of a file as the store gives it back."""
     with store.open(key) as file:
-        data = file.read()
+        try:
+            data = file.read()
+        except OSError as error:
+            raise StoreError(f"{key} cannot be read back: {error.strerror or error}") from error
     return len(data), hashlib.sha256(data).hexdigest(), read_parquet(data).num_rows
 
 

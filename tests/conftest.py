@@ -9,6 +9,7 @@ from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from batchgen.engines import build_engine
 from batchgen.engines.base import Engine, EngineSpec
@@ -17,14 +18,21 @@ from batchgen.engines.base import Engine, EngineSpec
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests with engines run in one process, so that they share one, and those with Ray beside them in another."""
-    for item in items:
-        for name in ("engine", "cluster"):
-            if item.get_closest_marker(name):
-                item.add_marker(pytest.mark.xdist_group(name))
-                break
+# xdist's own groups do nothing here: pytest 9.2 and xdist 3.8 lose the group's name on the way.
+ON_ONE_ENGINE = {"tests/contract/test_engine.py", "tests/engine/test_serve.py", "tests/engine/test_vllm.py"}
+
+
+class ByFile(LoadFileScheduling):
+    """A file's tests run in one process; so do all files whose tests share the session's vLLM engine."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return "one engine" if file in ON_ONE_ENGINE else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
 
 
 class LoopThread:

@@ -82,7 +82,13 @@ class LocalStore:
 
     def open(self, key: str) -> BinaryIO:
         """An object for reading; raises FileNotFoundError where there is none."""
-        return self.path(key).open("rb")
+        target = self.path(key)
+        try:
+            return target.open("rb")
+        except (FileNotFoundError, NotADirectoryError):
+            raise FileNotFoundError(target) from None
+        except OSError as error:
+            raise StoreError(f"cannot read {target}: {error.strerror or error}") from error
 
     def size(self, key: str) -> int:
         """An object's length in bytes; 0 where there is none."""

@@ -36,6 +36,7 @@ def test_two_engines_give_different_text_for_the_same_prompts(tmp_path: Path):
     async def go() -> None:
         fleet = RayFleet(HostConfig(job, plan, store.location, job.seed), tmp_path / "logs", 0, 2, local=True)
         try:
+            await asyncio.gather(fleet.place(0), fleet.place(1))
             slots = await asyncio.gather(fleet.start(0), fleet.start(1))
             assert slots == [16, 16]
             answers = await asyncio.gather(
