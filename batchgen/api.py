@@ -74,9 +74,14 @@ def _check_model(model: Model, steps: Sequence[Step], trust_remote_code: bool) -
         raise JobError("--trust-remote-code: runs the model's own code; pin it with model.revision")
     if model.lora is not None and not (Path(model.lora).expanduser() / "adapter_config.json").is_file():
         raise ModelError(f"model.lora: the folder {model.lora!r} holds no LoRA adapter (it has no adapter_config.json)")
-    from batchgen.engines.chat import chat_from_tokenizer, load_tokenizer
+    from batchgen.engines.chat import chat_from_tokenizer, load_tokenizer, longest_context
 
     tokenizer = load_tokenizer(model.path, model.revision, trust_remote_code)
+    wanted = model.engine.get("max_model_len")
+    if isinstance(wanted, int) and "hf_overrides" not in model.engine:
+        longest = longest_context(model.path, model.revision, trust_remote_code)
+        if longest is not None and wanted > longest:
+            raise JobError(f"model.engine.max_model_len: {model.path!r} takes at most {longest} tokens, got {wanted}")
     if any(step.spec.user_turns for step in steps):
         try:
             chat_from_tokenizer(tokenizer, model.pre_query_template).check_user_turn()

@@ -69,7 +69,7 @@ class Driver:
         shards: of the whole run.
         before: what was committed before this start.
         watch: called with the status about once a second and at the end.
-        stall_seconds: an engine that finishes no row for so long is taken for hung, killed and replaced.
+        stall_seconds: an engine that finishes no request for so long is taken for hung, killed and replaced.
         start_seconds: so is one that has its place and is not up after so long.
     """
 
@@ -178,7 +178,7 @@ class Driver:
             return
         except EngineError as error:
             message = str(error)
-            self._note(f"engine {engine} did not start: {message}")
+            self._note(f"engine {engine} did not start: {message.partition(chr(10))[0]}")
             self._events.put_nowait(lambda: self._scheduler.engine_start_failed(engine, message))
             return
         self._moved[engine] = time.monotonic()
@@ -241,7 +241,7 @@ class Driver:
             await asyncio.sleep(POLL_SECONDS)
 
     def _lose_hung(self, engine: int) -> None:
-        reason = f"no row finished for {self._stall_seconds:.0f} s: taken for hung"
+        reason = f"no request finished for {self._stall_seconds:.0f} s: taken for hung"
         self._note(f"engine {engine}: {reason}")
         self._moved[engine] = time.monotonic()
         self._events.put_nowait(lambda: self._scheduler.engine_lost(engine, reason))

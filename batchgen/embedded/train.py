@@ -129,7 +129,7 @@ def train_tokenizer(corpus: Corpus) -> Any:
         eos_token=SPECIAL[2],
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
-        model_max_length=2048,
+        model_max_length=8192,
     )
 
 
@@ -146,7 +146,8 @@ def build_model(tokenizer: Any) -> Any:
             num_attention_heads=3,
             num_key_value_heads=3,
             head_dim=64,
-            max_position_embeddings=2048,
+            # Far more than it is trained on: recipes that are written for larger models have to start on it.
+            max_position_embeddings=8192,
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=tokenizer.convert_tokens_to_ids(SPECIAL[2]),

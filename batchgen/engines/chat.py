@@ -7,6 +7,7 @@ as its content is rendered without a generation prompt and cut at the sentinel.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -182,6 +183,28 @@ def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bo
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError(f"model.path: {path!r} has no chat template; batchgen needs a chat model")
     return tokenizer
+
+
+def longest_context(path: str, revision: str | None = None, trust_remote_code: bool = False) -> int | None:
+    """The most tokens that vLLM lets a model take, where its config says so plainly; None where only vLLM can tell.
+
+    The tokenizer has been loaded, so the model is there.
+    """
+    from transformers import AutoConfig
+
+    if os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0") not in ("0", ""):
+        return None
+    try:
+        config = AutoConfig.from_pretrained(
+            resolve_path(path), revision=revision, trust_remote_code=trust_remote_code
+        ).get_text_config()
+    except Exception:  # an architecture that only vLLM knows, files that are not there yet: vLLM will tell
+        return None
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "default":
+        return None  # stretched positions: by how much is vLLM's to work out
+    longest = getattr(config, "max_position_embeddings", None)
+    return longest if isinstance(longest, int) else None
 
 
 def chat_from_tokenizer(tokenizer: Any, pre_query_template: str | None = None) -> TemplateChat:

@@ -85,7 +85,7 @@ class VllmEngine:
             }
             self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         except Exception as error:
-            raise EngineStartError(f"vLLM did not start: {type(error).__name__}: {error}") from error
+            raise EngineStartError(f"vLLM did not start: {_reason(error)}") from error
         if spec.lora is not None:
             from vllm.lora.request import LoRARequest
 
@@ -137,6 +137,13 @@ class VllmEngine:
         if self._llm is not None:
             self._llm.shutdown()
             self._llm = None
+
+
+def _reason(error: Exception) -> str:
+    """Why vLLM did not start; of what pydantic complains about, without the arguments it quotes."""
+    if hasattr(error, "errors"):
+        return "; ".join(str(item["msg"]) for item in error.errors())
+    return f"{type(error).__name__}: {error}"
 
 
 def _lora_arguments(folder: str) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from batchgen.api import plan_run
 from batchgen.errors import JobError, PlanMismatch, SeedError
-from batchgen.job import Source
+from batchgen.job import Job, Source
 from batchgen.plan import Plan, make_plan, read_plan, settle_plan, shard_bounds
 from batchgen.seeds import load_seeds
 from batchgen.store import LocalStore
@@ -26,6 +27,24 @@ def test_shards_cover_the_rows_without_gap_or_overlap_and_end_small(rows: int, s
     assert min(sizes) >= 1
     assert max(sizes) <= (shard_rows or 512)
     assert sizes == sorted(sizes, reverse=True)
+
+
+RECIPES = sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_planned_on_the_embedded_model(path: Path):
+    plan, seeds = plan_run(Job.load(path, ["model.path=embedded"]))
+    assert plan.rows == seeds.count > 0
+
+
+def test_a_context_that_the_model_does_not_have_is_refused_before_an_engine_starts(monkeypatch: pytest.MonkeyPatch):
+    tree = {"name": "t", "source": {"count": 1}, "steps": [{"task": "magpie"}], "output": "unused"}
+    model = {"path": "embedded", "engine": {"max_model_len": 8193}}
+    with pytest.raises(JobError, match=r"max_model_len: 'embedded' takes at most 8192 tokens, got 8193"):
+        plan_run(Job.of({**tree, "model": model}))
+    monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
+    plan_run(Job.of({**tree, "model": model}))
 
 
 def test_a_plan_survives_its_file(tmp_path: Path):
