@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from batchgen.commit import commit_shard, new_attempt
-from batchgen.engines.base import Engine
+from batchgen.engines.base import Completion, Engine
 from batchgen.errors import RowRejected
 from batchgen.job import Job
 from batchgen.plan import Plan, Shard
@@ -142,16 +142,18 @@ class Worker:
         async with self._rows:
             return await self._advance(seed, attempt, 0, _Branch("", dict(seed.data)))
 
+    def _count(self, completion: Completion) -> None:
+        """Tokens are progress as they come: a row of many calls may take minutes."""
+        self.progress += Progress(input_tokens=completion.input_tokens, output_tokens=completion.output_tokens)
+
     async def _row(self, seed: SeedRow, attempt: str) -> list[ResultRow]:
-        """A row of a shard, with what it cost added to the progress."""
+        """A row of a shard, with its outcome added to the progress."""
         results = await self._through(seed, attempt)
         ok = any(result.outcome == OK for result in results)
         self.progress += Progress(
             ok=int(ok),
             rejected=int(not ok),
             reasons=Counter(result.reason for result in results if result.reason is not None),
-            input_tokens=sum(result.input_tokens for result in results),
-            output_tokens=sum(result.output_tokens for result in results),
             notes=Counter(note for result in results for note in result.notes),
         )
         return results
@@ -186,7 +188,7 @@ class Worker:
     ) -> _Generation:
         parts = (seed.id, branch.path, index) if number is None else (seed.id, branch.path, index, number)
         key = f"{seed.id}-{branch.path}-{index}-{attempt[:8]}" + (f"-g{number}" if number is not None else "")
-        log = CallLog(key=key, seed=random_seed(self._job.seed, *parts))
+        log = CallLog(key=key, seed=random_seed(self._job.seed, *parts), watch=self._count)
         try:
             added = await self._runners[index].run(dict(branch.data), log)
             _check_text(added)

@@ -253,7 +253,7 @@ class Job(_Part):
     merge: Merge = Field(default_factory=lambda: Merge())
     output: str = Field(min_length=1)
     engines: PositiveInt | None = Field(None, description="number of engines; else one a GPU, or one on a CPU")
-    stall_seconds: float = Field(900.0, gt=0, description="an engine that finishes no row for so long is replaced")
+    stall_seconds: float = Field(900.0, gt=0, description="an engine that finishes no request for so long is replaced")
     start_seconds: float = Field(1800.0, gt=0, description="so is one that is not up after so long")
     max_engine_deaths: PositiveInt = Field(100, description="engines that a run may lose before it fails")
     shard_rows: PositiveInt | None = Field(None, le=100_000, description="rows a shard; else chosen from their number")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,6 +31,7 @@ class CallLog:
         known: the last prompt with its completion, for the next turn of the same conversation.
         logprobs: of the tokens of the last completion.
         notes: what happened that did not reject the row, a short code each.
+        watch: told of every completion as it comes, long before the row has ended.
     """
 
     key: str
@@ -42,6 +43,7 @@ class CallLog:
     known: Prompt | None = None
     logprobs: list[float] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    watch: Callable[[Completion], None] = lambda completion: None
 
     def add(self, completion: Completion) -> None:
         """Counts one completion."""
@@ -50,6 +52,7 @@ class CallLog:
         self.logprobs = list(completion.logprobs)
         if self.finish_reason != "length":
             self.finish_reason = completion.finish_reason
+        self.watch(completion)
 
 
 class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilabel is untyped

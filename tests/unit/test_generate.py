@@ -45,6 +45,25 @@ def test_every_seed_row_comes_out_once(tmp_path: Path):
     assert worker.progress.ok == 100
 
 
+def test_tokens_are_progress_before_their_row_has_ended(tmp_path: Path):
+    steps = [{"task": "evol_instruct", "num_evolutions": 3, "eliminate": False}]
+    job = chaos_job(tmp_path, source={"rows": [{"instruction": "x"}]}, steps=steps)
+
+    class Watching(ChaosEngine):
+        seen: list[tuple[int, int]] = []  # noqa: RUF012
+
+        async def generate(self, request):
+            self.seen.append((worker.progress.output_tokens, worker.progress.ok))
+            return await super().generate(request)
+
+    engine = Watching(EngineSpec("chaos"))
+    worker, plan, seeds, _ = worker_on(engine, job)
+    asyncio.run(worker.shard(plan.shards[0], new_attempt(), seeds.slice(0, 1)))
+    tokens, rows_ok = zip(*engine.seen, strict=True)
+    assert rows_ok == (0, 0, 0)
+    assert tokens[0] == 0 < tokens[1] < tokens[2] < worker.progress.output_tokens
+
+
 def test_the_same_job_gives_the_same_rows_in_any_order(tmp_path: Path):
     engine = {"path": "chaos", "engine": {"latency": 0.002}}
     first, _ = run_all(chaos_job(tmp_path / "a", model=engine))
