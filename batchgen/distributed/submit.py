@@ -25,7 +25,7 @@ from batchgen.seeds import load_seeds
 from batchgen.store import is_remote
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
+    from ray.job_submission import JobDetails, JobSubmissionClient
 
 _PAUSES = (1, 2, 4, 8, 15, 30)
 _IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
@@ -57,18 +57,17 @@ def submit(job: Job, address: str, trust_remote_code: bool, out: Callable[[str],
     except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"--address {address}: no Ray dashboard takes jobs there: {reason}") from error
-    logging.getLogger("ray").setLevel(logging.WARNING)  # the client set it to INFO
+    logging.disable(logging.INFO)  # modules of Ray set levels of their own, and tell of every package and socket
     entrypoint = "python -m batchgen.cli run job.yaml" + (" --trust-remote-code" if trust_remote_code else "")
     with tempfile.TemporaryDirectory(prefix="batchgen-submit-") as folder:
         _pack(job, Path(folder))
         submission = _submit_patiently(client, entrypoint, folder, job.name)
     out(f"submitted {submission} to {address}")
     try:
-        asyncio.run(follow(client, submission, sys.stdout))
+        info = asyncio.run(follow(client, submission, sys.stdout))
     except KeyboardInterrupt:
         out(f"not following any more; the job goes on. To stop it: ray job stop --address {address} {submission}")
         return 0
-    info = client.get_job_info(submission)
     if info.status == JobStatus.SUCCEEDED:
         return 0
     if info.status == JobStatus.STOPPED:
@@ -177,8 +176,8 @@ async def follow(
     status_every: float = 5.0,
     silence: float = 60.0,
     patience: float = 600.0,
-) -> None:
-    """Shows a job's log until the job has ended.
+) -> JobDetails:
+    """Shows a job's log until the job has ended, and returns how it did.
 
     Ray streams the log over a web socket, which ends or falls silent for good where an agent, a proxy or the network
     does. So the job's status says when it is over, and a stream that ended or is silent is opened again.
@@ -195,7 +194,7 @@ async def follow(
     status = _Status(client, submission, patience)
     stream = asyncio.create_task(log.stream())
     try:
-        while not await status.is_final():
+        while (ended := await status.final()) is None:
             if stream.done() or log.silent_for > silence:
                 stream.cancel()
                 await asyncio.sleep(min(1.0, status_every))  # one that ends at once is not opened without a pause
@@ -205,6 +204,7 @@ async def follow(
     finally:
         stream.cancel()
     await log.show_rest()
+    return ended
 
 
 class _Status:
@@ -216,20 +216,20 @@ class _Status:
         self._patience = patience
         self._answered = time.monotonic()
 
-    async def is_final(self) -> bool:
-        """Whether the job has ended, as far as is known.
+    async def final(self) -> JobDetails | None:
+        """How the job ended; None where it has not, as far as is known.
 
         Raises:
             BatchgenError: there was no answer for too long.
         """
         try:
-            status = await asyncio.to_thread(self._client.get_job_status, self._submission)
+            info = await asyncio.to_thread(self._client.get_job_info, self._submission)
         except (RuntimeError, OSError) as error:
             if time.monotonic() - self._answered > self._patience:
                 raise BatchgenError(
                     f"the cluster has not answered for {self._patience:.0f} s ({type(error).__name__}); the job may go "
                     f"on: ray job status {self._submission} says"
                 ) from error
-            return False
+            return None
         self._answered = time.monotonic()
-        return bool(status.is_terminal())
+        return info if info.status.is_terminal() else None

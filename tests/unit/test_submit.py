@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import AsyncIterator, Iterator, Sequence
+from types import SimpleNamespace
 
 import pytest
 from ray.job_submission import JobStatus
@@ -39,11 +40,11 @@ class Cluster:
         if then == "hangs":
             await asyncio.Event().wait()
 
-    def get_job_status(self, submission: str) -> JobStatus:
+    def get_job_info(self, submission: str) -> SimpleNamespace:
         answer = next(self._answers, JobStatus.SUCCEEDED)
         if isinstance(answer, Exception):
             raise answer
-        return answer or JobStatus.RUNNING
+        return SimpleNamespace(status=answer or JobStatus.RUNNING)
 
     def get_job_logs(self, submission: str) -> str:
         return LOG
@@ -51,7 +52,8 @@ class Cluster:
 
 def followed(cluster: Cluster, patience: float = 60.0) -> str:
     out = io.StringIO()
-    asyncio.run(follow(cluster, "batchgen-x", out, status_every=0.01, silence=0.02, patience=patience))
+    ended = asyncio.run(follow(cluster, "batchgen-x", out, status_every=0.01, silence=0.02, patience=patience))
+    assert ended.status == JobStatus.SUCCEEDED
     return out.getvalue()
 
 
