@@ -20,13 +20,17 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 # xdist's own groups do nothing here: pytest 9.2 and xdist 3.8 lose the group's name on the way.
 ON_ONE_ENGINE = {"tests/contract/test_engine.py", "tests/engine/test_serve.py", "tests/engine/test_vllm.py"}
+# Ten runs of a minute that share nothing: in one process they would go on alone when all others have ended.
+EACH_ALONE = {"tests/faults/test_kill.py"}
 
 
 class ByFile(LoadFileScheduling):
-    """A file's tests run in one process; so do all files whose tests share the session's vLLM engine."""
+    """A file's tests run in one process, most files'; so do all tests that share the session's vLLM engine."""
 
     def _split_scope(self, nodeid: str) -> str:
         file: str = super()._split_scope(nodeid)
+        if file in EACH_ALONE:
+            return nodeid
         return "one engine" if file in ON_ONE_ENGINE else file
 
 
