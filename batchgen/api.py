@@ -231,11 +231,22 @@ def _generate(
     )
 
     async def go() -> None:
-        loop = asyncio.get_running_loop()
-        signals = {signal.SIGINT: "interrupted", signal.SIGTERM: "told to stop (SIGTERM)"}
         with contextlib.suppress(ValueError, RuntimeError):  # not in the main thread: the caller's signals stay
-            for number, reason in signals.items():
-                loop.add_signal_handler(number, driver.request_stop, reason)
+            _stop_on_signals(driver)
         await driver.run()
 
     asyncio.run(go())
+
+
+def _stop_on_signals(driver: Driver) -> None:
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGINT, driver.request_stop, "interrupted")
+    loop.add_signal_handler(signal.SIGTERM, driver.request_stop, "told to stop (SIGTERM)")
+
+    def hang_up() -> None:
+        # The kernel and the shell send one each: two of them do not mean that somebody is in a hurry.
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)
+        driver.request_stop("its terminal was closed (SIGHUP)")
+
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup: it is to outlive its terminal
+        loop.add_signal_handler(signal.SIGHUP, hang_up)

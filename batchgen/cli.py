@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from batchgen.errors import BatchgenError, Stopped, UserError
 
 if TYPE_CHECKING:
     from batchgen.job import Job
-    from batchgen.merge.version import Version
-    from batchgen.store.base import ObjectStore
 
 RUN_HELP = "output of a run: a folder, or s3://bucket/prefix"
 EPILOG = "exit codes: 0 done, 1 failed, 2 bad input, 75 stopped and resumable with the same command"
@@ -97,28 +97,45 @@ def _trust_argument(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
-    parser = build_parser()
-    options = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character is no failure
+    try:
+        return _main(build_parser().parse_args(arguments))
+    finally:
+        _flush()
+
+
+def _main(options: argparse.Namespace) -> int:
     if options.version:
         from batchgen import __version__
 
         print(f"batchgen {__version__}")
         return 0
     if options.command is None:
-        parser.print_help()
+        build_parser().print_help()
         return 2
     try:
         function: Callable[[argparse.Namespace], int] = options.function
         return function(options)
     except BatchgenError as error:
         kind = "stopped" if isinstance(error, Stopped) else "error"
-        print(f"batchgen: {kind}: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print(f"batchgen: {kind}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("batchgen: interrupted", file=sys.stderr)
         return Stopped.exit_code
     except BrokenPipeError:
         return 1
+
+
+def _flush() -> None:
+    """Writes what is buffered; where nobody reads it, Python is not to say so as it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _load(options: argparse.Namespace) -> Job:
@@ -132,7 +149,7 @@ def _load(options: argparse.Namespace) -> Job:
 
 def _run(options: argparse.Namespace) -> int:
     from batchgen import api
-    from batchgen.display import Display, stderr_to, stdout_console
+    from batchgen.display import Display, describe_version, log_tail, sample_rows, stderr_to, stdout_console
     from batchgen.store import log_folder, open_store
 
     job = _load(options)
@@ -151,56 +168,19 @@ def _run(options: argparse.Namespace) -> int:
     except UserError:
         raise
     except BatchgenError:
-        _show_log_tail(log_folder(job.output))
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print(log_tail(log_folder(job.output)), file=sys.stderr)
         raise
-    _show_version(result.version, console.print)
-    _show_sample(open_store(job.output), result.version, console.print)
-    console.print(
-        f"\ndataset: {result.dataset}\n  load_dataset({str(result.dataset)!r})", highlight=False, markup=False
-    )
+    sample = sample_rows(open_store(job.output), result.version)
+    lines = [
+        describe_version(result.version),
+        *(["sample rows:", *sample] if sample else []),
+        f"\ndataset: {result.dataset}",
+        f"  load_dataset({str(result.dataset)!r})",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, markup=False)
     return 0
-
-
-def _show_log_tail(folder: Path, lines: int = 15) -> None:
-    """The last lines of the newest engine log, or of the driver's: that is where vLLM or Ray says why."""
-    logs = sorted(folder.glob("*.log"), key=lambda path: (path.name != "driver.log", path.stat().st_mtime))
-    if not logs:
-        return
-    tail = logs[-1].read_text(errors="replace").splitlines()[-lines:]
-    if tail:
-        print(f"last lines of {logs[-1]}:", file=sys.stderr)
-        print("\n".join(f"  {line}" for line in tail), file=sys.stderr)
-
-
-def _show_version(version: Version, out: Callable[..., Any]) -> None:
-    dropped = ", ".join(f"{reason} {count:,}" for reason, count in version.dropped.items())
-    out(
-        f"merged {version.read:,} rows: {version.kept:,} kept" + (f"; dropped: {dropped}" if dropped else ""),
-        highlight=False,
-        markup=False,
-    )
-
-
-def _show_sample(store: ObjectStore, version: Version, out: Callable[..., Any], rows: int = 3) -> None:
-    import pyarrow.parquet as pq
-
-    key = next(file["key"] for name, file in sorted(version.files.items()) if name.startswith("data/"))
-    with store.open(key) as file:
-        batch = next(pq.ParquetFile(file).iter_batches(rows), None)
-    if batch is None:
-        return
-    import pyarrow as pa
-
-    table = pa.Table.from_batches([batch])
-    if "messages" not in table.column_names or not table.num_rows:
-        return
-    out("sample rows:")
-    for conversation in table["messages"].to_pylist():
-        for message in conversation:
-            text = " ".join((message["content"] or "").split())
-            shown = text if len(text) <= 200 else text[:200] + " ..."
-            out(f"  {message['role']:>9}: {shown}", highlight=False, markup=False)
-        out("")
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -268,6 +248,7 @@ def _status(options: argparse.Namespace) -> int:
 
 def _merge(options: argparse.Namespace) -> int:
     from batchgen import api
+    from batchgen.display import describe_version
     from batchgen.errors import JobError
     from batchgen.job import Job
     from batchgen.merge import merge_run
@@ -282,7 +263,7 @@ def _merge(options: argparse.Namespace) -> int:
             raise JobError(f"--set {override}: only merge.* fields can change when a run is merged")
     job = Job.of(job.tree(), options.set)
     version = merge_run(store, plan, job, options.partial)
-    _show_version(version, lambda text, **_: print(text))
+    print(describe_version(version))
     print(f"version {version.number}; publish it with: batchgen publish {options.run} --to DIR")
     return 0
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 
 from rich.console import Console
 from rich.live import Live
@@ -18,6 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 
 if TYPE_CHECKING:
     from batchgen.drive import Status
+    from batchgen.merge.version import Version
+    from batchgen.store.base import ObjectStore
 
 _PLAIN_EVERY = 10.0
 
@@ -129,6 +131,62 @@ def _append(log: Path, buffer: IO[bytes]) -> None:
                 file.write(text)
 
 
+class _Unbreakable:
+    """A terminal or pipe that may go away before the run ends: what is written to it from then on is lost."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def stdout_console() -> Console:
-    """A console that does not wrap lines where the output is no terminal."""
-    return Console(file=sys.stdout, soft_wrap=not sys.stdout.isatty())
+    """A console that does not wrap lines where the output is no terminal, and outlives it."""
+    stream = cast("TextIO", _Unbreakable(sys.stdout))
+    return Console(file=stream, soft_wrap=not sys.stdout.isatty(), emoji=False)
+
+
+def describe_version(version: Version) -> str:
+    """What a merge kept and dropped, in one line."""
+    dropped = ", ".join(f"{reason} {count:,}" for reason, count in version.dropped.items())
+    return f"merged {version.read:,} rows: {version.kept:,} kept" + (f"; dropped: {dropped}" if dropped else "")
+
+
+def sample_rows(store: ObjectStore, version: Version, rows: int = 3) -> list[str]:
+    """The first conversations of a version, a line a message; none where its rows are no conversations."""
+    import pyarrow.parquet as pq
+
+    key = next(file["key"] for name, file in sorted(version.files.items()) if name.startswith("data/"))
+    with store.open(key) as file:
+        batch = next(pq.ParquetFile(file).iter_batches(rows), None)
+    if batch is None or "messages" not in batch.schema.names:
+        return []
+    lines = []
+    for conversation in batch["messages"].to_pylist():
+        for message in conversation:
+            text = _printable(message["content"] or "")
+            lines.append(f"  {message['role']:>9}: {text if len(text) <= 200 else text[:200] + ' ...'}")
+        lines.append("")
+    return lines
+
+
+def _printable(text: str) -> str:
+    """Text of a row on one line, with nothing in it that a terminal would obey."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+
+
+def log_tail(folder: Path, lines: int = 15) -> str:
+    """The last lines of the newest engine log, or of the driver's: that is where vLLM or Ray says why."""
+    logs = sorted(folder.glob("*.log"), key=lambda path: (path.name != "driver.log", path.stat().st_mtime))
+    tail = logs[-1].read_text(errors="replace").splitlines()[-lines:] if logs else []
+    return "\n".join([f"last lines of {logs[-1]}:", *(f"  {line}" for line in tail)]) if tail else ""

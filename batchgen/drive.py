@@ -118,18 +118,19 @@ class Driver:
             Stopped: ended early, resumable.
             BatchgenError: failed.
         """
-        poll = asyncio.create_task(self._poll())
+        self._spawn(self._poll())
         try:
             await self._perform(self._scheduler.start())
             while not self._scheduler.finished:
                 event = await self._events.get()
                 await self._perform(event())
         finally:
-            poll.cancel()
             for task in self._tasks:
                 task.cancel()
-            self._show()
-            await self._fleet.close()
+            try:
+                self._show()
+            finally:
+                await self._fleet.close()
         if self._result is not None:
             raise self._result
 

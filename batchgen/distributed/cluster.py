@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,12 +52,13 @@ def connected(address: str | None, engines: int | None) -> Iterator[Cluster]:
     try:
         if address is None:
             _keep_to_loopback()
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                num_cpus=max(os.cpu_count() or 1, engines or 1),
-                **quiet,
-            )
+            with _ignoring_hangup():
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    num_cpus=max(os.cpu_count() or 1, engines or 1),
+                    **quiet,
+                )
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
@@ -103,3 +105,20 @@ def _keep_to_loopback() -> None:
     """
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+@contextlib.contextmanager
+def _ignoring_hangup() -> Iterator[None]:
+    """Has the processes that are started meanwhile, and theirs, ignore SIGHUP.
+
+    A terminal that is closed sends it to all of them. They end with the driver, which first commits what they hold.
+    """
+    try:
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before or signal.SIG_DFL)

@@ -193,19 +193,29 @@ def test_a_cluster_that_asks_for_a_token_says_so(head, folder: Path):
     assert "RAY_AUTH_MODE=token" in out
 
 
-def test_a_local_ray_listens_on_loopback_only():
+def test_a_local_ray_listens_on_loopback_only_and_does_not_end_with_the_terminal():
     code = """
-import psutil
+import json, os, psutil, re, signal
 from batchgen.distributed.cluster import connected
 with connected(None, 1):
     me = psutil.Process()
-    sockets = [s for p in (me, *me.children(recursive=True)) for s in p.net_connections("inet") if s.status == "LISTEN"]
-    print(len(sockets), *{s.laddr.ip for s in sockets})
+    processes = [me, *me.children(recursive=True)]
+    sockets = [s for p in processes for s in p.net_connections("inet") if s.status == "LISTEN"]
+    reached = [p.pid for p in processes[1:] if os.getpgid(p.pid) == os.getpgid(0)]
+    ignored = [int(re.search(r"SigIgn:\\s*(\\w+)", open(f"/proc/{pid}/status").read())[1], 16) for pid in reached]
+    print(json.dumps({
+        "addresses": [s.laddr.ip for s in sockets],
+        "hung up": [bool(signals & 1 << signal.SIGHUP - 1) for signals in ignored],
+        "here": signal.getsignal(signal.SIGHUP) == signal.SIG_DFL,
+    }))
 """
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True).stdout
-    number, *addresses = out.split()
-    assert int(number) > 3
-    assert set(addresses) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    found = json.loads(done.stdout)
+    assert len(found["addresses"]) > 3
+    assert set(found["addresses"]) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert len(found["hung up"]) > 2
+    assert all(found["hung up"])
+    assert found["here"], "the driver itself is told"
 
 
 def test_what_cannot_be_submitted_is_refused(folder: Path):

@@ -101,16 +101,22 @@ def test_sigkill_of_the_driver_then_the_same_command(job: Path, tmp_path: Path):
     assert dataset_bytes(run) == dataset_bytes(tmp_path / "calm")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stop_commits_what_is_in_flight_and_says_how_to_go_on(job: Path, tmp_path: Path, number: signal.Signals):
     run = tmp_path / "run"
     process = start(job)
     wait_for(lambda: shards_committed(run) >= 5)
-    # A terminal sends Ctrl-C to every process of the group, Ray and the engines included.
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    if number == signal.SIGTERM:
+        process.send_signal(number)
+    else:
+        # A terminal sends Ctrl-C, and its own end, to every process of the group, Ray and the engines included.
+        os.killpg(process.pid, number)
+    if number == signal.SIGHUP:
+        process.send_signal(number)  # the shell sends one more
     out = finish(process, 75)
     assert "To go on, run the same command again:" in out
     assert "Traceback" not in out
+    assert "died" not in out, "the engine goes on until it has committed what it holds"
     store = LocalStore(run)
     done = committed(store, read_plan(store))
     assert 5 <= len(done) < 60

@@ -6,11 +6,16 @@ import io
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 from rich.console import Console
 
-from batchgen.display import Display, describe, stderr_to
+from batchgen.display import Display, describe, sample_rows, stderr_to, stdout_console
 from batchgen.drive import Status
+from batchgen.merge.version import Version
 from batchgen.progress import Progress
+from batchgen.store import LocalStore
 
 STATUS = Status(
     rows=1000,
@@ -60,3 +65,34 @@ def test_what_libraries_print_goes_to_the_log_of_a_run_and_leaves_no_run_behind(
     assert (tmp_path / "run" / "logs" / "driver.log").read_bytes() == b"noise\n"
     assert not (tmp_path / "refused").exists()
     assert capfd.readouterr().err == "mine\n"
+
+
+def test_a_terminal_that_goes_away_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch):
+    read, write = os.pipe()
+    with os.fdopen(write, "w") as pipe:
+        monkeypatch.setattr("sys.stdout", pipe)
+        console = stdout_console()
+        with Display(console) as display:
+            os.close(read)
+            display.show(STATUS)
+            with pytest.raises(BrokenPipeError):
+                pipe.flush()
+        console.print("the end")
+        # What Python has not got rid of it would write as it closes the file.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), write)
+
+
+def test_sample_rows_are_shown_as_they_are_and_command_no_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    text = "a :smile: [bold]b[/bold]\x1b[31m c\x07\n\nd \u202e\u2603"
+    messages = [{"role": "user", "content": text}, {"role": "assistant", "content": "x" * 300}]
+    pq.write_table(pa.table({"messages": [messages]}), tmp_path / "rows.parquet")
+    file = {"key": "rows.parquet"}
+    files = {"data/train-00000-of-00001.parquet": file}
+    version = Version(1, "", files, {}, read=1, kept=1, dropped={}, shards=1, of_shards=1)
+    lines = sample_rows(LocalStore(tmp_path), version)
+    shown = "       user: a :smile: [bold]b[/bold]\ufffd[31m c\ufffd d \ufffd\u2603"
+    assert lines == [shown, "  assistant: " + "x" * 200 + " ...", ""]
+    out = io.StringIO()
+    monkeypatch.setattr("sys.stdout", out)
+    stdout_console().print(lines[0], highlight=False, markup=False)
+    assert out.getvalue() == shown + "\n"

@@ -181,3 +181,13 @@ def test_odd_seed_rows_are_rejected_alone_or_generated(tmp_path: Path):
         5: "empty_input",
         6: "ok",
     }
+
+
+def test_a_watch_that_raises_ends_the_run_and_the_engines(tmp_path: Path):
+    job = chaos_job(tmp_path, source={"count": 20}, model={"path": "chaos", "engine": {"latency": 30}})
+
+    def watch(status: Status) -> None:
+        raise ZeroDivisionError("the caller's own")
+
+    with pytest.raises(ZeroDivisionError, match="the caller's own"):
+        run(job, watch=watch, in_process=True)
