@@ -15,13 +15,13 @@ from typing import Any
 from batchgen.commit import Manifest, committed
 from batchgen.drive import Driver, Status
 from batchgen.errors import BatchgenError, JobError, ModelError, UserError
-from batchgen.fleet import Fleet, HostConfig
+from batchgen.fleet import Fleet, HostConfig, place_engines
 from batchgen.job import Job, Model, OwnTasks, Step
 from batchgen.merge.rows import chat_columns
 from batchgen.merge.version import Version, merge_run
 from batchgen.plan import Plan, make_plan, settle_plan
 from batchgen.progress import Progress
-from batchgen.publish import publish_folder, publish_store
+from batchgen.publish import check_target, publish_folder, publish_store
 from batchgen.schedule import Scheduler
 from batchgen.seeds import Seeds, load_seeds
 from batchgen.store import ObjectStore, is_remote, log_folder, open_store, probe
@@ -52,6 +52,7 @@ def plan_run(job: Job, trust_remote_code: bool = False) -> tuple[Plan, Seeds]:
     Raises:
         UserError: names field, file and line.
     """
+    check_output(job.output)
     seeds = load_seeds(job.source)
     plan = make_plan(job, seeds)
     chat_columns(job, plan)
@@ -114,7 +115,6 @@ def run(
     """
     if not isinstance(job, Job):
         job = Job.of(job, tasks=tasks) if isinstance(job, Mapping) else Job.load(job, tasks=tasks)
-    check_output(job.output)
     plan, seeds = plan_run(job, trust_remote_code)
     store = open_store(job.output)
     probe(store)
@@ -138,7 +138,7 @@ def run(
 
 
 def check_output(output: str) -> None:
-    """Refuses an output folder that cannot be written, before anything is read or started; leaves no trace.
+    """Refuses an output folder that cannot be written or published in, before anything starts; leaves no trace.
 
     Raises:
         UserError: with the reason.
@@ -151,6 +151,7 @@ def check_output(output: str) -> None:
         there = next(path for path in (folder, *folder.parents) if path.exists())
         with tempfile.TemporaryFile(dir=there):
             pass
+        check_target(Path(output) / "dataset")
     except OSError as error:
         raise UserError(f"output: {output!r} cannot be written: {error.strerror or error}") from error
 
@@ -193,24 +194,8 @@ def _fleet(config: HostConfig, address: str | None, in_process: bool) -> Iterato
     from batchgen.distributed.fleet import RayFleet
 
     with connected(address, job.engines) as cluster:
-        # A chaos engine takes a GPU too, so that placement on a cluster can be rehearsed with it.
-        here = [model for model in (job.model, *job.models.values()) if model.backend != "openai"]
-        needs = max((model.tensor_parallel_size for model in here), default=1)
-        on_gpu = cluster.gpus > 0 and bool(here)
-        if not (on_gpu or cluster.local or job.engines) and any(model.is_local for model in here):
-            # A night on the CPUs of a cluster whose GPU machines are about to join is not what anybody wants.
-            raise UserError(
-                "engines: the cluster has no GPU, at least not yet; wait for its machines, or say how many engines are "
-                "to run on its CPUs (engines: 1)"
-            )
-        if on_gpu and cluster.gpus < needs:
-            raise UserError(f"model.engine: an engine takes {needs} GPUs, and the cluster has {cluster.gpus}")
-        engines = job.engines or (cluster.gpus // needs if on_gpu else 1)
-        if on_gpu and engines * needs > cluster.gpus:
-            raise UserError(f"engines: {engines} engines take {engines * needs} GPUs; the cluster has {cluster.gpus}")
-        logs = log_folder(config.store)
-        elastic = job.engines is None and not cluster.local
-        yield RayFleet(config, logs, needs if on_gpu else 0, engines, cluster.local, elastic), engines
+        placement = place_engines(job, cluster.machines, cluster.local)
+        yield RayFleet(config, log_folder(config.store), placement, cluster.local), placement.engines
 
 
 def _generate(

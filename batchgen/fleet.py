@@ -7,10 +7,11 @@ in a test or on a cluster.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from batchgen.engines.base import EngineSpec
+from batchgen.errors import UserError
 from batchgen.job import Job
 from batchgen.plan import Plan, Shard
 from batchgen.progress import Progress, Receipt
@@ -46,6 +47,58 @@ class Work:
     seeds: Sequence[SeedRow]
     quarantined: frozenset[int] = frozenset()
     probe: bool = False
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How many engines run, and on what.
+
+    Args:
+        engines: at the start.
+        gpus: an engine's, all on one machine; 0 where engines run on CPUs.
+        elastic: whether engines are added as machines join the cluster.
+    """
+
+    engines: int
+    gpus: int = 0
+    elastic: bool = False
+
+    def room(self, machines: Sequence[int]) -> int:
+        """How many engines machines with so many GPUs each have room for."""
+        return sum(count // self.gpus for count in machines)
+
+
+def place_engines(job: Job, machines: Sequence[int], local: bool) -> Placement:
+    """How many engines a job gets.
+
+    Args:
+        machines: GPUs of each machine of the cluster.
+        local: whether the cluster is this machine alone.
+
+    Raises:
+        UserError: there is no room for them.
+    """
+    # A chaos engine takes a GPU too, so that placement on a cluster can be rehearsed with it.
+    here = [model for model in (job.model, *job.models.values()) if model.backend != "openai"]
+    if not here or not any(machines):
+        if not (local or job.engines) and any(model.is_local for model in here):
+            # A night on the CPUs of a cluster whose GPU machines are about to join is not what anybody wants.
+            raise UserError(
+                "engines: the cluster has no GPU, at least not yet; wait for its machines, or say how many engines are "
+                "to run on its CPUs (engines: 1)"
+            )
+        return Placement(job.engines or 1)
+    placement = Placement(job.engines or 1, max(model.gpus for model in here), elastic=not (local or job.engines))
+    room = placement.room(machines)
+    if not room:
+        raise UserError(
+            f"model.engine: an engine takes {placement.gpus} GPUs of one machine; there are {max(machines)}"
+        )
+    if placement.engines > room:
+        raise UserError(
+            f"engines: {job.engines} engines take {placement.gpus} GPUs each; the cluster has room for {room}"
+        )
+    return placement if job.engines else replace(placement, engines=room)
 
 
 class Fleet(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -53,7 +54,9 @@ class _Part(BaseModel):
 class Source(_Part):
     """Where seed rows come from: exactly one of `count`, `rows`, `path`, `dataset`."""
 
-    count: PositiveInt | None = Field(None, description="this many numbered, empty rows, for tasks that need no input")
+    count: int | None = Field(
+        None, ge=1, le=100_000_000, description="this many numbered, empty rows, for tasks that need no input"
+    )
     rows: list[dict[str, Any]] | None = Field(None, min_length=1, description="rows written in the job")
     path: str | list[str] | None = Field(None, description="jsonl, csv or parquet files; * and ** match")
     dataset: str | None = Field(None, description="a dataset saved with save_to_disk, or a Hub dataset")
@@ -87,6 +90,9 @@ class Model(_Part):
             check_options(self.engine, OPTIONS[self.backend], f"{self.backend} backend")
         else:
             check_arguments(self.engine, arguments.engine_arguments(), arguments.OWNED_ENGINE, "engine")
+            for name in arguments.GPU_ARGUMENTS:
+                if self.engine.get(name, 1) < 1:
+                    raise complaint(f"engine.{name}: must be at least 1, got {self.engine[name]}")
         if self.backend != "vllm" and self.lora is not None:
             raise complaint("lora needs the vllm backend")
         if self.backend == "openai" and (self.revision or self.pre_query_template):
@@ -94,10 +100,9 @@ class Model(_Part):
         return self
 
     @property
-    def tensor_parallel_size(self) -> int:
-        """GPUs that one engine takes."""
-        sizes = [self.engine.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline")]
-        return int(sizes[0] * sizes[1])
+    def gpus(self) -> int:
+        """GPUs that one engine takes, all on one machine."""
+        return math.prod(int(self.engine.get(name, 1)) for name in arguments.GPU_ARGUMENTS)
 
     @property
     def is_local(self) -> bool:

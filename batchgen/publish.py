@@ -87,9 +87,7 @@ def _replacing(folder: str | Path) -> Iterator[tuple[Path, Path]]:
     Raises:
         UserError: the target holds something that is no dataset.
     """
-    target = Path(folder).expanduser().resolve()
-    if not _replaceable(target):
-        raise UserError(f"{folder}: exists and is no published dataset; it is left as it is")
+    target = check_target(folder)
     fresh = target.parent / f".{target.name}.{uuid.uuid4().hex}"
     try:
         yield fresh, target
@@ -98,6 +96,18 @@ def _replacing(folder: str | Path) -> Iterator[tuple[Path, Path]]:
         raise StoreError(f"cannot publish to {target}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def check_target(folder: str | Path) -> Path:
+    """The folder that a dataset may be put into.
+
+    Raises:
+        UserError: it holds something that is no dataset.
+    """
+    target = Path(folder).expanduser().resolve()
+    if not _replaceable(target):
+        raise UserError(f"{folder}: exists and is no published dataset; it is left as it is")
+    return target
 
 
 def _replaceable(target: Path) -> bool:

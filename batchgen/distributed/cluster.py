@@ -22,11 +22,11 @@ class Cluster:
     """The connected cluster.
 
     Args:
-        gpus: all of the cluster's.
+        machines: GPUs of each.
         local: whether it is this process's own.
     """
 
-    gpus: int
+    machines: tuple[int, ...]
     local: bool
 
 
@@ -68,9 +68,14 @@ def connected(address: str | None, engines: int | None) -> Iterator[Cluster]:
             "RAY_AUTH_MODE=token here, and the token)"
         ) from error
     try:
-        yield Cluster(gpus=int(ray.cluster_resources().get("GPU", 0)), local=address is None)
+        yield Cluster(gpus_of_machines(), local=address is None)
     finally:
         ray.shutdown()
+
+
+def gpus_of_machines() -> tuple[int, ...]:
+    """GPUs of each machine that is in the cluster now."""
+    return tuple(int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"])
 
 
 def _check_answers(address: str) -> None:

@@ -18,13 +18,14 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from batchgen.distributed.cluster import gpus_of_machines
 from batchgen.errors import EngineDead, EngineStartError
-from batchgen.fleet import Answer, HostConfig, Work
+from batchgen.fleet import Answer, HostConfig, Placement, Work
 from batchgen.progress import Progress
 from batchgen.rows import random_seed
 
 _PROGRESS_TIMEOUT = 5.0
-_NODE_DIED = "its node has died"
+_MACHINE_GONE = "the engine's machine left the cluster"
 
 
 class _Actor:
@@ -41,8 +42,9 @@ class _Actor:
 
         self._host = EngineHost(config)
 
-    async def placed(self) -> None:
-        """Answers as soon as the actor runs somewhere."""
+    async def placed(self) -> str:
+        """The id of the machine that the actor runs on, as soon as it does."""
+        return str(ray.get_runtime_context().get_node_id())
 
     async def start(self) -> int | str:
         """The engine's slots, or why it did not start."""
@@ -79,23 +81,18 @@ class RayFleet:
     """A `Fleet` over the Ray cluster that this process is connected to.
 
     Args:
-        gpus: an engine's; 0 where engines run on CPUs.
-        engines: at the start.
         local: whether the cluster is this machine alone.
-        elastic: whether engines are added as machines join the cluster.
     """
 
-    def __init__(
-        self, config: HostConfig, logs: Path | None, gpus: int, engines: int, local: bool, elastic: bool = False
-    ) -> None:
+    def __init__(self, config: HostConfig, logs: Path | None, placement: Placement, local: bool) -> None:
         self._config = config
         self._logs = logs
-        self._gpus = gpus
-        self._engines = engines
-        self._elastic = elastic and gpus > 0
+        self._placement = placement
         # Engines of one machine share its cores; on a cluster Ray's scheduler and the machine decide.
-        self._threads = max(1, (os.cpu_count() or 1) // engines) if local and not gpus else None
+        shared = local and not placement.gpus
+        self._threads = max(1, (os.cpu_count() or 1) // placement.engines) if shared else None
         self._actors: dict[int, Any] = {}
+        self._machines: dict[int, str] = {}
 
     def log_of(self, engine: int) -> Path | None:
         """Where an engine's output goes."""
@@ -103,17 +100,16 @@ class RayFleet:
 
     async def room(self) -> int:
         """How many engines the cluster's GPUs are enough for now, or as many as the job asks for."""
-        if not self._elastic:
-            return self._engines
-        with contextlib.suppress(RayError):
-            return int((await asyncio.to_thread(ray.cluster_resources)).get("GPU", 0)) // self._gpus
-        return self._engines
+        if self._placement.elastic:
+            with contextlib.suppress(RayError):
+                return self._placement.room(await asyncio.to_thread(gpus_of_machines))
+        return self._placement.engines
 
     async def place(self, engine: int) -> None:
         """Waits until Ray has found a place for an engine's actor: where there is no room, until there is."""
         options = {
             "num_cpus": 0 if self._threads is not None else 1,
-            "num_gpus": self._gpus,
+            "num_gpus": self._placement.gpus,
             "max_restarts": 0,
             "max_task_retries": 0,
             # Rows are tasks of the actor's loop; a call is a shard, and an engine holds few of them.
@@ -128,25 +124,31 @@ class RayFleet:
             .remote(replace(self._config, seed=seed), str(log) if log else None, self._threads)
         )
         self._actors[engine] = actor
-        await self._answer(actor.placed)
+        self._machines[engine] = await self._answer(engine, actor.placed)
 
     async def start(self, engine: int) -> int:
         """Starts an engine that has its place and returns its slots."""
-        answer = await self._answer(self._actors[engine].start)
+        answer = await self._answer(engine, self._actors[engine].start)
         if isinstance(answer, str):
             raise EngineStartError(answer)
         return int(answer)
 
-    @staticmethod
-    async def _answer(method: Any) -> Any:
+    async def _answer(self, engine: int, method: Any) -> Any:
         """What a method of an actor that comes up answers."""
         try:
             return await method.remote()
         except RayError as error:
-            if _NODE_DIED in str(error):
+            if await self._machine_gone(engine):
                 # The machine's fault, not the engine's: it does not count as a failed start.
-                raise EngineDead(_cause(error)) from error
+                raise EngineDead(_MACHINE_GONE) from error
             raise EngineStartError(_cause(error)) from error
+
+    async def _machine_gone(self, engine: int) -> bool:
+        """Whether the machine that an engine was placed on has left the cluster, as far as Ray knows."""
+        with contextlib.suppress(RayError):
+            nodes = await asyncio.to_thread(ray.nodes)
+            return any(node["NodeID"] == self._machines.get(engine) and not node["Alive"] for node in nodes)
+        return False
 
     async def run(self, engine: int, work: Work) -> Answer:
         """Runs a shard, or a probe of it, on an engine."""
@@ -159,7 +161,9 @@ class RayFleet:
             return Answer("failed", error=_first_line(error))
         except RayError as error:
             # Killed, out of memory, its machine gone or out of reach: whatever it was, this actor is given up.
-            return Answer("machine_dead" if _NODE_DIED in str(error) else "engine_dead", error=_cause(error))
+            if await self._machine_gone(engine):
+                return Answer("machine_dead", error=_MACHINE_GONE)
+            return Answer("engine_dead", error=_cause(error))
         return answer
 
     async def progress(self, engine: int) -> Progress | None:
@@ -193,10 +197,7 @@ class RayFleet:
 
 def _cause(error: BaseException) -> str:
     """What Ray says about the death of an actor, without ids."""
-    text = str(error)
-    if _NODE_DIED in text:
-        return f"the machine of the engine died: {text.partition(_NODE_DIED)[2].partition(chr(10))[2].strip()}"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if line.startswith(("The actor is dead because", "The actor died because"))]
     told += [line for line in lines if "memory" in line.lower()]
     return f"the engine's process died: {(told or lines or [type(error).__name__])[0]}"

@@ -12,6 +12,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+_ONE_MACHINE = "an engine lives on one machine, and its processes are started there"
+# An engine takes their product.
+GPU_ARGUMENTS = ("tensor_parallel_size", "pipeline_parallel_size")
 # Set by batchgen itself: a job that set them would break what a run promises.
 OWNED_ENGINE = {
     "model": "use model.path",
@@ -19,7 +22,23 @@ OWNED_ENGINE = {
     "seed": "every engine start has its own; the job's seed is `seed`",
     "trust_remote_code": "a job is data; pass --trust-remote-code on the command line, with a pinned model.revision",
     "skip_tokenizer_init": "prompts are rendered with the model's own tokenizer",
-    "data_parallel_size": "use `engines`",
+    "distributed_executor_backend": _ONE_MACHINE,
+    **dict.fromkeys(("master_addr", "master_port", "nnodes", "node_rank"), _ONE_MACHINE),
+    **dict.fromkeys(
+        (
+            "data_parallel_address",
+            "data_parallel_backend",
+            "data_parallel_external_lb",
+            "data_parallel_hybrid_lb",
+            "data_parallel_multi_port_external_lb",
+            "data_parallel_rank",
+            "data_parallel_rpc_port",
+            "data_parallel_size",
+            "data_parallel_size_local",
+            "data_parallel_start_rank",
+        ),
+        "use `engines`",
+    ),
     "enable_prompt_embeds": "prompts are token ids",
     "hf_token": "tokens come from the environment (HF_TOKEN)",
     **dict.fromkeys(

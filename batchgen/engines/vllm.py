@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from batchgen.engines.arguments import GPU_ARGUMENTS
 from batchgen.engines.base import Completion, EngineSpec, Request
 from batchgen.engines.chat import TemplateChat, chat_from_tokenizer, load_tokenizer, resolve_path
 from batchgen.errors import EngineDead, EngineStartError, RowRejected
@@ -77,6 +78,9 @@ class VllmEngine:
             if spec.lora is not None:
                 arguments |= _lora_arguments(spec.lora)
             arguments |= spec.arguments
+            if any(spec.arguments.get(name, 1) > 1 for name in GPU_ARGUMENTS):
+                # Within Ray vLLM may take Ray for it, and would look for GPUs beside those that the actor has.
+                arguments["distributed_executor_backend"] = "mp"
             arguments |= {
                 "model": resolve_path(spec.path),
                 "revision": spec.revision,

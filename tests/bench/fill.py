@@ -18,7 +18,7 @@ import ray
 
 from batchgen.distributed import fleet as ray_fleet
 from batchgen.distributed.cluster import connected
-from batchgen.fleet import HostConfig
+from batchgen.fleet import HostConfig, Placement
 from batchgen.host import EngineHost
 from batchgen.job import Job
 from batchgen.plan import make_plan, settle_plan
@@ -136,7 +136,7 @@ def measure(repeats: int) -> dict[str, Any]:
                 store = LocalStore(job.output)
                 plan = settle_plan(store, make_plan(job, seeds))
                 configs.append((HostConfig(job, plan, store.location, number), seeds))
-            fleet = ray_fleet.RayFleet(configs[0][0], folder / "logs", 0, 1, local=True)
+            fleet = ray_fleet.RayFleet(configs[0][0], folder / "logs", Placement(1), local=True)
             actor = (
                 ray.remote(BenchActor)
                 .options(num_cpus=0, max_concurrency=1000)

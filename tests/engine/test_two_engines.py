@@ -10,7 +10,7 @@ import pytest
 from batchgen.commit import committed, read_shard
 from batchgen.distributed.cluster import connected
 from batchgen.distributed.fleet import RayFleet
-from batchgen.fleet import HostConfig, Work
+from batchgen.fleet import HostConfig, Placement, Work
 from batchgen.job import Job
 from tests.helpers import planned
 
@@ -34,7 +34,7 @@ def test_two_engines_give_different_text_for_the_same_prompts(tmp_path: Path):
     halves = [shard for shard in plan.shards if shard.stop - shard.start >= 10][:2]
 
     async def go() -> None:
-        fleet = RayFleet(HostConfig(job, plan, store.location, job.seed), tmp_path / "logs", 0, 2, local=True)
+        fleet = RayFleet(HostConfig(job, plan, store.location, job.seed), tmp_path / "logs", Placement(2), local=True)
         try:
             await asyncio.gather(fleet.place(0), fleet.place(1))
             slots = await asyncio.gather(fleet.start(0), fleet.start(1))

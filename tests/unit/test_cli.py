@@ -106,6 +106,16 @@ def test_bad_seeds_are_refused(folder: Path, capsys, content: str, message: str)
     assert message in refused(capsys, "run", "job.yaml")
 
 
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_dataset_folder_with_something_else_in_it_is_refused_before_anything_starts(folder: Path, capsys, command):
+    mine = folder / "run" / "dataset" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("precious")
+    assert "run/dataset: exists and is no published dataset" in refused(capsys, command, "job.yaml")
+    assert [path for path in (folder / "run").rglob("*") if path.is_file()] == [mine]
+    assert mine.read_text() == "precious"
+
+
 def test_a_changed_job_is_refused_on_resume(folder: Path, capsys):
     from batchgen import Job, run
 

@@ -42,7 +42,7 @@ def test_the_documented_job_loads(tmp_path: Path):
     job = Job.load(write(tmp_path, GOOD))
     assert job.source.count == 10000
     assert job.steps[0].parameters.n_turns == 1
-    assert job.model.tensor_parallel_size == 1
+    assert job.model.gpus == 1
     assert job.merge.near is not None
     assert job.merge.near.threshold == 0.8
 
@@ -63,7 +63,7 @@ def test_a_job_cannot_be_changed(tmp_path: Path):
     [
         ("seed: 42", "sede: 42", "/job.yaml:2: sede: unknown key; did you mean 'seed'? Legal keys: name, seed"),
         ("count: 10000", "count: ten", '/job.yaml:3: source.count: input should be a valid integer, got "ten"'),
-        ("count: 10000", "count: 0", "/job.yaml:3: source.count: input should be greater than 0, got 0"),
+        ("count: 10000", "count: 0", "/job.yaml:3: source.count: input should be greater than or equal to 1, got 0"),
         ("{count: 10000}", "{}", "/job.yaml:3: source: give exactly one of count, rows, path, dataset; there is none"),
         ("{count: 10000}", "{count: 1, path: x}", "source: give exactly one of"),
         ("n_turns: 1", "n_turns: one", '/job.yaml:8: steps[0].n_turns: input should be a valid integer, got "one"'),
@@ -78,6 +78,10 @@ def test_a_job_cannot_be_changed(tmp_path: Path):
         ("max_model_len: 4096", "max_model_len: long", "model.engine.max_model_len: expected"),
         ("max_model_len: 4096", "trust_remote_code: true", "'trust_remote_code' cannot be set here"),
         ("max_model_len: 4096", "worker_cls: os.system", "names no code"),
+        ("max_model_len: 4096", "distributed_executor_backend: ray", "an engine lives on one machine"),
+        ("max_model_len: 4096", "data_parallel_rank: 1", "use `engines`"),
+        ("tensor_parallel_size: 1", "tensor_parallel_size: 0", "/job.yaml:4: model: engine.tensor_parallel_size: must"),
+        ("count: 10000", "count: 10000000000", "source.count: input should be less than or equal to 100000000"),
         ("threshold: 0.8", "threshold: 2", "/job.yaml:10: merge.near.threshold: input should be less than or equal"),
         ("name: magpie-math", "name: a/b", "/job.yaml:1: name:"),
         ("seed: 42", "seed: 42\nseed: 43", "/job.yaml:3: seed: key given twice"),

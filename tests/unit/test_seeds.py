@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -20,6 +21,8 @@ def test_a_count_gives_numbered_empty_rows():
     assert [row.index for row in rows] == [0, 1, 2]
     assert [row.data for row in rows] == [{}, {}, {}]
     assert len({row.id for row in rows}) == 3
+    ids = b"".join(bytes.fromhex(row.id) for row in rows)
+    assert seeds.fingerprint == hashlib.blake2b(ids, digest_size=16).hexdigest()
 
 
 def test_the_same_row_text_in_every_format_gives_the_same_ids(tmp_path: Path):

@@ -1,0 +1,55 @@
+"""How many engines a job gets, and on what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from batchgen.errors import UserError
+from batchgen.fleet import Placement, place_engines
+from batchgen.job import Job
+
+
+def job(engine: dict[str, Any] | None = None, **more: Any) -> Job:
+    model = {"path": "embedded", "engine": engine or {}}
+    return Job.of(
+        {"name": "j", "source": {"count": 1}, "model": model, "steps": [{"task": "magpie"}], "output": "x", **more}
+    )
+
+
+@pytest.mark.parametrize(
+    ("engine", "more", "machines", "local", "placement"),
+    [
+        ({}, {}, [0], True, Placement(1)),
+        ({}, {"engines": 3}, [0], True, Placement(3)),
+        ({}, {"engines": 3}, [0, 0], False, Placement(3)),
+        ({}, {}, [2], True, Placement(2, 1)),
+        ({}, {}, [0, 8, 8], False, Placement(16, 1, elastic=True)),
+        ({}, {"engines": 5}, [0, 8, 8], False, Placement(5, 1)),
+        ({"tensor_parallel_size": 2}, {}, [3, 3], False, Placement(2, 2, elastic=True)),
+        ({"tensor_parallel_size": 2, "pipeline_parallel_size": 2}, {}, [8], True, Placement(2, 4)),
+    ],
+)
+def test_an_engine_a_gpu_or_as_many_as_fit(engine, more, machines, local, placement):
+    assert place_engines(job(engine, **more), machines, local) == placement
+
+
+@pytest.mark.parametrize(
+    ("engine", "more", "machines", "message"),
+    [
+        ({}, {}, [0, 0], "engines: the cluster has no GPU, at least not yet"),
+        ({"tensor_parallel_size": 4}, {}, [2, 2], "an engine takes 4 GPUs of one machine; there are 2"),
+        ({"tensor_parallel_size": 2}, {"engines": 2}, [3, 1], "2 engines take 2 GPUs each; the cluster has room for 1"),
+    ],
+)
+def test_no_room_is_told_before_anything_starts(engine, more, machines, message):
+    with pytest.raises(UserError, match=message):
+        place_engines(job(engine, **more), machines, local=False)
+
+
+def test_models_of_one_job_share_an_engine_s_gpus_and_servers_take_none():
+    judge = {"path": "judge", "backend": "openai", "engine": {"base_url": "http://localhost:1/v1"}}
+    models = {"big": {"path": "embedded", "engine": {"tensor_parallel_size": 2}}, "judge": judge}
+    assert place_engines(job(models=models), [4], local=True) == Placement(2, 2)
+    assert place_engines(job(model=judge, steps=[{"task": "genstruct"}]), [4], local=False) == Placement(1)
