@@ -71,7 +71,14 @@ class Display:
     def __enter__(self) -> Display:
         self._console.print("checking job, seeds and model, then starting Ray and the engines ...", highlight=False)
         if self._console.is_terminal:
-            self._live = Live(self._bar, console=self._console, refresh_per_second=4, transient=True)
+            self._live = Live(
+                self._bar,
+                console=self._console,
+                refresh_per_second=4,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
             self._live.__enter__()
         return self
 
@@ -102,8 +109,8 @@ class Display:
 
 
 @contextlib.contextmanager
-def stderr_to(log: Path) -> Iterator[None]:
-    """Sends what this process's libraries print to standard error, Ray's C++ parts too, to a file.
+def noise_to(log: Path) -> Iterator[None]:
+    """Sends what this process's libraries print, Ray's C++ parts too, to a file; consoles made before go on.
 
     It is written at the end, and only where its run exists: a refused job leaves nothing behind.
     """
@@ -112,7 +119,8 @@ def stderr_to(log: Path) -> Iterator[None]:
         with tempfile.TemporaryFile() as buffer:
             os.dup2(buffer.fileno(), 2)
             try:
-                yield
+                with contextlib.redirect_stdout(sys.stderr):
+                    yield
             finally:
                 sys.stderr.flush()
                 os.dup2(saved, 2)

@@ -93,7 +93,7 @@ class Driver:
         self._shards_before = shards_before
         self._shards_done = shards_before
         self._committed = before
-        self._wanted = engines
+        self._wanted = self._room = engines
         self._watch = watch
         self._stall_seconds = stall_seconds
         self._start_seconds = start_seconds
@@ -233,13 +233,17 @@ class Driver:
                     self._moved[engine] = time.monotonic()
                 elif self._held.get(engine) and time.monotonic() - self._moved[engine] > self._stall_seconds:
                     self._lose_hung(engine)
-            room = await self._fleet.room()
-            if room > self._wanted:
-                self._note(f"the cluster has room for {room} engines now")
-                self._wanted = room
-                self._events.put_nowait(lambda: self._scheduler.grow(self._wanted))
+            await self._grow()
             self._show()
             await asyncio.sleep(POLL_SECONDS)
+
+    async def _grow(self) -> None:
+        """Has engines started where machines have joined the cluster."""
+        self._room = room = await self._fleet.room()
+        if room > self._wanted:
+            self._note(f"the cluster has room for {room} engines now")
+            self._wanted = room
+            self._events.put_nowait(lambda: self._scheduler.grow(room))
 
     def _lose_hung(self, engine: int) -> None:
         reason = f"no request finished for {self._stall_seconds:.0f} s: taken for hung"
@@ -262,14 +266,15 @@ class Driver:
         rows = min(done.ok + done.rejected, self._seeds.count)
         self._meter.add(time.monotonic(), rows, done.output_tokens)
         row_rate, token_rate = self._meter.rates()
+        ready = self._scheduler.engines_ready
         self._watch(
             Status(
                 rows=self._seeds.count,
                 done=done,
                 shards=self._shards,
                 shards_done=self._shards_done,
-                engines=min(self._wanted, self._shards - self._shards_before),
-                engines_ready=self._scheduler.engines_ready,
+                engines=min(max(self._room, ready), self._shards - self._shards_before),
+                engines_ready=ready,
                 tokens_per_second=token_rate,
                 eta=(self._seeds.count - rows) / row_rate if row_rate > 0 else None,
                 notes=tuple(self._notes),

@@ -9,10 +9,12 @@ import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import ray
 from ray._private import ray_constants
 from ray._private.services import canonicalize_bootstrap_address
+from ray._private.state import actors as actor_table
 
 from batchgen.errors import UserError
 
@@ -76,6 +78,14 @@ def connected(address: str | None, engines: int | None) -> Iterator[Cluster]:
 def gpus_of_machines() -> tuple[int, ...]:
     """GPUs of each machine that is in the cluster now."""
     return tuple(int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"])
+
+
+def fate_of(actor: Any) -> Literal["alive", "died", "lost"]:
+    """What became of an actor, by Ray's own tables; `lost`: its machine left the cluster."""
+    entry = actor_table(actor._actor_id.hex())
+    if any(node["NodeID"] == entry["Address"]["NodeID"] and not node["Alive"] for node in ray.nodes()):
+        return "lost"
+    return "died" if entry["State"] == "DEAD" else "alive"
 
 
 def _check_answers(address: str) -> None:

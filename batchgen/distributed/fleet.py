@@ -18,13 +18,15 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from batchgen.distributed.cluster import gpus_of_machines
+from batchgen.distributed.cluster import fate_of, gpus_of_machines
 from batchgen.errors import EngineDead, EngineStartError
 from batchgen.fleet import Answer, HostConfig, Placement, Work
 from batchgen.progress import Progress
 from batchgen.rows import random_seed
 
 _PROGRESS_TIMEOUT = 5.0
+_FATE_SECONDS = 60.0
+_GRACE_SECONDS = 3
 _MACHINE_GONE = "the engine's machine left the cluster"
 
 
@@ -42,9 +44,8 @@ class _Actor:
 
         self._host = EngineHost(config)
 
-    async def placed(self) -> str:
-        """The id of the machine that the actor runs on, as soon as it does."""
-        return str(ray.get_runtime_context().get_node_id())
+    async def placed(self) -> None:
+        """Answers as soon as the actor runs somewhere."""
 
     async def start(self) -> int | str:
         """The engine's slots, or why it did not start."""
@@ -92,7 +93,7 @@ class RayFleet:
         shared = local and not placement.gpus
         self._threads = max(1, (os.cpu_count() or 1) // placement.engines) if shared else None
         self._actors: dict[int, Any] = {}
-        self._machines: dict[int, str] = {}
+        self._placed: set[int] = set()
 
     def log_of(self, engine: int) -> Path | None:
         """Where an engine's output goes."""
@@ -124,31 +125,27 @@ class RayFleet:
             .remote(replace(self._config, seed=seed), str(log) if log else None, self._threads)
         )
         self._actors[engine] = actor
-        self._machines[engine] = await self._answer(engine, actor.placed)
+        await self._answer(actor, actor.placed)
+        self._placed.add(engine)
 
     async def start(self, engine: int) -> int:
         """Starts an engine that has its place and returns its slots."""
-        answer = await self._answer(engine, self._actors[engine].start)
+        actor = self._actors[engine]
+        answer = await self._answer(actor, actor.start)
         if isinstance(answer, str):
             raise EngineStartError(answer)
         return int(answer)
 
-    async def _answer(self, engine: int, method: Any) -> Any:
+    @staticmethod
+    async def _answer(actor: Any, method: Any) -> Any:
         """What a method of an actor that comes up answers."""
         try:
             return await method.remote()
         except RayError as error:
-            if await self._machine_gone(engine):
+            if await _went_with_its_machine(actor):
                 # The machine's fault, not the engine's: it does not count as a failed start.
                 raise EngineDead(_MACHINE_GONE) from error
             raise EngineStartError(_cause(error)) from error
-
-    async def _machine_gone(self, engine: int) -> bool:
-        """Whether the machine that an engine was placed on has left the cluster, as far as Ray knows."""
-        with contextlib.suppress(RayError):
-            nodes = await asyncio.to_thread(ray.nodes)
-            return any(node["NodeID"] == self._machines.get(engine) and not node["Alive"] for node in nodes)
-        return False
 
     async def run(self, engine: int, work: Work) -> Answer:
         """Runs a shard, or a probe of it, on an engine."""
@@ -161,7 +158,7 @@ class RayFleet:
             return Answer("failed", error=_first_line(error))
         except RayError as error:
             # Killed, out of memory, its machine gone or out of reach: whatever it was, this actor is given up.
-            if await self._machine_gone(engine):
+            if await _went_with_its_machine(actor):
                 return Answer("machine_dead", error=_MACHINE_GONE)
             return Answer("engine_dead", error=_cause(error))
         return answer
@@ -187,12 +184,29 @@ class RayFleet:
 
     async def close(self) -> None:
         """Ends all engines, giving each a moment to end its own processes."""
-        stops = [actor.stop.remote() for actor in self._actors.values()]
+        stops = [actor.stop.remote() for engine, actor in self._actors.items() if engine in self._placed]
         with contextlib.suppress(Exception):
             async with asyncio.timeout(10):
                 await asyncio.gather(*stops, return_exceptions=True)
         for engine in list(self._actors):
             await self.kill(engine)
+
+
+async def _went_with_its_machine(actor: Any) -> bool:
+    """Whether an actor that does not answer any more is gone because its machine is.
+
+    A connection breaks at once, and Ray notices up to 20 seconds later that there is no machine behind it. A machine
+    that is told to go ends its actors first.
+    """
+    with contextlib.suppress(RayError, TimeoutError):
+        async with asyncio.timeout(_FATE_SECONDS):
+            while await asyncio.to_thread(fate_of, actor) == "alive":
+                await asyncio.sleep(0.5)
+        for _ in range(_GRACE_SECONDS):
+            if await asyncio.to_thread(fate_of, actor) == "lost":
+                return True
+            await asyncio.sleep(1)
+    return False
 
 
 def _cause(error: BaseException) -> str:

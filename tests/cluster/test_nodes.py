@@ -58,10 +58,10 @@ def test_nodes_are_removed_three_times_and_others_are_added(cluster: Cluster, tm
     rows, run = 1200, tmp_path / "run"
     process = kill.start(job(tmp_path, rows), "--address", cluster.address)
     wait_for_commits(run, 10)
-    for _ in range(3):
+    for graceful in (False, True, False):
         victim = sorted(cluster.worker_nodes, key=lambda node: len(actors(node)))[-1]
         assert actors(victim), "the node that is removed has an engine"
-        cluster.remove_node(victim, allow_graceful=False)
+        cluster.remove_node(victim, allow_graceful=graceful)
         added = cluster.add_node(num_cpus=1, num_gpus=1)
         started = time.monotonic()
         kill.wait_for(lambda added=added: bool(actors(added)), 60)
@@ -76,7 +76,10 @@ def test_nodes_are_removed_three_times_and_others_are_added(cluster: Cluster, tm
     for actor in others:
         actor.resume()
     assert process.poll() is None, "the run ended before the faults did"
-    kill.finish(process, 0)
+    out = kill.finish(process, 0)
+    assert "the engine's machine left the cluster" in out
+    assert "process died" not in out, "no engine is blamed for the loss of its machine"
+    assert "raylet" not in out, "Ray's own words are in the log"
     ledger.record("Ray node killed, another added", 3, run, rows)
 
 

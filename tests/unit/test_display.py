@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from batchgen.display import Display, describe, sample_rows, stderr_to, stdout_console
+from batchgen.display import Display, describe, noise_to, sample_rows, stdout_console
 from batchgen.drive import Status
 from batchgen.merge.version import Version
 from batchgen.progress import Progress
@@ -59,12 +61,27 @@ def test_a_live_display_on_a_terminal():
 def test_what_libraries_print_goes_to_the_log_of_a_run_and_leaves_no_run_behind(tmp_path: Path, capfd):
     (tmp_path / "run").mkdir()
     for run in ("run", "refused"):
-        with stderr_to(tmp_path / run / "logs" / "driver.log"):
+        with noise_to(tmp_path / run / "logs" / "driver.log"):
             os.write(2, b"noise\n")
     os.write(2, b"mine\n")
     assert (tmp_path / "run" / "logs" / "driver.log").read_bytes() == b"noise\n"
     assert not (tmp_path / "refused").exists()
     assert capfd.readouterr().err == "mine\n"
+
+
+def test_what_libraries_print_to_standard_output_goes_to_the_log_too(tmp_path: Path):
+    code = """
+import sys
+from pathlib import Path
+from batchgen.display import noise_to, stdout_console
+console = stdout_console()
+with noise_to(Path(sys.argv[1])):
+    print("noise")
+    console.print("mine")
+"""
+    log = tmp_path / "logs" / "driver.log"
+    done = subprocess.run([sys.executable, "-c", code, log], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr, log.read_text()) == ("mine\n", "", "noise\n")
 
 
 def test_a_terminal_that_goes_away_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch):
