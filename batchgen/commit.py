@@ -155,17 +155,8 @@ def commit_shard(
     """
     check_conservation(seeds, results)
     generation = generation_of(store, shard)
-    results = sorted(results, key=lambda result: (result.seed.index, _branch_order(result.branch)))
     key = attempt_key(shard, attempt)
-    with tempfile.TemporaryDirectory(prefix="batchgen-") as scratch:
-        path = Path(scratch) / "rows.parquet"
-        try:
-            table = pa.Table.from_pylist([result.record() for result in results], schema=plan.schema)
-            pq.write_table(table, path, compression="zstd", write_page_checksum=True)
-        except OSError as error:
-            raise StoreError(f"cannot write {path}: {error}") from error
-        reach("attempt written")
-        store.upload(key, path)
+    _upload(store, key, plan.schema, results)
     reach("attempt uploaded")
     try:
         size, sha256, rows = _read_back(store, key)
@@ -177,24 +168,7 @@ def commit_shard(
         return winner, False
     if rows != len(results):
         raise StoreError(f"{key}: {len(results)} rows were written and {rows} read back")
-    ok = {result.seed.id for result in results if result.outcome == OK}
-    manifest = Manifest(
-        shard=shard.index,
-        start=shard.start,
-        stop=shard.stop,
-        attempt=attempt,
-        key=key,
-        fingerprint=plan.fingerprint,
-        rows=rows,
-        ok=len(ok),
-        rejected=len(seeds) - len(ok),
-        reasons=dict(sorted(Counter(r.reason for r in results if r.reason is not None).items())),
-        input_tokens=sum(result.input_tokens for result in results),
-        output_tokens=sum(result.output_tokens for result in results),
-        size=size,
-        sha256=sha256,
-        notes=dict(sorted(Counter(note for result in results for note in result.notes).items())),
-    )
+    manifest = _manifest(plan, shard, attempt, seeds, results, size, sha256)
     reach("attempt read back")
     if store.put_if_absent(manifest_key(shard, generation), manifest.dump()):
         reach("shard committed")
@@ -206,6 +180,49 @@ def commit_shard(
         return winner, True
     store.delete(key)
     return winner, False
+
+
+def _upload(store: ObjectStore, key: str, schema: pa.Schema, results: Sequence[ResultRow]) -> None:
+    """Writes an attempt's rows, in the order of their seed rows and branches."""
+    ordered = sorted(results, key=lambda result: (result.seed.index, _branch_order(result.branch)))
+    with tempfile.TemporaryDirectory(prefix="batchgen-") as scratch:
+        path = Path(scratch) / "rows.parquet"
+        try:
+            table = pa.Table.from_pylist([result.record() for result in ordered], schema=schema)
+            pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+        except OSError as error:
+            raise StoreError(f"cannot write {path}: {error}") from error
+        reach("attempt written")
+        store.upload(key, path)
+
+
+def _manifest(
+    plan: Plan,
+    shard: Shard,
+    attempt: str,
+    seeds: Sequence[SeedRow],
+    results: Sequence[ResultRow],
+    size: int,
+    sha256: str,
+) -> Manifest:
+    ok = {result.seed.id for result in results if result.outcome == OK}
+    return Manifest(
+        shard=shard.index,
+        start=shard.start,
+        stop=shard.stop,
+        attempt=attempt,
+        key=attempt_key(shard, attempt),
+        fingerprint=plan.fingerprint,
+        rows=len(results),
+        ok=len(ok),
+        rejected=len(seeds) - len(ok),
+        reasons=dict(sorted(Counter(r.reason for r in results if r.reason is not None).items())),
+        input_tokens=sum(result.input_tokens for result in results),
+        output_tokens=sum(result.output_tokens for result in results),
+        size=size,
+        sha256=sha256,
+        notes=dict(sorted(Counter(note for result in results for note in result.notes).items())),
+    )
 
 
 def _branch_order(branch: str) -> tuple[int, ...]:

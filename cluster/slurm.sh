@@ -20,13 +20,24 @@ address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | a
 # Ray runs any code that its clients send: a token keeps other users of the machines out.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=${RAY_AUTH_TOKEN:-$(openssl rand -hex 32)}
 
+# A step does not take over the allocation's cores a task by itself.
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
+
 srun --nodes=1 --ntasks=1 --nodelist="$head" \
   "$venv/bin/ray" start --head --node-ip-address="$address" --port="$port" --include-dashboard=false --block &
-sleep 20
+tries=0
+until "$venv/bin/ray" status --address "$address:$port" >/dev/null 2>&1; do
+  tries=$((tries + 1))
+  if [ "$tries" -ge 60 ]; then
+    echo "no Ray head at $address:$port" >&2
+    exit 1
+  fi
+  sleep 2
+done
+# The run starts on the head's GPUs; engines on the other nodes are added as those join.
 if [ "$SLURM_NNODES" -gt 1 ]; then
   srun --nodes=$((SLURM_NNODES - 1)) --ntasks=$((SLURM_NNODES - 1)) --exclude="$head" \
     "$venv/bin/ray" start --address="$address:$port" --block &
-  sleep 20
 fi
 
 # The head's node runs the driver. At a time limit or preemption it gets SIGTERM, commits what is in flight and ends

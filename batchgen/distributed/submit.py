@@ -47,7 +47,8 @@ def submit(job: Job, address: str, trust_remote_code: bool, out: Callable[[str],
             f"output: {job.output!r} is relative; a submitted job needs an absolute folder that every machine of the "
             "cluster shares (give --output)"
         )
-    load_seeds(job.source)
+    if job.source.dataset is None:  # a dataset has to be there, not here
+        load_seeds(job.source)
     _offer_token()
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobStatus, JobSubmissionClient
@@ -228,7 +229,7 @@ class _Status:
             if time.monotonic() - self._answered > self._patience:
                 raise BatchgenError(
                     f"the cluster has not answered for {self._patience:.0f} s ({type(error).__name__}); the job may go "
-                    f"on: ray job status {self._submission} says"
+                    f"on: ray job status --address {self._client.get_address()} {self._submission} says"
                 ) from error
             return None
         self._answered = time.monotonic()

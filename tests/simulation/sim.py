@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import io
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import greenlet
 import pyarrow.parquet as pq
@@ -28,8 +28,8 @@ from batchgen.schedule import Dispatch, Finish, KillEngine, Scheduler, StartEngi
 from batchgen.seeds import Seeds, load_seeds
 from tests.faults.ledger import committed_rows
 from tests.helpers import chaos_job
+from tests.simulation.store import AFTER, BEFORE, SimStore
 
-BEFORE, AFTER = "fails before it has happened", "fails after it has happened"
 STEPS = 100
 FOUND, TWICE = "rows found", "rows twice"
 # One world in so many has merges.
@@ -45,61 +45,6 @@ def world() -> tuple[Job, Plan, Seeds]:
     job = chaos_job("unused", source={"count": 6}, shard_rows=2, merge={"exact": False, "near": False})
     seeds = load_seeds(job.source)
     return job, make_plan(job, seeds), seeds
-
-
-class SimStore:
-    """An object store in memory, whose every operation is a point of decision."""
-
-    location = "sim"
-
-    def __init__(self) -> None:
-        self.objects: dict[str, bytes] = {}
-
-    def _at(self, effect: Callable[[], Any]) -> Any:
-        """Performs an operation when, and as far as, the simulation lets it."""
-        running = greenlet.getcurrent()
-        fault = running.parent.switch("point") if running.parent is not None else None
-        if fault == BEFORE:
-            raise StoreError("sim: " + BEFORE)
-        result = effect()
-        if fault == AFTER:
-            raise StoreError("sim: " + AFTER)
-        return result
-
-    def put_if_absent(self, key: str, data: bytes) -> bool:
-        return bool(self._at(lambda: self.objects.setdefault(key, data) is data))
-
-    def put(self, key: str, data: bytes) -> None:
-        self._at(lambda: self.objects.__setitem__(key, data))
-
-    def read(self, key: str) -> bytes | None:
-        found: bytes | None = self._at(lambda: self.objects.get(key))
-        return found
-
-    def read_many(self, keys: Sequence[str]) -> Iterator[bytes | None]:
-        return map(self.read, keys)
-
-    def upload(self, key: str, path: Path) -> None:
-        data = path.read_bytes()
-        self._at(lambda: self.objects.__setitem__(key, data))
-
-    def open(self, key: str) -> BinaryIO:
-        data = self.read(key)
-        if data is None:
-            raise FileNotFoundError(key)
-        return io.BytesIO(data)
-
-    def size(self, key: str) -> int:
-        return len(self.objects.get(key, b""))
-
-    def list(self, prefix: str) -> Iterator[str]:
-        found: list[str] = self._at(lambda: sorted(key for key in self.objects if key.startswith(f"{prefix}/")))
-        yield from found
-
-    def delete(self, key: str) -> None:
-        self._at(lambda: self.objects.pop(key, None))
-
-    def local_path(self, key: str) -> None: ...
 
 
 @dataclass

@@ -15,7 +15,8 @@ from batchgen import commit, upkeep
 from batchgen.errors import StoreError
 from tests.faults import ledger
 from tests.simulation import sim
-from tests.simulation.sim import SimStore, Violation, simulate, world
+from tests.simulation.sim import Violation, simulate, world
+from tests.simulation.store import AFTER, BEFORE, SimStore
 
 SEEDS = int(os.environ.get("BATCHGEN_SIMULATION_SEEDS", "5000"))
 # A mutant is caught long before this.
@@ -44,7 +45,7 @@ def test_no_seed_breaks_a_promise(whole_world):
         parts = pool.map(simulate_all, [range(start, min(start + 250, SEEDS)) for start in range(0, SEEDS, 250)])
         injected = sum(parts, Counter[str]())
     wanted = {"engine killed", "driver killed", "second driver", "zombie", "process killed", "answer lost"}
-    wanted |= {"garbage collection", "revocation", "merge", f"store {sim.BEFORE}", f"store {sim.AFTER}"}
+    wanted |= {"garbage collection", "revocation", "merge", f"store {BEFORE}", f"store {AFTER}"}
     assert set(injected) >= wanted
     # Counters that are added up leave out what is zero.
     found, twice = injected.pop(sim.FOUND), injected.pop(sim.TWICE, 0)

@@ -30,6 +30,9 @@ class Cluster:
         self._streams = streams
         self._answers: Iterator[Exception | None] = iter(running)
 
+    def get_address(self) -> str:
+        return "http://head:8265"
+
     async def tail_job_logs(self, submission: str) -> AsyncIterator[str]:
         characters, then = self._streams[min(self.opened, len(self._streams) - 1)]
         self.opened += 1
@@ -81,5 +84,7 @@ def test_a_status_that_cannot_be_asked_for_a_while_is_asked_again():
 
 def test_a_cluster_that_never_answers_again_is_told():
     cluster = Cluster([(20, "hangs")], running=[None, *[ConnectionError("refused")] * 10_000])
-    with pytest.raises(BatchgenError, match=r"not answered for 0 s .*ray job status batchgen-x"):
+    with pytest.raises(
+        BatchgenError, match=r"not answered for 0 s .*ray job status --address http://head:8265 batchgen-x"
+    ):
         followed(cluster, patience=0.1)
