@@ -8,6 +8,7 @@ import json
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,12 +216,30 @@ def _generate(
         start_seconds=job.start_seconds,
     )
 
-    async def go() -> None:
-        with contextlib.suppress(ValueError, RuntimeError):  # not in the main thread: the caller's signals stay
-            _stop_on_signals(driver)
-        await driver.run()
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(_drive(driver))
+    else:
+        _drive_beside(driver)
 
-    asyncio.run(go())
+
+async def _drive(driver: Driver) -> None:
+    with contextlib.suppress(ValueError, RuntimeError):  # not in the main thread: the caller's signals stay
+        _stop_on_signals(driver)
+    await driver.run()
+
+
+def _drive_beside(driver: Driver) -> None:
+    """Drives in a thread: a notebook has an event loop of its own in this one, and interrupts it by an exception."""
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(lambda: asyncio.run(_drive(driver)))
+        while not running.done():
+            try:
+                wait([running])
+            except KeyboardInterrupt:
+                driver.request_stop("interrupted")
+        running.result()
 
 
 def _stop_on_signals(driver: Driver) -> None:

@@ -7,6 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from batchgen.errors import BatchgenError, EngineDead, EngineError
@@ -106,10 +107,12 @@ class Driver:
         self._meter = _Meter()
         self._notes: deque[str] = deque(maxlen=3)
         self._result: BatchgenError | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def request_stop(self, reason: str) -> None:
-        """Stops handing out shards; call again to end at once. Safe from a signal handler of the event loop."""
-        self._events.put_nowait(lambda: self._scheduler.stop(reason))
+        """Stops handing out shards; call again to end at once. Safe from signal handlers and other threads."""
+        stop = partial(self._events.put_nowait, lambda: self._scheduler.stop(reason))
+        self._loop.call_soon_threadsafe(stop) if self._loop else stop()
 
     async def run(self) -> None:
         """Runs to the end.
@@ -118,6 +121,7 @@ class Driver:
             Stopped: ended early, resumable.
             BatchgenError: failed.
         """
+        self._loop = asyncio.get_running_loop()
         self._spawn(self._poll())
         try:
             await self._perform(self._scheduler.start())

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -191,3 +196,38 @@ def test_a_watch_that_raises_ends_the_run_and_the_engines(tmp_path: Path):
 
     with pytest.raises(ZeroDivisionError, match="the caller's own"):
         run(job, watch=watch, in_process=True)
+
+
+def in_a_loop(function: Callable[[], Any]) -> Any:
+    """Calls a function where an event loop runs already, as the cells of a notebook do."""
+
+    async def cell() -> Any:
+        # asyncio.run has a handler of its own for SIGINT; a notebook's loop has not.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return function()
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    return asyncio.run(cell())
+
+
+def test_a_run_in_a_notebook(tmp_path: Path):
+    job = chaos_job(tmp_path, source={"count": 20})
+    assert in_a_loop(lambda: run(job, in_process=True)).progress.ok == 20
+
+
+def test_a_notebook_s_interrupt_commits_what_is_in_flight(tmp_path: Path):
+    script = {"latency": 0.05, "slots": 8}
+    job = chaos_job(tmp_path, source={"count": 2000}, model={"path": "chaos", "engine": script})
+    interrupted = threading.Event()
+
+    def watch(status: Status) -> None:
+        if status.shards_done and not interrupted.is_set():
+            interrupted.set()
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Stopped, match="interrupted"):
+        in_a_loop(lambda: run(job, watch=watch, in_process=True))
+    plan, _, store = planned(job)
+    assert 0 < len(committed(store, plan)) < len(plan.shards)
