@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from batchgen.errors import BatchgenError, Stopped, UserError
+from batchgen.errors import BatchgenError, ClusterLost, Stopped, UserError
 
 if TYPE_CHECKING:
     from batchgen.job import Job
@@ -122,6 +122,10 @@ def _main(options: argparse.Namespace) -> int:
         kind = "stopped" if isinstance(error, Stopped) else "error"
         with contextlib.suppress(OSError):  # the terminal may be gone
             print(f"batchgen: {kind}: {error}", file=sys.stderr)
+        if isinstance(error, ClusterLost):
+            # Ray's threads wait for its head, and end the process after a minute with a code of their own.
+            _flush()
+            os._exit(error.exit_code)
         return error.exit_code
     except KeyboardInterrupt:
         print("batchgen: interrupted", file=sys.stderr)
@@ -162,7 +166,7 @@ def _run(options: argparse.Namespace) -> int:
             result = api.run(job, options.address, display.show, options.trust_remote_code)
     except Stopped as error:
         again = shlex.join(["batchgen", *sys.argv[1:]])
-        raise Stopped(
+        raise type(error)(
             f"{error}\nEvery committed row is safe. To go on, run the same command again:\n  {again}"
         ) from None
     except UserError:

@@ -7,7 +7,8 @@
     │   ├── ModelError
     │   └── PlanMismatch             the run belongs to another job or to other seeds
     ├── Stopped                      exit 75  ended early and resumable: the same command goes on
-    │   └── StoreError               the store is full or unreachable
+    │   ├── StoreError               the store is full or unreachable
+    │   └── ClusterLost              Ray's head, or its last machine, is gone
     ├── EngineError                  exit 1
     │   ├── EngineStartError         an engine never came up
     │   ├── EngineDead               an engine died or hangs; whatever was in flight on it goes back
@@ -54,6 +55,10 @@ class Stopped(BatchgenError):
     """The run ended early and can be resumed with the same command."""
 
     exit_code = 75
+
+
+class ClusterLost(Stopped):
+    """There is no Ray any more; whoever runs in this process has to end soon, as Ray ends it after a minute."""
 
 
 class StoreError(Stopped):

@@ -105,7 +105,11 @@ class Fleet(Protocol):
     """Where engines live. Engine numbers are the scheduler's and are never used twice."""
 
     async def room(self) -> int:
-        """How many engines there is room for now, those that run included."""
+        """How many engines there is room for now, those that run included.
+
+        Raises:
+            ClusterLost: there is no place for engines any more.
+        """
 
     async def place(self, engine: int) -> None:
         """Waits until there is room for an engine, for however long, and takes it; raises as `start` does."""

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, worker
 from ray._private.services import canonicalize_bootstrap_address
 from ray._private.state import actors as actor_table
 
-from batchgen.errors import UserError
+from batchgen.errors import ClusterLost, UserError
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,41 @@ def connected(address: str | None, engines: int | None) -> Iterator[Cluster]:
         ) from error
     try:
         yield Cluster(gpus_of_machines(), local=address is None)
-    finally:
+    except ClusterLost:
+        # ray.shutdown would wait for a head that is gone.
+        if (node := worker._global_node) is not None:
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+        raise
+    except BaseException:
         ray.shutdown()
+        raise
+    ray.shutdown()
+
+
+async def ask(function: Callable[..., Any], *arguments: Any, seconds: float = 15.0) -> Any:
+    """What a function of Ray gives, called in a thread that nobody waits for: with Ray's head gone it never returns.
+
+    Raises:
+        TimeoutError: it did not return in time.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[Any] = loop.create_future()
+
+    def settle(result: Any, error: Exception | None) -> None:
+        if not answer.done():
+            answer.set_exception(error) if error else answer.set_result(result)
+
+    def call() -> None:
+        result, error = None, None
+        try:
+            result = function(*arguments)
+        except Exception as raised:
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return await asyncio.wait_for(answer, seconds)
 
 
 def gpus_of_machines() -> tuple[int, ...]:

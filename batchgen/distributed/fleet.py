@@ -18,8 +18,8 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from batchgen.distributed.cluster import fate_of, gpus_of_machines
-from batchgen.errors import EngineDead, EngineStartError
+from batchgen.distributed.cluster import ask, fate_of, gpus_of_machines
+from batchgen.errors import ClusterLost, EngineDead, EngineStartError
 from batchgen.fleet import Answer, HostConfig, Placement, Work
 from batchgen.progress import Progress
 from batchgen.rows import random_seed
@@ -94,17 +94,29 @@ class RayFleet:
         self._threads = max(1, (os.cpu_count() or 1) // placement.engines) if shared else None
         self._actors: dict[int, Any] = {}
         self._placed: set[int] = set()
+        self._lost = False
 
     def log_of(self, engine: int) -> Path | None:
         """Where an engine's output goes."""
         return self._logs / f"engine-{engine}.log" if self._logs else None
 
     async def room(self) -> int:
-        """How many engines the cluster's GPUs are enough for now, or as many as the job asks for."""
-        if self._placement.elastic:
-            with contextlib.suppress(RayError):
-                return self._placement.room(await asyncio.to_thread(gpus_of_machines))
-        return self._placement.engines
+        """How many engines the cluster's GPUs are enough for now, or as many as the job asks for.
+
+        Raises:
+            ClusterLost: there is no cluster any more.
+        """
+        try:
+            machines = await ask(gpus_of_machines)
+        except RayError:
+            return self._placement.engines
+        except TimeoutError:
+            self._lost = True
+            raise ClusterLost("Ray's head does not answer any more") from None
+        if not machines:
+            self._lost = True
+            raise ClusterLost("Ray has no machine left")
+        return self._placement.room(machines) if self._placement.elastic else self._placement.engines
 
     async def place(self, engine: int) -> None:
         """Waits until Ray has found a place for an engine's actor: where there is no room, until there is."""
@@ -119,11 +131,11 @@ class RayFleet:
         # Two starts never share a seed, not even those of two drivers: Magpie's prompts are all the same.
         seed = random_seed(self._config.seed, engine, os.urandom(8).hex())
         log = self.log_of(engine)
-        actor = (
-            ray.remote(_Actor)
-            .options(**options)
-            .remote(replace(self._config, seed=seed), str(log) if log else None, self._threads)
-        )
+        create = ray.remote(_Actor).options(**options).remote
+        try:
+            actor = await ask(create, replace(self._config, seed=seed), str(log) if log else None, self._threads)
+        except TimeoutError:
+            raise EngineStartError("Ray does not answer") from None
         self._actors[engine] = actor
         await self._answer(actor, actor.placed)
         self._placed.add(engine)
@@ -178,13 +190,14 @@ class RayFleet:
     async def kill(self, engine: int) -> None:
         """Ends an engine at once: `ray.cancel` would not stop a method that runs."""
         actor = self._actors.pop(engine, None)
-        if actor is not None:
-            with contextlib.suppress(RayError):
-                ray.kill(actor, no_restart=True)
+        if actor is not None and not self._lost:
+            with contextlib.suppress(RayError, TimeoutError):
+                await ask(ray.kill, actor)
 
     async def close(self) -> None:
         """Ends all engines, giving each a moment to end its own processes."""
-        stops = [actor.stop.remote() for engine, actor in self._actors.items() if engine in self._placed]
+        told = [] if self._lost else [actor for engine, actor in self._actors.items() if engine in self._placed]
+        stops = [actor.stop.remote() for actor in told]
         with contextlib.suppress(Exception):
             async with asyncio.timeout(10):
                 await asyncio.gather(*stops, return_exceptions=True)
@@ -200,10 +213,10 @@ async def _went_with_its_machine(actor: Any) -> bool:
     """
     with contextlib.suppress(RayError, TimeoutError):
         async with asyncio.timeout(_FATE_SECONDS):
-            while await asyncio.to_thread(fate_of, actor) == "alive":
+            while await ask(fate_of, actor) == "alive":
                 await asyncio.sleep(0.5)
         for _ in range(_GRACE_SECONDS):
-            if await asyncio.to_thread(fate_of, actor) == "lost":
+            if await ask(fate_of, actor) == "lost":
                 return True
             await asyncio.sleep(1)
     return False

@@ -95,7 +95,7 @@ class ChaosEngine:
         self.slots = self.script.slots
         self._free = asyncio.Semaphore(self.slots)
         self._served = 0
-        self._dead = False
+        self._dead_of: str | None = None
 
     async def start(self) -> None:
         """Waits as scripted; raises `EngineStartError` where the script says so."""
@@ -113,8 +113,8 @@ class ChaosEngine:
             raise RowRejected("prompt_too_long")
         async with self._free:
             self._served += 1
-            if self._dead:
-                raise EngineDead("chaos: engine is dead")
+            if self._dead_of is not None:
+                raise EngineDead(self._dead_of)
             if _in(script.crash_on, prompt) or self._served == script.crash_after:
                 self._crash()
             if _in(script.hang_on, prompt) and self._fault():
@@ -151,10 +151,11 @@ class ChaosEngine:
             return
         if self.script.crash_mode == "exit":
             os._exit(1)
-        self._dead = True
+        self._dead_of = "chaos: scripted crash"
         if self.script.crash_mode == "memory":
+            self._dead_of = "chaos: out of memory"
             _take_all_memory()
-        raise EngineDead("chaos: scripted crash")
+        raise EngineDead(self._dead_of)
 
     def _fault(self) -> bool:
         """Whether a scripted fault happens now; with a `once_file`, only the first time in a run."""
@@ -168,11 +169,7 @@ class ChaosEngine:
 
 
 def _take_all_memory() -> None:
-    """Takes memory until there is none: what there is ends a little above what the process has.
-
-    Raises:
-        EngineDead: as an engine does that can allocate no more.
-    """
+    """Takes memory until there is none: what there is ends a little above what the process has."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + _MEMORY_LEFT, before[1]))
@@ -182,7 +179,6 @@ def _take_all_memory() -> None:
             held.append(bytearray(_MEMORY_LEFT // 8))
     except MemoryError:
         held.clear()
-        raise EngineDead("chaos: out of memory") from None
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
 

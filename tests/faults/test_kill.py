@@ -33,7 +33,7 @@ def job(tmp_path: Path) -> Path:
     tree = {
         "name": "killed",
         "source": {"count": ROWS},
-        "model": {"path": "chaos", "engine": {"latency": 0.15, "slots": 8}},
+        "model": {"path": "chaos", "engine": {"latency": 0.1, "slots": 8}},
         "steps": [{"task": "magpie", "n_turns": 2}],
         "output": str(tmp_path / "run"),
         "shard_rows": 4,
@@ -139,8 +139,24 @@ def test_a_second_sigterm_ends_it_at_once(job: Path, tmp_path: Path):
     assert time.monotonic() - began < 30
     assert shlex.quote(f"model.engine={json.dumps(held)}") in out, "the command can be pasted into a shell"
     assert "To go on, run the same command again:" in out
-    finish(start(job, "--set", f"model.engine={json.dumps(held)}"), 0)
+    run_job(str(job), in_process=True)
     ledger.record("SIGTERM twice", 1, run, ROWS)
+
+
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_a_local_ray_that_dies_stops_the_run_which_goes_on_later(job: Path, tmp_path: Path, name: str):
+    run = tmp_path / "run"
+    slow = json.dumps({"latency": 0.5, "slots": 8})
+    process = start(job, "--set", f"model.engine={slow}")
+    wait_for(lambda: shards_committed(run) >= 2)
+    (victim,) = [child for child in psutil.Process(process.pid).children() if child.name() == name]
+    victim.kill()
+    out = finish(process, 75)
+    assert {"raylet": "Ray has no machine left", "gcs_server": "Ray's head does not answer any more"}[name] in out
+    assert "To go on, run the same command again:" in out
+    assert 2 <= shards_committed(run) < 60
+    run_job(str(job), in_process=True)
+    ledger.record(f"Ray's {name} killed", 1, run, ROWS)
 
 
 def test_an_attempt_that_ends_after_its_shard_was_committed_by_another_loses(job: Path, tmp_path: Path):

@@ -15,7 +15,7 @@ from tests.faults import ledger
 from tests.faults import test_kill as kill
 
 pytestmark = [pytest.mark.engine, pytest.mark.cluster]
-ROWS = 600
+ROWS = 360
 
 
 def engine_core(log: Path) -> int | None:
@@ -34,7 +34,7 @@ def test_a_run_whose_engine_process_is_killed_ends_with_every_row_once(tmp_path:
         "sampling": {"max_tokens": 48},
         "steps": [{"task": "magpie"}],
         "output": str(run),
-        "shard_rows": 20,
+        "shard_rows": 12,
     }
     job.write_text(yaml.safe_dump(tree))
 
