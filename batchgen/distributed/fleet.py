@@ -107,16 +107,22 @@ class RayFleet:
             ClusterLost: there is no cluster any more.
         """
         try:
-            machines = await ask(gpus_of_machines)
+            machines = await self._machines()
         except RayError:
             return self._placement.engines
-        except TimeoutError:
-            self._lost = True
-            raise ClusterLost("Ray's head does not answer any more") from None
         if not machines:
             self._lost = True
-            raise ClusterLost("Ray has no machine left")
+            raise ClusterLost("Ray has no machine left" if machines == () else "Ray's head does not answer any more")
         return self._placement.room(machines) if self._placement.elastic else self._placement.engines
+
+    @staticmethod
+    async def _machines() -> tuple[int, ...] | None:
+        """GPUs of each machine of the cluster; None where its head does not answer."""
+        for _ in range(2):  # a process that was paused for long finds that its time is up as it goes on
+            with contextlib.suppress(TimeoutError):
+                machines: tuple[int, ...] = await ask(gpus_of_machines)
+                return machines
+        return None
 
     async def place(self, engine: int) -> None:
         """Waits until Ray has found a place for an engine's actor: where there is no room, until there is."""

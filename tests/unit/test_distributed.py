@@ -1,0 +1,59 @@
+"""Ray that does not answer, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ray.exceptions import RaySystemError
+
+from batchgen.distributed import fleet as fleets
+from batchgen.distributed.cluster import ask
+from batchgen.errors import ClusterLost
+from batchgen.fleet import HostConfig, Placement
+from tests.helpers import chaos_job, planned
+
+
+def test_what_ray_gives_or_raises_comes_back_and_silence_ends_in_time():
+    assert asyncio.run(ask(max, 1, 3)) == 3
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(ask(lambda: 1 / 0))
+    never = threading.Event()
+    with pytest.raises(TimeoutError):
+        asyncio.run(ask(never.wait, seconds=0.1))
+    never.set()
+
+
+@pytest.fixture
+def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    plan, _, store = planned(chaos_job(tmp_path))
+    config = HostConfig(chaos_job(tmp_path), plan, store.location, 0)
+
+    def room_of(placement: Placement, machines: Callable[[], tuple[int, ...]]) -> int:
+        monkeypatch.setattr(fleets, "gpus_of_machines", machines)
+        monkeypatch.setattr(fleets, "ask", lambda function: ask(function, seconds=0.1))
+        return asyncio.run(fleets.RayFleet(config, None, placement, local=False).room())
+
+    return room_of
+
+
+def test_there_is_room_for_as_many_engines_as_fit_or_as_were_asked_for(room):
+    assert room(Placement(1, gpus=2, elastic=True), lambda: (0, 3, 4)) == 3
+    assert room(Placement(5), lambda: (0,)) == 5
+
+    def cannot_say() -> tuple[int, ...]:
+        raise RaySystemError("for now")
+
+    assert room(Placement(1, gpus=1, elastic=True), cannot_say) == 1
+
+
+def test_a_cluster_that_is_gone_is_told(room):
+    with pytest.raises(ClusterLost, match="Ray has no machine left"):
+        room(Placement(1), lambda: ())
+    never = threading.Event()
+    with pytest.raises(ClusterLost, match="Ray's head does not answer any more"):
+        room(Placement(1), never.wait)
+    never.set()
