@@ -7,6 +7,7 @@ the path to it.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -31,6 +32,7 @@ def unknown(kind: str, name: str, legal: Iterable[str], path: Path = ()) -> Pyda
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else ""
     # A long list (vLLM has 200 engine arguments) helps nobody once there is a near name.
     known = f"legal: {', '.join(legal)}" if len(legal) <= 40 or not near else ""
+    known = known if legal else "there is none"
     message = "; ".join(part for part in (f"unknown {kind} {name!r}", hint, known) if part)
     return complaint(message.replace("?;", "?"), path)
 
@@ -103,6 +105,32 @@ def check_sampling(sampling: Mapping[str, Any]) -> None:
             legal = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
             message = f"must be {legal}, got {value!r}"
             raise complaint(message, (name,))
+    if (structured := sampling.get("structured_outputs")) is not None:
+        _check_structured(structured)
+
+
+# One of them says what a completion has to look like; the other arguments say how that is meant.
+_STRUCTURES = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
+
+
+def _check_structured(given: Any) -> None:
+    where = "structured_outputs"
+    if not isinstance(given, dict):
+        raise complaint(f"expected a mapping with one of {', '.join(_STRUCTURES)}, got {given!r}", (where,))
+    check_arguments(given, arguments.structured_arguments(), {}, where)
+    there = [name for name in _STRUCTURES if given.get(name) is not None]
+    if len(there) != 1:
+        raise complaint(f"give exactly one of {', '.join(_STRUCTURES)}; there are {len(there)}", (where,))
+    value = given[there[0]]
+    if there == ["choice"] and not (value and all(isinstance(choice, str) for choice in value)):
+        raise complaint(f"expected a list of texts, got {value!r}", (where, "choice"))
+    if there == ["json"] and isinstance(value, str):
+        try:
+            schema = json.loads(value)
+        except ValueError as error:
+            raise complaint(f"not JSON: {error}", (where, "json")) from None
+        if not isinstance(schema, dict):
+            raise complaint(f"expected a JSON schema, got {value!r}", (where, "json"))
 
 
 def check_mapping(mapping: Mapping[str, str], legal: Iterable[str], where: str, what: str) -> None:

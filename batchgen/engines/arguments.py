@@ -1,4 +1,4 @@
-"""The names that `model.engine` and `sampling` may use, frozen from the pinned vLLM.
+"""The names that `model.engine`, `sampling` and its `structured_outputs` may use, frozen from the pinned vLLM.
 
 `vllm_arguments.json` is written by `python -m batchgen.engines.vllm`; checking against it takes milliseconds, where
 importing vLLM takes half a minute. A test compares it with the installed vLLM.
@@ -89,6 +89,11 @@ def engine_arguments() -> Mapping[str, str]:
 def sampling_arguments() -> Mapping[str, str]:
     """Names that `sampling` takes, with their types."""
     return {name: kind for name, kind in _frozen()["sampling"].items() if name not in OWNED_SAMPLING}
+
+
+def structured_arguments() -> Mapping[str, str]:
+    """Names that `sampling.structured_outputs` takes, with their types."""
+    return _frozen()["structured_outputs"]
 
 
 def fits(value: Any, kind: str) -> bool:

@@ -183,17 +183,24 @@ def _sampling_options(request: Request) -> dict[str, Any]:
 
 
 def argument_names() -> dict[str, dict[str, str]]:
-    """The names and types of vLLM's engine and sampling arguments, as the installed vLLM has them."""
+    """Names and types of what the installed vLLM takes: engine and sampling arguments, structured outputs."""
     import dataclasses
 
     from vllm import SamplingParams
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.sampling_params import StructuredOutputsParams
 
     engine = {
         field.name: _kind(field.type) for field in dataclasses.fields(AsyncEngineArgs) if not field.name.startswith("_")
     }
     sampling = {name: _kind(hint) for name, hint in SamplingParams.__annotations__.items() if not name.startswith("_")}
-    return {"engine": dict(sorted(engine.items())), "sampling": dict(sorted(sampling.items()))}
+    structured = {
+        field.name: _kind(field.type)
+        for field in dataclasses.fields(StructuredOutputsParams)
+        if not field.name.startswith("_")
+    }
+    names = {"engine": engine, "sampling": sampling, "structured_outputs": structured}
+    return {kind: dict(sorted(table.items())) for kind, table in names.items()}
 
 
 def _kind(hint: Any) -> str:
