@@ -61,6 +61,26 @@ def kind_of(type: pa.DataType) -> str:
     return "other"
 
 
+_UNREADABLE = (
+    pa.types.is_map,
+    pa.types.is_interval,
+    pa.types.is_list_view,
+    pa.types.is_large_list_view,
+    pa.types.is_run_end_encoded,
+    pa.types.is_union,
+    pa.types.is_decimal32,
+    pa.types.is_decimal64,
+)
+
+
+def is_publishable(type: pa.DataType) -> bool:
+    """Whether the datasets library can read a column of a type: of some that Parquet keeps it cannot."""
+    if isinstance(type, pa.BaseExtensionType):
+        return bool(type.extension_name == "arrow.json")
+    fields = [type.field(index) for index in range(type.num_fields)]
+    return not any(check(type) for check in _UNREADABLE) and all(is_publishable(field.type) for field in fields)
+
+
 @dataclass(frozen=True, slots=True)
 class SeedRow:
     """One input row.

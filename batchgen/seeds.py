@@ -15,7 +15,7 @@ import pyarrow as pa
 from batchgen.errors import SeedError
 from batchgen.job import Source
 from batchgen.parquet import read_parquet
-from batchgen.rows import META_NAMES, SeedRow, row_id
+from batchgen.rows import META_NAMES, SeedRow, is_publishable, row_id
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 
@@ -96,6 +96,12 @@ def _check_columns(table: pa.Table) -> None:
     taken = sorted(META_NAMES & set(table.column_names))
     if taken:
         raise SeedError(f"source: column {taken[0]!r} is one that batchgen writes itself; rename it in the seeds")
+    for field in table.schema:
+        if not is_publishable(field.type):
+            raise SeedError(
+                f"source: column {field.name!r} is {field.type}, which the datasets library cannot read; leave it "
+                "out of the seeds or give it another type"
+            )
 
 
 def _from_files(patterns: Sequence[str], base: Path) -> tuple[pa.Table, list[str]]:

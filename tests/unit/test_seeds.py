@@ -12,6 +12,7 @@ import pytest
 
 from batchgen.errors import SeedError
 from batchgen.job import Source
+from batchgen.rows import is_publishable
 from batchgen.seeds import load_seeds
 
 
@@ -119,3 +120,44 @@ def test_files_with_other_columns_are_refused(tmp_path: Path):
     (tmp_path / "b.jsonl").write_text('{"y": "1"}\n')
     with pytest.raises(SeedError, match=r"b\.jsonl: columns"):
         load_seeds(Source(path="*.jsonl"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "type",
+    [
+        pa.map_(pa.string(), pa.int64()),
+        pa.struct([("a", pa.list_(pa.map_(pa.string(), pa.int64())))]),
+        pa.month_day_nano_interval(),
+        pa.list_view(pa.int32()),
+        pa.run_end_encoded(pa.int32(), pa.string()),
+        pa.decimal32(5, 2),
+        pa.uuid(),
+        pa.json_(),
+        pa.binary(4),
+        pa.date32(),
+        pa.timestamp("us", "UTC"),
+        pa.duration("s"),
+        pa.decimal128(5, 2),
+        pa.dictionary(pa.int32(), pa.string()),
+        pa.large_string(),
+        pa.list_(pa.float32(), 2),
+        pa.struct([("a", pa.list_(pa.int8()))]),
+    ],
+    ids=str,
+)
+def test_a_type_is_taken_exactly_where_the_datasets_library_reads_it(type: pa.DataType):
+    from datasets import Features
+
+    try:
+        Features.from_arrow_schema(pa.schema([pa.field("column", type)]))
+        readable = True
+    except ValueError:
+        readable = False
+    assert is_publishable(type) == readable
+
+
+def test_a_column_that_could_not_be_read_from_the_dataset_is_refused(tmp_path: Path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"meta": pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64()))}), path)
+    with pytest.raises(SeedError, match=r"column 'meta' is map<string, int64.*>, which the datasets library cannot"):
+        load_seeds(Source(path=str(path)))
