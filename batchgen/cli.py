@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from batchgen.errors import BatchgenError, ClusterLost, Stopped, UserError
+from batchgen.errors import BatchgenError, ClusterLost, EngineError, ShardFailed, Stopped, UserError
 
 if TYPE_CHECKING:
     from batchgen.job import Job
@@ -169,9 +169,7 @@ def _run(options: argparse.Namespace) -> int:
         raise type(error)(
             f"{error}\nEvery committed row is safe. To go on, run the same command again:\n  {again}"
         ) from None
-    except UserError:
-        raise
-    except BatchgenError:
+    except (EngineError, ShardFailed):
         with contextlib.suppress(OSError):  # the terminal may be gone
             print(log_tail(log_folder(job.output)), file=sys.stderr)
         raise
