@@ -170,8 +170,9 @@ def _run(options: argparse.Namespace) -> int:
             f"{error}\nEvery committed row is safe. To go on, run the same command again:\n  {again}"
         ) from None
     except (EngineError, ShardFailed):
-        with contextlib.suppress(OSError):  # the terminal may be gone
-            print(log_tail(log_folder(job.output)), file=sys.stderr)
+        if tail := log_tail(log_folder(job.output)):
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                print(tail, file=sys.stderr)
         raise
     sample = sample_rows(open_store(job.output), result.version)
     lines = [

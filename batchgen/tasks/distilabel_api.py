@@ -10,6 +10,8 @@ import logging
 import sys
 import warnings
 
+from pydantic.warnings import UnsupportedFieldAttributeWarning
+
 _excepthook = sys.excepthook
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -18,6 +20,8 @@ with warnings.catch_warnings():
     from distilabel.models.mixins.magpie import MagpieChatTemplateMixin
     from distilabel.steps.tasks.evol_instruct.utils import MUTATION_TEMPLATES
 sys.excepthook = _excepthook
+# distilabel's annotations make pydantic say this for every subclass of one of its tasks.
+warnings.filterwarnings("ignore", "The 'default' attribute with value None", UnsupportedFieldAttributeWarning)
 logging.getLogger("distilabel").setLevel(logging.ERROR)
 
 __all__ = ["LLM", "MUTATION_TEMPLATES", "MagpieChatTemplateMixin", "tasks"]
