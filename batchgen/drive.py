@@ -228,18 +228,22 @@ class Driver:
 
     async def _poll(self) -> None:
         while True:
-            for engine in list(self._moved):
-                progress = await self._fleet.progress(engine)
-                if progress is None or engine not in self._moved:
-                    continue
-                if progress != self._live.get(engine):
-                    self._live[engine] = progress
-                    self._moved[engine] = time.monotonic()
-                elif self._held.get(engine) and time.monotonic() - self._moved[engine] > self._stall_seconds:
-                    self._lose_hung(engine)
+            # All at once: an engine that does not answer takes seconds to say so.
+            await asyncio.gather(*map(self._look_at, list(self._moved)))
             await self._grow()
             self._show()
             await asyncio.sleep(POLL_SECONDS)
+
+    async def _look_at(self, engine: int) -> None:
+        progress = await self._fleet.progress(engine)
+        if engine not in self._moved:
+            return
+        # One that does not even say has not moved either.
+        if progress is not None and progress != self._live.get(engine):
+            self._live[engine] = progress
+            self._moved[engine] = time.monotonic()
+        elif self._held.get(engine) and time.monotonic() - self._moved[engine] > self._stall_seconds:
+            self._lose_hung(engine)
 
     async def _grow(self) -> None:
         """Has engines started where machines have joined the cluster."""

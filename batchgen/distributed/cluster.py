@@ -44,8 +44,10 @@ def connected(address: str | None, engines: int | None) -> Iterator[Cluster]:
         engines: how many the job asks for; a local Ray has room for them.
 
     Raises:
-        UserError: nothing answers at the address.
+        UserError: nothing answers at the address, or this process is connected already.
     """
+    if ray.is_initialized():
+        raise UserError("this process is connected to Ray already: call ray.shutdown() first")
     address = address or os.environ.get("RAY_ADDRESS") or None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Without it Ray hides the GPUs of an actor that asks for none from libraries that look for them on import.
@@ -67,21 +69,26 @@ def connected(address: str | None, engines: int | None) -> Iterator[Cluster]:
             ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
+        if address is None:
+            raise UserError(f"Ray does not start on this machine: {reason}") from error
         raise UserError(
             f"--address {address}: cannot connect to Ray: {reason} (a cluster that asks for a token needs "
             "RAY_AUTH_MODE=token here, and the token)"
         ) from error
+    leave = ray.shutdown
     try:
         yield Cluster(gpus_of_machines(), local=address is None)
     except ClusterLost:
-        # ray.shutdown would wait for a head that is gone.
-        if (node := worker._global_node) is not None:
-            node.kill_all_processes(check_alive=False, allow_graceful=False)
+        leave = _kill_processes
         raise
-    except BaseException:
-        ray.shutdown()
-        raise
-    ray.shutdown()
+    finally:
+        leave()
+
+
+def _kill_processes() -> None:
+    """Ends what this process started of Ray: `ray.shutdown` would wait for a head that is gone."""
+    if (node := worker._global_node) is not None:
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
 async def ask(function: Callable[..., Any], *arguments: Any, seconds: float = 15.0) -> Any:

@@ -197,15 +197,22 @@ def test_a_local_ray_listens_on_loopback_only_and_does_not_end_with_the_terminal
     code = """
 import json, os, psutil, re, signal
 from batchgen.distributed.cluster import connected
+from batchgen.errors import UserError
 with connected(None, 1):
     me = psutil.Process()
     processes = [me, *me.children(recursive=True)]
     sockets = [s for p in processes for s in p.net_connections("inet") if s.status == "LISTEN"]
     reached = [p.pid for p in processes[1:] if os.getpgid(p.pid) == os.getpgid(0)]
+    try:
+        with connected(None, 1):
+            twice = "connected"
+    except UserError as error:
+        twice = str(error)
     ignored = [int(re.search(r"SigIgn:\\s*(\\w+)", open(f"/proc/{pid}/status").read())[1], 16) for pid in reached]
     print(json.dumps({
         "addresses": [s.laddr.ip for s in sockets],
         "hung up": [bool(signals & 1 << signal.SIGHUP - 1) for signals in ignored],
+        "twice": twice,
         "here": signal.getsignal(signal.SIGHUP) == signal.SIG_DFL,
     }))
 """
@@ -216,6 +223,7 @@ with connected(None, 1):
     assert len(found["hung up"]) > 2
     assert all(found["hung up"])
     assert found["here"], "the driver itself is told"
+    assert "connected to Ray already" in found["twice"]
 
 
 def test_what_cannot_be_submitted_is_refused(folder: Path):

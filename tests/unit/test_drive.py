@@ -16,7 +16,7 @@ from batchgen import run
 from batchgen.commit import committed, read_shard
 from batchgen.drive import Driver, Status
 from batchgen.errors import BatchgenError, EngineDead, EngineStartError, Stopped, StoreError
-from batchgen.fleet import HostConfig
+from batchgen.fleet import Answer, HostConfig, Work
 from batchgen.host import LocalFleet
 from batchgen.job import Job
 from batchgen.progress import Progress
@@ -26,10 +26,17 @@ from tests.faults import ledger
 from tests.helpers import chaos_job, planned
 
 
-def drive(job, stall_seconds: float = 60.0, engines: int = 1, store: str | None = None, start_seconds: float = 60.0):
+def drive(
+    job,
+    stall_seconds: float = 60.0,
+    engines: int = 1,
+    store: str | None = None,
+    start_seconds: float = 60.0,
+    fleets: type[LocalFleet] = LocalFleet,
+):
     plan, seeds, opened = planned(job)
     statuses: list[Status] = []
-    fleet = LocalFleet(HostConfig(job, plan, store or opened.location, 0))
+    fleet = fleets(HostConfig(job, plan, store or opened.location, 0))
     driver = Driver(
         Scheduler(plan.shards, engines),
         fleet,
@@ -66,6 +73,22 @@ def test_an_engine_that_hangs_is_taken_for_dead_and_replaced(tmp_path: Path):
     assert len(manifests) == len(plan.shards)
     assert any("taken for hung" in note for status in statuses for note in status.notes)
     ledger.record("engine hangs", 1, tmp_path / "run", 20)
+
+
+class SilentFleet(LocalFleet):
+    """Its first engine takes work and never says a word again, as a process does that is stopped."""
+
+    async def progress(self, engine: int) -> Progress | None:
+        return None if engine == 0 else await super().progress(engine)
+
+    async def run(self, engine: int, work: Work) -> Answer:
+        return await (asyncio.Event().wait() if engine == 0 else super().run(engine, work))
+
+
+def test_an_engine_that_does_not_even_say_how_far_it_is_is_replaced(tmp_path: Path):
+    manifests, plan, statuses = drive(chaos_job(tmp_path, source={"count": 20}), stall_seconds=1.0, fleets=SilentFleet)
+    assert len(manifests) == len(plan.shards)
+    assert any("engine 0: no request finished for 1 s" in note for status in statuses for note in status.notes)
 
 
 def test_an_engine_that_hangs_as_it_starts_is_replaced_and_three_in_a_row_end_the_run(tmp_path: Path):
