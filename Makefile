@@ -19,7 +19,7 @@ $(BIN)/uv:
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' constraints.txt)"
 
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/uv
-	@echo "Installing into .venv (vLLM's CPU build, Ray, distilabel; about 3 GB) ..."
+	@echo "Installing into .venv (vLLM's CPU build, Ray, distilabel; about 4 GB) ..."
 	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet $(TORCH) --constraint constraints.txt --editable '.[cpu,dev]'
 	@touch $@
 

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import ray
@@ -19,6 +21,9 @@ from ray._private.services import canonicalize_bootstrap_address
 from ray._private.state import actors as actor_table
 
 from batchgen.errors import ClusterLost, UserError
+from batchgen.sockets import short_tempdir
+
+_SOCKET_BYTES = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 
 
 @dataclass(frozen=True)
@@ -48,31 +53,36 @@ def connected(address: str | None, engines: int | None) -> Iterator[Cluster]:
     """
     if ray.is_initialized():
         raise UserError("this process is connected to Ray already: call ray.shutdown() first")
+    given = f"--address {address}" if address else f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}"
     address = address or os.environ.get("RAY_ADDRESS") or None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Without it Ray hides the GPUs of an actor that asks for none from libraries that look for them on import.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is not None:
-        _check_answers(address)
+        _check_answers(address, given)
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
         if address is None:
             _keep_to_loopback()
+            _see_to_token()
             with _ignoring_hangup():
                 ray.init(
                     address="local",
                     include_dashboard=False,
                     num_cpus=max(os.cpu_count() or 1, engines or 1),
+                    _temp_dir=_temp_dir(),
                     **quiet,
                 )
         else:
             ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         if address is None:
-            raise UserError(f"Ray does not start on this machine: {reason}") from error
+            raise UserError(
+                f"Ray does not start on this machine: {reason} (RAY_TMPDIR names a folder for its files)"
+            ) from error
         raise UserError(
-            f"--address {address}: cannot connect to Ray: {reason} (a cluster that asks for a token needs "
+            f"{given}: cannot connect to Ray: {reason} (a cluster that asks for a token needs "
             "RAY_AUTH_MODE=token here, and the token)"
         ) from error
     leave = ray.shutdown
@@ -130,8 +140,35 @@ def fate_of(actor: Any) -> Literal["alive", "died", "lost"]:
     return "died" if entry["State"] == "DEAD" else "alive"
 
 
-def _check_answers(address: str) -> None:
+def _temp_dir() -> str | None:
+    """Where a local Ray keeps its sessions; None is its own choice, `TMPDIR` unless `RAY_TMPDIR` is set."""
+    if os.environ.get("RAY_TMPDIR") or (short := short_tempdir(room=_SOCKET_BYTES)) is None:
+        return None
+    return f"{short}/ray"
+
+
+def _see_to_token() -> None:
+    """Gives a local Ray a token of its own where there is no home to keep one in, as in many containers.
+
+    Ray asks for a token by default and writes one to the home.
+    """
+    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        return
+    try:
+        token = Path("~/.ray/auth_token").expanduser()
+        token.parent.mkdir(parents=True, exist_ok=True)
+        kept = token.exists() or os.access(token.parent, os.W_OK)
+    except (OSError, RuntimeError):  # RuntimeError: nobody knows where the home is
+        kept = False
+    if not kept:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _check_answers(address: str, given: str) -> None:
     """Refuses an address at which nothing listens in seconds; Ray itself tries for minutes.
+
+    Args:
+        given: how the user gave it, for messages.
 
     Raises:
         UserError: with the reason.
@@ -139,9 +176,7 @@ def _check_answers(address: str) -> None:
     if address in ("auto", "local"):
         return
     if "://" in address:
-        raise UserError(
-            f"--address {address}: give HOST:PORT of the cluster's head; to send a job, use batchgen submit"
-        )
+        raise UserError(f"{given}: give HOST:PORT of the cluster's head; to send a job, use batchgen submit")
     # Ray takes 127.0.0.1 for an address of the machine that others can reach, at which nothing may listen.
     used = address
     try:
@@ -150,7 +185,7 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, ValueError, OverflowError) as error:
         where = f" at {used}, which Ray takes it for" if used != address else ""
-        raise UserError(f"--address {address}: cannot connect to Ray{where}: {error}") from error
+        raise UserError(f"{given}: cannot connect to Ray{where}: {error}") from error
 
 
 def _keep_to_loopback() -> None:

@@ -229,11 +229,12 @@ async def _went_with_its_machine(actor: Any) -> bool:
 
 
 def _cause(error: BaseException) -> str:
-    """What Ray says about the death of an actor, without ids."""
+    """What Ray says about the death of an actor, without ids and colours."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if line.startswith(("The actor is dead because", "The actor died because"))]
     told += [line for line in lines if "memory" in line.lower()]
-    return f"the engine's process died: {(told or lines or [type(error).__name__])[0]}"
+    said, *_ = (told or lines or [type(error).__name__])[0].split(", \x1b[")
+    return f"the engine's process died: {said}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,8 +6,8 @@ clusters. Everything is a pure function of the texts, so the keep mask is the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -29,9 +29,21 @@ _MULTIPLY = _GENERATOR.integers(1, 2**63, PERMUTATIONS, dtype=np.uint64) | np.ui
 _ADD = _GENERATOR.integers(0, 2**63, PERMUTATIONS, dtype=np.uint64)
 
 Array = npt.NDArray[Any]
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _compiled(function: F) -> F:
+    """The function compiled by numba, whose work is kept on disk.
+
+    numba refuses to keep it where neither the package's folder nor a home can be written, as in many containers.
+    """
+    try:
+        return cast(F, numba.njit(cache=True)(function))
+    except RuntimeError:
+        return cast(F, numba.njit(function))
+
+
+@_compiled
 def _mix(value: Any) -> Any:
     """SplitMix64's finaliser."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -39,7 +51,7 @@ def _mix(value: Any) -> Any:
     return value ^ (value >> np.uint64(31))
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _tokens(data: Any, start: Any, stop: Any, out: Any) -> Any:
     """Hashes of the words and punctuation marks of a text; returns their number.
 
@@ -68,7 +80,7 @@ def _tokens(data: Any, start: Any, stop: Any, out: Any) -> Any:
     return count
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _signatures(data: Any, offsets: Any, multiply: Any, add: Any) -> Any:
     texts = len(offsets) - 1
     longest = 1
@@ -105,7 +117,7 @@ def similarity(signature_a: Array, signature_b: Array) -> float:
     return float(np.mean(signature_a == signature_b))
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _agreeing_pairs(order: Any, keys: Any, matrix: Any, least: Any, most: Any) -> Any:
     """Pairs within runs of equal keys whose signatures agree in at least `least` places."""
     pairs = []

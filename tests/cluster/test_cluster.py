@@ -119,14 +119,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def batchgen(*arguments: str, auth: str | None = None) -> tuple[int, str]:
+def batchgen(*arguments: str, auth: str | None = None, **changes: str | None) -> tuple[int, str]:
+    environment = {**os.environ, **ON_LOOPBACK, **({"RAY_AUTH_MODE": auth} if auth else {}), **changes}
     try:
         done = subprocess.run(
             [sys.executable, "-m", "batchgen.cli", *arguments],
             capture_output=True,
             text=True,
             timeout=240,
-            env={**os.environ, **ON_LOOPBACK, **({"RAY_AUTH_MODE": auth} if auth else {})},
+            env={name: value for name, value in environment.items() if value is not None},
         )
     except subprocess.TimeoutExpired:
         show_where_they_wait()
@@ -236,10 +237,30 @@ def test_what_cannot_be_submitted_is_refused(folder: Path):
     assert "needs an absolute folder that every machine" in out
 
 
+def test_a_container_without_a_home_and_a_temporary_folder_of_a_long_name_are_no_hindrance(folder: Path):
+    long = folder / ("a" * 100)
+    long.mkdir()
+    code, out = batchgen("run", "job.yaml", HOME="/proc", TMPDIR=str(long), RAY_AUTH_TOKEN_PATH=None)
+    assert code == 0, out
+    check_complete(folder / "run", 60)
+
+
+def test_a_ray_that_does_not_start_is_told_in_a_line(folder: Path):
+    code, out = batchgen("run", "job.yaml", RAY_TMPDIR="/proc")
+    assert code == 2, out
+    assert "Ray does not start on this machine" in out
+    assert "RAY_TMPDIR names a folder" in out
+    assert "Traceback" not in out
+
+
 def test_a_cluster_that_does_not_answer_is_named(folder: Path):
     code, out = batchgen("run", "job.yaml", "--address", f"127.0.0.1:{free_port()}")
     assert code == 2, out
     assert "cannot connect to Ray" in out
+    assert "--address" in out
+    code, out = batchgen("run", "job.yaml", RAY_ADDRESS=f"127.0.0.1:{free_port()}")
+    assert code == 2, out
+    assert "error: RAY_ADDRESS=127.0.0.1" in out
 
 
 @pytest.mark.skipif(get_node_ip_address() == "127.0.0.1", reason="this machine has no address but loopback's")

@@ -8,6 +8,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numba
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -32,6 +33,13 @@ def text(rng: random.Random, words: int = 60) -> list[str]:
 def jaccard(a: list[str], b: list[str]) -> float:
     grams = [{tuple(words[i : i + 3]) for i in range(len(words) - 2)} for words in (a, b)]
     return len(grams[0] & grams[1]) / len(grams[0] | grams[1])
+
+
+def test_compiling_does_without_a_place_on_disk(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
+    with pytest.raises(RuntimeError, match="no locator available"):
+        numba.njit(cache=True)(jaccard)
+    assert near._compiled(near._mix.py_func)(np.uint64(5)) == near._mix(np.uint64(5))
 
 
 def test_signatures_estimate_jaccard_similarity_as_well_as_datasketch():

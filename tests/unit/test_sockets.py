@@ -1,0 +1,19 @@
+"""Where sockets lie when the temporary folder's name is long."""
+
+from __future__ import annotations
+
+import tempfile
+
+import pytest
+
+from batchgen.sockets import short_tempdir
+
+
+@pytest.mark.parametrize(
+    ("folder", "room", "expected"), [("/x", 105, None), ("/x", 106, "/tmp"), ("/" + "ü" * 30, 47, "/tmp")]
+)
+def test_a_name_that_leaves_too_little_room_is_not_used(
+    folder: str, room: int, expected: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", folder)
+    assert short_tempdir(room) == expected
