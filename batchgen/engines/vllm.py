@@ -15,7 +15,9 @@ from batchgen.engines.arguments import GPU_ARGUMENTS
 from batchgen.engines.base import Completion, EngineSpec, Request
 from batchgen.engines.chat import TemplateChat, chat_from_tokenizer, load_tokenizer, resolve_path
 from batchgen.errors import EngineDead, EngineStartError, RowRejected
+from batchgen.sockets import short_tempdir
 
+_SOCKET_BYTES = len("/01234567-89ab-cdef-0123-456789abcdef")
 # Read by vLLM when it is imported. Two engines on one machine would both bind to core 0 without `nobind`.
 _ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -55,6 +57,8 @@ class VllmEngine:
         """Loads the model; raises `EngineStartError` with vLLM's own reason."""
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        if (folder := short_tempdir(room=_SOCKET_BYTES)) is not None:
+            os.environ.setdefault("VLLM_RPC_BASE_PATH", folder)
         spec = self.spec
         tokenizer = load_tokenizer(spec.path, spec.revision, spec.trust_remote_code)
         self._chat = chat_from_tokenizer(tokenizer, spec.pre_query_template)
@@ -71,6 +75,9 @@ class VllmEngine:
                 "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
             }
             if on_cpu:
+                # Has one process less, which starts 15 s earlier and needs no 400 MB in /dev/shm, of which a container
+                # has 64. `nobind` above is what makes a worker of its own unnecessary.
+                os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
                 # Nothing is captured or compiled on a CPU that would pay for the time it takes.
                 arguments["enforce_eager"] = True
                 # In bfloat16 the CPU build's workers now and then died of SIGILL on a virtual machine with AMX.

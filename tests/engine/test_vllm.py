@@ -29,6 +29,10 @@ def test_the_frozen_argument_names_are_those_of_the_installed_vllm():
     assert argument_names() == _frozen()
 
 
+def test_on_a_cpu_the_engine_is_one_process_and_needs_no_shared_memory(vllm_engine: Engine):
+    assert vllm_engine._llm.vllm_config.parallel_config.distributed_executor_backend == "uni"
+
+
 def test_sampling_parameters_reach_the_engine(vllm_engine: Engine, loop_thread):
     prompt = vllm_engine.chat.prompt([{"role": "user", "content": "What is the capital of Japan?"}]).token_ids
 
