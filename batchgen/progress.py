@@ -27,11 +27,16 @@ class Progress:
         return Progress(
             self.ok + other.ok,
             self.rejected + other.rejected,
-            dict(Counter(self.reasons) + Counter(other.reasons)),
+            _sum(self.reasons, other.reasons),
             self.input_tokens + other.input_tokens,
             self.output_tokens + other.output_tokens,
-            dict(Counter(self.notes) + Counter(other.notes)),
+            _sum(self.notes, other.notes),
         )
+
+
+def _sum(a: Mapping[str, int], b: Mapping[str, int]) -> Mapping[str, int]:
+    # Added up at every completion, nearly all of which have nothing to say.
+    return dict(Counter(a) + Counter(b)) if b else a
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ class TemplateChat:
         self._special_ids = frozenset(special.values())
         self._special_texts = tuple(text for text in special if text)
         self._override = pre_query_template
+        # Most rows begin with the same system prompt, or one of a few.
+        self._opening = lru_cache(maxsize=1024)(self._opened)
 
     def prompt(self, messages: Sequence[Message], known: Prompt | None = None) -> Prompt:
         """Everything up to where the assistant's answer starts."""
@@ -56,10 +58,18 @@ class TemplateChat:
 
     def user_prompt(self, messages: Sequence[Message], known: Prompt | None = None) -> Prompt:
         """Everything up to where the next user turn starts, with no empty assistant header before it."""
-        if self._override is not None:
-            history = self._render(messages, False) if messages else ""
-            return self._tokenized(history + self._override, known)
-        return self._tokenized(self._before_sentinel(messages), known)
+        if not messages or (len(messages) == 1 and _is_system_prompt(messages[0])):
+            return self._opening(*(message["content"] for message in messages))
+        return self._tokenized(self._up_to_user_turn(messages), known)
+
+    def _opened(self, *system_prompt: str) -> Prompt:
+        messages = [{"role": "system", "content": text} for text in system_prompt]
+        return self._tokenized(self._up_to_user_turn(messages), None)
+
+    def _up_to_user_turn(self, messages: Sequence[Message]) -> str:
+        if self._override is None:
+            return self._before_sentinel(messages)
+        return (self._render(messages, False) if messages else "") + self._override
 
     def continued(self, prompt: Prompt, completion: Completion) -> Prompt | None:
         """A prompt with its completion; None where the completion's text and tokens differ."""
@@ -119,6 +129,10 @@ class TemplateChat:
         if not found:
             raise ModelError("the model's chat template drops or changes user messages, so Magpie cannot use it")
         return before
+
+
+def _is_system_prompt(message: Message) -> bool:
+    return message.keys() == {"role", "content"} and message["role"] == "system" and isinstance(message["content"], str)
 
 
 def resolve_path(path: str) -> str:

@@ -109,7 +109,7 @@ class VllmEngine:
         """Completes one prompt."""
         from vllm import SamplingParams
         from vllm.exceptions import VLLMValidationError
-        from vllm.inputs import TokensPrompt
+        from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -120,7 +120,8 @@ class VllmEngine:
             **options,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        prompt = TokensPrompt(prompt_token_ids=list(request.token_ids))
+        # Marked as tokens; one that vLLM takes for raw makes a detour through a thread.
+        prompt = tokens_input(list(request.token_ids))
         final = None
         try:
             async for output in self._llm.generate(prompt, params, request.key, lora_request=self._lora):

@@ -86,35 +86,37 @@ def _job(folder: Path, number: int, rows: int = REPEAT_ROWS) -> Job:
     )
 
 
-async def _one_run(actor: Any, fleet: ray_fleet.RayFleet, config: HostConfig, seeds: Any) -> tuple[int, float]:
+class Started(ray_fleet.RayFleet):
+    """A fleet whose only engine runs already, and goes on from run to run."""
+
+    def __init__(self, actor: Any, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._actors[0] = actor
+
+    async def place(self, engine: int) -> None:
+        """It has its place."""
+
+    async def start(self, engine: int) -> int:
+        """Its slots."""
+        return SLOTS
+
+    async def kill(self, engine: int) -> None:
+        """Not between two runs."""
+
+    async def close(self) -> None:
+        """Not between two runs."""
+
+
+async def _one_run(actor: Any, config: HostConfig, seeds: Any) -> tuple[int, float]:
     """(output tokens, seconds) of a whole run driven by batchgen's own driver on a started actor."""
     from batchgen.drive import Driver
     from batchgen.progress import Progress
     from batchgen.schedule import Scheduler
 
-    class Started:
-        """The fleet of an engine that runs already."""
-
-        async def room(self) -> int:
-            return 1
-
-        async def start(self, engine: int) -> int:
-            return SLOTS
-
-        async def run(self, engine: int, work: Any) -> Any:
-            return await fleet.run(0, work)
-
-        async def progress(self, engine: int) -> Any:
-            return await fleet.progress(0)
-
-        async def kill(self, engine: int) -> None: ...
-
-        async def close(self) -> None: ...
-
     await actor.reopen.remote(config)
     last: list[Any] = []
-    plan = config.plan
-    driver = Driver(Scheduler(plan.shards, 1), Started(), seeds, len(plan.shards), 0, Progress(), 1, watch=last.append)
+    plan, fleet = config.plan, Started(actor, config, None, Placement(1), local=True)
+    driver = Driver(Scheduler(plan.shards, 1), fleet, seeds, len(plan.shards), 0, Progress(), 1, watch=last.append)
     started = time.perf_counter()
     await driver.run()
     seconds = time.perf_counter() - started
@@ -136,24 +138,22 @@ def measure(repeats: int) -> dict[str, Any]:
                 store = LocalStore(job.output)
                 plan = settle_plan(store, make_plan(job, seeds))
                 configs.append((HostConfig(job, plan, store.location, number), seeds))
-            fleet = ray_fleet.RayFleet(configs[0][0], folder / "logs", Placement(1), local=True)
             actor = (
                 ray.remote(BenchActor)
                 .options(num_cpus=0, max_concurrency=1000)
                 .remote(replace(configs[0][0], seed=5), str(folder / "engine.log"), 2)
             )
-            fleet._actors[0] = actor
             slots = await actor.start.remote()
             assert slots == SLOTS, slots
-            await _one_run(actor, fleet, *configs[0])
+            await _one_run(actor, *configs[0])
             for config, seeds in configs[1:]:
                 await actor.reopen.remote(config)
                 sides = [("raw engine", actor.raw.remote), ("batchgen through Ray", None)]
                 for name, work in sides if config.seed % 2 else reversed(sides):
-                    tokens, seconds = await (work() if work else _one_run(actor, fleet, config, seeds))
+                    tokens, seconds = await (work() if work else _one_run(actor, config, seeds))
                     rates[name].append(tokens / seconds)
                     print(f"{name:22s} {rates[name][-1]:8,.0f} tok/s", flush=True)
-            await fleet.close()
+            await actor.stop.remote()
 
         asyncio.run(go())
     medians = {name: statistics.median(values) for name, values in rates.items()}
