@@ -19,6 +19,7 @@ import ray
 from ray._private import ray_constants, worker
 from ray._private.services import canonicalize_bootstrap_address
 from ray._private.state import actors as actor_table
+from ray._private.utils import get_num_cpus
 
 from batchgen.errors import ClusterLost, UserError
 from batchgen.sockets import short_tempdir
@@ -69,7 +70,7 @@ def connected(address: str | None, engines: int | None) -> Iterator[Cluster]:
                 ray.init(
                     address="local",
                     include_dashboard=False,
-                    num_cpus=max(os.cpu_count() or 1, engines or 1),
+                    num_cpus=max(usable_cores(), engines or 1),
                     _temp_dir=_temp_dir(),
                     **quiet,
                 )
@@ -127,6 +128,11 @@ async def ask(function: Callable[..., Any], *arguments: Any, seconds: float = 15
     return await asyncio.wait_for(answer, seconds)
 
 
+def usable_cores() -> int:
+    """Cores of this machine that this process may use, by its affinity and by its container's quota."""
+    return max(1, min(len(os.sched_getaffinity(0)), int(get_num_cpus(override_docker_cpu_warning=True))))
+
+
 def gpus_of_machines() -> tuple[int, ...]:
     """GPUs of each machine that is in the cluster now."""
     return tuple(int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"])
@@ -135,6 +141,8 @@ def gpus_of_machines() -> tuple[int, ...]:
 def fate_of(actor: Any) -> Literal["alive", "died", "lost"]:
     """What became of an actor, by Ray's own tables; `lost`: its machine left the cluster."""
     entry = actor_table(actor._actor_id.hex())
+    if not entry:
+        return "died"  # so long ago that Ray has forgotten it
     if any(node["NodeID"] == entry["Address"]["NodeID"] and not node["Alive"] for node in ray.nodes()):
         return "lost"
     return "died" if entry["State"] == "DEAD" else "alive"

@@ -18,7 +18,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from batchgen.distributed.cluster import ask, fate_of, gpus_of_machines
+from batchgen.distributed.cluster import ask, fate_of, gpus_of_machines, usable_cores
 from batchgen.errors import ClusterLost, EngineDead, EngineStartError
 from batchgen.fleet import Answer, HostConfig, Placement, Work
 from batchgen.progress import Progress
@@ -91,7 +91,7 @@ class RayFleet:
         self._placement = placement
         # Engines of one machine share its cores; on a cluster Ray's scheduler and the machine decide.
         shared = local and not placement.gpus
-        self._threads = max(1, (os.cpu_count() or 1) // placement.engines) if shared else None
+        self._threads = max(1, usable_cores() // placement.engines) if shared else None
         self._actors: dict[int, Any] = {}
         self._placed: set[int] = set()
         self._lost = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from ray.exceptions import RaySystemError
 
 from batchgen.distributed import fleet as fleets
-from batchgen.distributed.cluster import ask
+from batchgen.distributed.cluster import ask, usable_cores
 from batchgen.errors import ClusterLost
 from batchgen.fleet import HostConfig, Placement
 from tests.helpers import chaos_job, planned
@@ -25,6 +26,15 @@ def test_what_ray_gives_or_raises_comes_back_and_silence_ends_in_time():
     with pytest.raises(TimeoutError):
         asyncio.run(ask(never.wait, seconds=0.1))
     never.set()
+
+
+def test_cores_that_this_process_may_not_use_do_not_count():
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ LAYERS = [
     ["api"],
     ["display", "pipeline"],
     ["cli"],
+    ["__main__"],
 ]
 # The embedded model's training script is a program of its own: it asks the tasks for their prompts.
 EXEMPT = {"embedded/train.py"}
