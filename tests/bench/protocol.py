@@ -17,7 +17,8 @@ from unittest import mock
 from batchgen import generate
 from batchgen.commit import Manifest, attempt_key, commit_shard
 from batchgen.drive import Driver, Status
-from batchgen.fleet import Answer, HostConfig, Work
+from batchgen.fleet import HostConfig
+from batchgen.host import LocalFleet
 from batchgen.plan import make_plan, settle_plan
 from batchgen.progress import Progress
 from batchgen.rows import OK
@@ -36,27 +37,17 @@ def _no_commit(store: Any, plan: Any, shard: Any, attempt: str, seeds: Any, resu
     return Manifest(*place, len(results), ok, len(seeds) - ok, {}, *tokens, 0, ""), True
 
 
-class _Fleet:
-    """One engine that runs already."""
+class _Fleet(LocalFleet):
+    """A fleet whose only engine runs already, and goes on from run to run."""
 
     def __init__(self, host: BenchHost) -> None:
-        self._host = host
-
-    async def room(self) -> int:
-        return 1
+        super().__init__(host._config)
+        self._hosts[0], self._running[0] = host, set()
 
     async def start(self, engine: int) -> int:
         return SLOTS
 
-    async def run(self, engine: int, work: Work) -> Answer:
-        return await self._host.run(work)
-
-    async def progress(self, engine: int) -> Progress:
-        return self._host.progress
-
     async def kill(self, engine: int) -> None: ...
-
-    async def close(self) -> None: ...
 
 
 async def _one_run(host: BenchHost, config: HostConfig, seeds: Seeds) -> tuple[float, list[float]]:
