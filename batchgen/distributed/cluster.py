@@ -9,6 +9,7 @@ import os
 import secrets
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -149,10 +150,13 @@ def fate_of(actor: Any) -> Literal["alive", "died", "lost"]:
 
 
 def _temp_dir() -> str | None:
-    """Where a local Ray keeps its sessions; None is its own choice, `TMPDIR` unless `RAY_TMPDIR` is set."""
-    if os.environ.get("RAY_TMPDIR") or (short := short_tempdir(room=_SOCKET_BYTES)) is None:
+    """Where a local Ray keeps its sessions; None where the user has chosen.
+
+    Ray itself would take a `TMPDIR` that cannot be written, or whose name is too long.
+    """
+    if os.environ.get("RAY_TMPDIR"):
         return None
-    return f"{short}/ray"
+    return f"{short_tempdir(room=_SOCKET_BYTES) or tempfile.gettempdir()}/ray"
 
 
 def _see_to_token() -> None:
