@@ -26,7 +26,9 @@ from batchgen.schedule import Scheduler
 from batchgen.seeds import Seeds, load_seeds
 from batchgen.store import LocalStore
 from tests.bench.fill import BenchHost, _job
-from tests.bench.workload import ROWS, SLOTS
+from tests.bench.workload import ROWS, SLOTS, length_of
+
+MEAN_LENGTH = statistics.mean(map(length_of, range(10_000)))
 
 
 def _no_commit(store: Any, plan: Any, shard: Any, attempt: str, seeds: Any, results: Any) -> tuple[Manifest, bool]:
@@ -56,11 +58,10 @@ async def _one_run(host: BenchHost, config: HostConfig, seeds: Seeds) -> tuple[f
     at_stake: list[float] = []
 
     def watch(status: Status) -> None:
-        rows = status.done.ok + status.done.rejected
-        mean = status.done.output_tokens / rows if rows else 0.0
-        # Finished rows of open shards, and as much again as the rows in flight may have of their tokens.
+        # Completions of rows whose shards are open, and a whole one of mean length for every slot that works.
         finished = status.done.output_tokens - driver._committed.output_tokens
-        at_stake.append(finished + min(2 * SLOTS, status.rows - rows) * mean)
+        left = status.rows - status.done.ok - status.done.rejected
+        at_stake.append(finished + min(SLOTS, left) * MEAN_LENGTH)
 
     plan = config.plan
     driver = Driver(Scheduler(plan.shards, 1), _Fleet(host), seeds, len(plan.shards), 0, Progress(), 1, watch)
