@@ -9,13 +9,11 @@ _LONGEST_PATH = 107
 _SHORT = "/tmp"
 
 
-def short_tempdir(room: int) -> str | None:
-    """A folder for sockets where the temporary folder's own name leaves too little room, as those of batch systems do.
+def socket_folder(room: int) -> str:
+    """The temporary folder, or `/tmp` where its name leaves too little room, as those of batch systems do.
 
     Args:
         room: bytes that a socket's path needs after the folder's.
-
-    Returns:
-        None where the temporary folder will do.
     """
-    return _SHORT if len(os.fsencode(tempfile.gettempdir())) + room > _LONGEST_PATH else None
+    folder = tempfile.gettempdir()
+    return folder if len(os.fsencode(folder)) + room <= _LONGEST_PATH else _SHORT

@@ -9,7 +9,6 @@ import os
 import secrets
 import signal
 import socket
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from ray._private.state import actors as actor_table
 from ray._private.utils import get_num_cpus
 
 from batchgen.errors import ClusterLost, UserError
-from batchgen.sockets import short_tempdir
+from batchgen.sockets import socket_folder
 
 _SOCKET_BYTES = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 
@@ -66,7 +65,7 @@ def connected(address: str | None, engines: int | None) -> Iterator[Cluster]:
     try:
         if address is None:
             _keep_to_loopback()
-            _see_to_token()
+            _ensure_token()
             with _ignoring_hangup():
                 ray.init(
                     address="local",
@@ -156,10 +155,10 @@ def _temp_dir() -> str | None:
     """
     if os.environ.get("RAY_TMPDIR"):
         return None
-    return f"{short_tempdir(room=_SOCKET_BYTES) or tempfile.gettempdir()}/ray"
+    return f"{socket_folder(room=_SOCKET_BYTES)}/ray"
 
 
-def _see_to_token() -> None:
+def _ensure_token() -> None:
     """Gives a local Ray a token of its own where there is no home to keep one in, as in many containers.
 
     Ray asks for a token by default and writes one to the home.

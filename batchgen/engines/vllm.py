@@ -15,7 +15,7 @@ from batchgen.engines.arguments import GPU_ARGUMENTS
 from batchgen.engines.base import Completion, EngineSpec, Request
 from batchgen.engines.chat import TemplateChat, chat_from_tokenizer, load_tokenizer, resolve_path
 from batchgen.errors import EngineDead, EngineStartError, RowRejected
-from batchgen.sockets import short_tempdir
+from batchgen.sockets import socket_folder
 
 _SOCKET_BYTES = len("/01234567-89ab-cdef-0123-456789abcdef")
 # Read by vLLM when it is imported. Two engines on one machine would both bind to core 0 without `nobind`.
@@ -57,8 +57,7 @@ class VllmEngine:
         """Loads the model; raises `EngineStartError` with vLLM's own reason."""
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        if (folder := short_tempdir(room=_SOCKET_BYTES)) is not None:
-            os.environ.setdefault("VLLM_RPC_BASE_PATH", folder)
+        os.environ.setdefault("VLLM_RPC_BASE_PATH", socket_folder(room=_SOCKET_BYTES))
         spec = self.spec
         tokenizer = load_tokenizer(spec.path, spec.revision, spec.trust_remote_code)
         self._chat = chat_from_tokenizer(tokenizer, spec.pre_query_template)

@@ -6,14 +6,14 @@ import tempfile
 
 import pytest
 
-from batchgen.sockets import short_tempdir
+from batchgen.sockets import socket_folder
 
 
 @pytest.mark.parametrize(
-    ("folder", "room", "expected"), [("/x", 105, None), ("/x", 106, "/tmp"), ("/" + "ü" * 30, 47, "/tmp")]
+    ("folder", "room", "expected"), [("/x", 105, "/x"), ("/x", 106, "/tmp"), ("/" + "ü" * 30, 47, "/tmp")]
 )
 def test_a_name_that_leaves_too_little_room_is_not_used(
-    folder: str, room: int, expected: str | None, monkeypatch: pytest.MonkeyPatch
+    folder: str, room: int, expected: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(tempfile, "tempdir", folder)
-    assert short_tempdir(room) == expected
+    assert socket_folder(room) == expected
