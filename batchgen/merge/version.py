@@ -10,7 +10,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,48 +82,37 @@ def merge_run(store: ObjectStore, plan: Plan, job: Job, partial: bool = False) -
             "or merge what is there with --partial"
         )
     merged = merge_rows(store, plan, job, manifests)
+    details = {
+        "fingerprint": plan.fingerprint,
+        "merge": job.merge.model_dump(mode="json"),
+        "read": merged.read,
+        "kept": merged.table.num_rows,
+        "dropped": merged.dropped,
+        "shards": len(manifests),
+        "of_shards": len(plan.shards),
+    }
     before = latest_version(store)
-    number = before.number + 1 if before else 1
-    with tempfile.TemporaryDirectory(prefix="batchgen-") as scratch:
-        paths = _write_files(merged.table, Path(scratch))
-        details = {
-            "fingerprint": plan.fingerprint,
-            "merge": job.merge.model_dump(mode="json"),
-            "read": merged.read,
-            "kept": merged.table.num_rows,
-            "dropped": merged.dropped,
-            "shards": len(manifests),
-            "of_shards": len(plan.shards),
-        }
-        files = {name: _described(path) for name, path in paths.items()}
-        digest = hashlib.sha256(canonical_json([file["sha256"] for file in files.values()])).hexdigest()[:32]
-        card = Path(scratch) / CARD
-        card.write_text(render_card(job, plan, merged.table, details, digest), encoding="utf-8")
-        files = {CARD: _described(card), **files}
-        version = Version(number=number, files=files, **details)
-        if before is not None and before.content == version.content:
-            return before
-        for name, path in {CARD: card, **paths}.items():
-            store.upload(f"versions/{number:04d}/{files[name]['sha256'][:16]}/{name}", path)
-    placed = {name: {**f, "key": f"versions/{number:04d}/{f['sha256'][:16]}/{name}"} for name, f in files.items()}
-    version = Version(number=number, files=placed, **details)
-    reach("version uploaded")
-    return _named(store, version)
+    while True:
+        number = before.number + 1 if before else 1
+        with tempfile.TemporaryDirectory(prefix="batchgen-") as scratch:
+            paths = _write_files(job, plan, merged.table, details, Path(scratch))
+            # A version's files lie under its own number, so where another merge took it they are uploaded anew: what
+            # lies under a taken number and is not named never will be, and a garbage collection may remove it.
+            files = {name: _described(path, f"versions/{number:04d}", name) for name, path in paths.items()}
+            version = Version(number=number, files=files, **details)
+            if before is not None and before.content == version.content:
+                return before
+            for name, path in paths.items():
+                store.upload(files[name]["key"], path)
+        reach("version uploaded")
+        if store.put_if_absent(_version_key(number), canonical_json(asdict(version))):
+            reach("version named")
+            return version
+        before = read_version(store, number)
 
 
-def _named(store: ObjectStore, version: Version) -> Version:
-    """Writes the version's file: under the next number where another merge came first, if it is not the same one."""
-    while not store.put_if_absent(_version_key(version.number), canonical_json(asdict(version))):
-        other = read_version(store, version.number)
-        if other.content == version.content:
-            return other
-        version = replace(version, number=version.number + 1)
-    reach("version named")
-    return version
-
-
-def _write_files(table: pa.Table, folder: Path) -> dict[str, Path]:
-    """Data files of a dataset by their path in it."""
+def _write_files(job: Job, plan: Plan, table: pa.Table, details: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+    """A dataset's card and data files by their path in it."""
     number = max(1, -(-table.num_rows // ROWS_PER_FILE))
     paths = {}
     for index in range(number):
@@ -138,12 +127,20 @@ def _write_files(table: pa.Table, folder: Path) -> dict[str, Path]:
             write_page_index=True,
         )
         paths[name] = path
-    return paths
+    digest = hashlib.sha256(canonical_json([_sha256(path) for path in paths.values()])).hexdigest()[:32]
+    card = folder / CARD
+    card.write_text(render_card(job, plan, table, details, digest), encoding="utf-8")
+    return {CARD: card, **paths}
 
 
-def _described(path: Path) -> dict[str, Any]:
-    data = path.read_bytes()
-    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+def _described(path: Path, prefix: str, name: str) -> dict[str, Any]:
+    sha256 = _sha256(path)
+    return {"size": path.stat().st_size, "sha256": sha256, "key": f"{prefix}/{sha256[:16]}/{name}"}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def latest_version(store: ObjectStore) -> Version | None:

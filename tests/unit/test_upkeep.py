@@ -182,6 +182,23 @@ def test_gc_removes_only_what_no_manifest_names(job, tmp_path: Path, capsys):
     assert collect(store, plan) == (0, 0)
 
 
+def test_gc_takes_nothing_from_a_merge_that_lost_its_number_to_another(job, monkeypatch: pytest.MonkeyPatch):
+    store, plan = store_and_plan(job)
+    merge = job.merge.model_copy(update={"near": None})
+    first, second = (job.model_copy(update={"merge": merge, "name": name}) for name in ("first", "second"))
+
+    def between(point: str) -> None:
+        if point == "version uploaded":
+            monkeypatch.undo()
+            assert merge_run(store, plan, first).number == 2, "another merge comes first"
+            assert collect(store, plan)[0] > 0, "what was uploaded under its number"
+
+    monkeypatch.setattr("batchgen.merge.version.reach", between)
+    version = merge_run(store, plan, second)
+    assert version.number == 3
+    assert all(store.size(file["key"]) == file["size"] for file in version.files.values())
+
+
 def test_gc_keeps_all_that_a_torn_revoked_manifest_may_have_named(job, tmp_path: Path):
     (tmp_path / "run" / "commits" / "000001" / "0000.json").write_text("{")
     main(["revoke", job.output, "1"])
