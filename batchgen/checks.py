@@ -37,8 +37,10 @@ def unknown(kind: str, name: str, legal: Iterable[str], path: Path = ()) -> Pyda
     return complaint(message.replace("?;", "?"), path)
 
 
-def check_arguments(given: Mapping[str, Any], legal: Mapping[str, str], owned: Mapping[str, str], where: str) -> None:
-    """Checks vLLM's arguments against their frozen names and types; `owned` ones are batchgen's, each for a reason."""
+def check_arguments(
+    given: Mapping[str, Any], legal: Mapping[str, arguments.Kind], owned: Mapping[str, str], where: str
+) -> None:
+    """Checks vLLM's arguments against their frozen names and kinds; `owned` ones are batchgen's, each for a reason."""
     for name, value in given.items():
         path = (where, name) if where else (name,)
         if name in owned:
@@ -46,9 +48,14 @@ def check_arguments(given: Mapping[str, Any], legal: Mapping[str, str], owned: M
             raise complaint(message, path)
         if name not in legal:
             raise unknown("vLLM argument", name, legal, path)
-        if not arguments.fits(value, legal[name]):
-            message = f"expected {legal[name].replace(' | ', ' or ').replace('None', 'null')}, got {value!r}"
-            raise complaint(message, path)
+        kind = legal[name]
+        if arguments.fits(value, kind):
+            continue
+        values = ["null" if each is None else str(each) for each in kind] if isinstance(kind, list) else []
+        if values and isinstance(value, str):
+            raise unknown("value", value, values, path)
+        expected = " or ".join(values) or str(kind).replace(" | ", " or ").replace("None", "null")
+        raise complaint(f"expected {expected}, got {value!r}", path)
 
 
 # Values that vLLM refuses at the first request; here they cost no engine start. (low, high), both included.

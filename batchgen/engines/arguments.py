@@ -1,4 +1,4 @@
-"""The names that `model.engine`, `sampling` and its `structured_outputs` may use, frozen from the pinned vLLM.
+"""What `model.engine`, `sampling` and its `structured_outputs` may say, frozen from the pinned vLLM.
 
 `vllm_arguments.json` is written by `python -m batchgen.engines.vllm`; checking against it takes milliseconds, where
 importing vLLM takes half a minute. A test compares it with the installed vLLM.
@@ -63,6 +63,8 @@ OWNED_SAMPLING = {
     "prompt_logprobs": "there is no column for them",
     "logprobs": "use `logprobs: true` on a step",
 }
+# Legal values; or type names with " | " between, or "any".
+Kind = str | list[Any]
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (int, float),
@@ -75,29 +77,31 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 @cache
-def _frozen() -> dict[str, dict[str, str]]:
+def _frozen() -> dict[str, dict[str, Kind]]:
     text = (files("batchgen.engines") / "vllm_arguments.json").read_text()
-    frozen: dict[str, dict[str, str]] = json.loads(text)
+    frozen: dict[str, dict[str, Kind]] = json.loads(text)
     return frozen
 
 
-def engine_arguments() -> Mapping[str, str]:
-    """Names that `model.engine` takes, with their types."""
+def engine_arguments() -> Mapping[str, Kind]:
+    """Names that `model.engine` takes, with their kinds."""
     return {name: kind for name, kind in _frozen()["engine"].items() if name not in OWNED_ENGINE}
 
 
-def sampling_arguments() -> Mapping[str, str]:
-    """Names that `sampling` takes, with their types."""
+def sampling_arguments() -> Mapping[str, Kind]:
+    """Names that `sampling` takes, with their kinds."""
     return {name: kind for name, kind in _frozen()["sampling"].items() if name not in OWNED_SAMPLING}
 
 
-def structured_arguments() -> Mapping[str, str]:
-    """Names that `sampling.structured_outputs` takes, with their types."""
+def structured_arguments() -> Mapping[str, Kind]:
+    """Names that `sampling.structured_outputs` takes, with their kinds."""
     return _frozen()["structured_outputs"]
 
 
-def fits(value: Any, kind: str) -> bool:
-    """Whether a value has a frozen type; types that vLLM alone can judge ("any") always fit."""
+def fits(value: Any, kind: Kind) -> bool:
+    """Whether a value is of a frozen kind; those that vLLM alone can judge ("any") always fit."""
+    if isinstance(kind, list):
+        return any(value == legal and type(value) is type(legal) for legal in kind)
     members = kind.split(" | ")
     if "any" in members:
         return True

@@ -9,9 +9,10 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
-from batchgen.engines.arguments import GPU_ARGUMENTS
+from batchgen.engines.arguments import GPU_ARGUMENTS, Kind
 from batchgen.engines.base import Completion, EngineSpec, Request
 from batchgen.engines.chat import TemplateChat, chat_from_tokenizer, load_tokenizer, resolve_path
 from batchgen.errors import EngineDead, EngineStartError, RowRejected
@@ -189,8 +190,8 @@ def _sampling_options(request: Request) -> dict[str, Any]:
     return options
 
 
-def argument_names() -> dict[str, dict[str, str]]:
-    """Names and types of what the installed vLLM takes: engine and sampling arguments, structured outputs."""
+def argument_names() -> dict[str, dict[str, Kind]]:
+    """Names and kinds of what the installed vLLM takes: engine and sampling arguments, structured outputs."""
     import dataclasses
 
     from vllm import SamplingParams
@@ -210,14 +211,25 @@ def argument_names() -> dict[str, dict[str, str]]:
     return {kind: dict(sorted(table.items())) for kind, table in names.items()}
 
 
-def _kind(hint: Any) -> str:
-    """A union of plain type names, or "any" where only vLLM can judge a value."""
+def _kind(hint: Any) -> Kind:
+    """The legal values, a union of plain type names, or "any" where only vLLM can judge a value."""
+    if values := _values(hint):
+        return values
     text = (
         hint if isinstance(hint, str) else getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)
     )
     members = re.sub(r"\[[^\[\]]*\]", "", re.sub(r"\[[^\[\]]*\]", "", text)).replace("NoneType", "None")
     names = {member.strip() for member in members.split("|")}
     return " | ".join(sorted(names)) if names <= {"int", "float", "bool", "str", "None", "list", "dict"} else "any"
+
+
+def _values(hint: Any) -> list[Any]:
+    """The legal values of a hint that has nothing but literals, and perhaps None; else none."""
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
+    parts = [[None] if member is type(None) else _values(member) for member in members]
+    return [value for part in parts for value in part] if all(parts) else []
 
 
 if __name__ == "__main__":

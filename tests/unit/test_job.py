@@ -219,6 +219,13 @@ def test_a_judge_may_be_another_model(tmp_path: Path):
         ("backend: openai", "backend: openai, revision: x", "models.judge: the server decides on revision"),
         ("path: embedded", "path: embedded, backend: transformers, engine: {dtype: int8}", "model.engine.dtype: input"),
         (
+            "path: embedded",
+            "path: embedded, engine: {dtype: flot16}",
+            "'flot16'; did you mean 'float16' or 'bfloat16'?",
+        ),
+        ("path: embedded", "path: embedded, engine: {max_lora_rank: 12}", "expected 1 or 8 or 16 or 32 or 64"),
+        ("path: embedded", "path: embedded, engine: {max_lora_rank: true}", "got True"),
+        (
             "only_instruction: true",
             "only_instruction: true\n    logprobs: true",
             "steps[0]: magpie makes several calls a row; logprobs are of one call",
