@@ -13,7 +13,7 @@ from typing import Any
 from batchgen.errors import BatchgenError, EngineDead, EngineError
 from batchgen.fleet import Fleet, Work
 from batchgen.progress import Progress
-from batchgen.schedule import Action, Dispatch, Finish, KillEngine, Scheduler, StartEngine
+from batchgen.schedule import Action, Dispatch, Finish, KillEngine, Recall, Scheduler, StartEngine
 from batchgen.seeds import Seeds
 
 POLL_SECONDS = 1.0
@@ -110,7 +110,10 @@ class Driver:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def request_stop(self, reason: str) -> None:
-        """Stops handing out shards; call again to end at once. Safe from signal handlers and other threads."""
+        """Stops handing out shards and takes back what has not begun; call again to end at once.
+
+        Safe from signal handlers and other threads.
+        """
         stop = partial(self._events.put_nowait, lambda: self._scheduler.stop(reason))
         self._loop.call_soon_threadsafe(stop) if self._loop else stop()
 
@@ -145,6 +148,8 @@ class Driver:
                     self._spawn(self._start(engine))
                 case Dispatch():
                     self._spawn(self._dispatch(action))
+                case Recall(engine, shard):
+                    self._spawn(self._recall(engine, shard))
                 case KillEngine(engine):
                     self._forget(engine)
                     await self._fleet.kill(engine)
@@ -215,8 +220,9 @@ class Driver:
             self._receipted[engine] = self._receipted.get(engine, Progress()) + answer.receipt.progress
             self._events.put_nowait(lambda: self._scheduler.shard_done(engine, shard.index))
             return
-        if answer.kind == "done":
-            self._events.put_nowait(lambda: self._scheduler.probe_done(engine, shard.index))
+        if answer.kind in ("done", "returned"):
+            tell = self._scheduler.probe_done if answer.kind == "done" else self._scheduler.shard_returned
+            self._events.put_nowait(lambda: tell(engine, shard.index))
             return
         self._note(f"shard {shard.name} on engine {engine}: {answer.error}")
         react = {
@@ -225,6 +231,10 @@ class Driver:
             "unavailable": lambda: self._scheduler.service_failed(engine, shard.index, answer.error),
         }.get(answer.kind, lambda: self._scheduler.shard_failed(engine, shard.index, answer.error))
         self._events.put_nowait(react)
+
+    async def _recall(self, engine: int, shard: int) -> None:
+        if not await self._fleet.recall(engine, shard):
+            self._events.put_nowait(lambda: self._scheduler.recall_refused(engine, shard))
 
     async def _poll(self) -> None:
         while True:

@@ -23,12 +23,13 @@ class Answer:
     """What became of a shard, in a form that survives any pickling.
 
     Args:
-        kind: `done`; `engine_dead` (the engine's fault); `machine_dead` (it went with its machine); `unavailable` (the
-            store's fault, or a server's elsewhere); `failed` (anything else).
+        kind: `done`; `returned` (recalled before a row of it had begun); `engine_dead` (the engine's fault);
+            `machine_dead` (it went with its machine); `unavailable` (the store's fault, or a server's elsewhere);
+            `failed` (anything else).
         error: what went wrong, without any text of a row.
     """
 
-    kind: Literal["done", "engine_dead", "machine_dead", "unavailable", "failed"]
+    kind: Literal["done", "returned", "engine_dead", "machine_dead", "unavailable", "failed"]
     receipt: Receipt | None = None
     error: str = ""
 
@@ -124,6 +125,9 @@ class Fleet(Protocol):
 
     async def run(self, engine: int, work: Work) -> Answer:
         """Runs a shard, or a probe of it, on an engine."""
+
+    async def recall(self, engine: int, shard: int) -> bool:
+        """Whether an engine gives a shard back, as none of its rows has begun; `run` answers so then. Never raises."""
 
     async def progress(self, engine: int) -> Progress | None:
         """What an engine has done since its start; None where it does not say."""

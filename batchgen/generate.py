@@ -99,8 +99,22 @@ class Worker:
             )
             for step in job.steps
         ]
+        # First come, first served: a shard begins when all that came before it have.
         self._rows = asyncio.Semaphore(max(2, int(engine.slots * ROWS_PER_SLOT)))
+        # Rows of shards of which none has begun; shards that were given back and have not ended yet.
+        self._waiting: dict[int, list[asyncio.Task[list[ResultRow]]]] = {}
+        self._returned: set[int] = set()
         self.progress = Progress()
+
+    def give_back(self, shard: int) -> bool:
+        """Drops a shard where none of its rows has begun; says whether it does."""
+        rows = self._waiting.pop(shard, None)
+        if rows is None:
+            return False
+        self._returned.add(shard)
+        for row in rows:
+            row.cancel()
+        return True
 
     async def probe(self, seeds: Sequence[SeedRow]) -> None:
         """Runs rows to see whether the engine survives them; what they give is thrown away."""
@@ -108,18 +122,30 @@ class Worker:
 
     async def shard(
         self, shard: Shard, attempt: str, seeds: Sequence[SeedRow], quarantined: Collection[int] = ()
-    ) -> Receipt:
+    ) -> Receipt | None:
         """Generates and commits a shard.
 
         Args:
             quarantined: positions of rows that are rejected without being run: each killed an engine.
+
+        Returns:
+            None where it was given back.
 
         Raises:
             EngineDead: the engine is gone; nothing was committed.
             StoreError: the store failed; the shard may or may not be committed.
         """
         run = [seed for seed in seeds if seed.index not in quarantined]
-        groups = await self._all([asyncio.create_task(self._row(seed, attempt)) for seed in run])
+        self._waiting[shard.index] = [asyncio.create_task(self._row(seed, attempt, shard.index)) for seed in run]
+        try:
+            groups = await self._all(self._waiting[shard.index])
+        except asyncio.CancelledError:
+            if shard.index not in self._returned:
+                raise
+            return None
+        finally:
+            self._waiting.pop(shard.index, None)
+            self._returned.discard(shard.index)
         results = [result for group in groups for result in group]
         crashed = _Branch("", {}, reason="engine_crash")
         results += [
@@ -137,18 +163,20 @@ class Worker:
             for task in tasks:
                 task.cancel()
 
-    async def _through(self, seed: SeedRow, attempt: str) -> list[ResultRow]:
+    async def _through(self, seed: SeedRow, attempt: str, shard: int | None = None) -> list[ResultRow]:
         """One seed row through all steps: at least one result, whatever happens to it."""
         async with self._rows:
+            if shard is not None:
+                self._waiting.pop(shard, None)
             return await self._advance(seed, attempt, 0, _Branch("", dict(seed.data)))
 
     def _count(self, completion: Completion) -> None:
         """Tokens are progress as they come: a row of many calls may take minutes."""
         self.progress += Progress(input_tokens=completion.input_tokens, output_tokens=completion.output_tokens)
 
-    async def _row(self, seed: SeedRow, attempt: str) -> list[ResultRow]:
+    async def _row(self, seed: SeedRow, attempt: str, shard: int) -> list[ResultRow]:
         """A row of a shard, with its outcome added to the progress."""
-        results = await self._through(seed, attempt)
+        results = await self._through(seed, attempt, shard)
         ok = any(result.outcome == OK for result in results)
         self.progress += Progress(
             ok=int(ok),

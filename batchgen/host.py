@@ -40,13 +40,18 @@ class EngineHost:
             if work.probe:
                 await self._worker.probe([seed for seed in work.seeds if seed.index not in work.quarantined])
                 return Answer("done")
-            return Answer("done", await self._worker.shard(work.shard, new_attempt(), work.seeds, work.quarantined))
+            receipt = await self._worker.shard(work.shard, new_attempt(), work.seeds, work.quarantined)
+            return Answer("done", receipt) if receipt is not None else Answer("returned")
         except EngineDead as error:
             return Answer("engine_dead", error=str(error))
         except (StoreError, PlanMismatch, EngineUnavailable) as error:
             return Answer("unavailable", error=str(error))
         except Exception as error:
             return Answer("failed", error=f"{type(error).__name__} in {_where(error)}")
+
+    def recall(self, shard: int) -> bool:
+        """Gives a shard back where none of its rows has begun; says whether it does."""
+        return self._worker is not None and self._worker.give_back(shard)
 
     @property
     def progress(self) -> Progress:
@@ -106,6 +111,11 @@ class LocalFleet:
             if task.cancelled():
                 return Answer("engine_dead", error="engine was killed")
             raise
+
+    async def recall(self, engine: int, shard: int) -> bool:
+        """Whether an engine gives a shard back."""
+        host = self._hosts.get(engine)
+        return host is not None and host.recall(shard)
 
     async def progress(self, engine: int) -> Progress | None:
         """What an engine has done since its start."""

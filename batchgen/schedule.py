@@ -6,6 +6,7 @@ them as events; an event about an engine that it has given up is ignored, so lat
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from batchgen.suspects import Isolated, Suspects
 # the slow rows of their shards, and the rest are at hand when a slot falls free.
 HELD_ROWS_PER_SLOT = 6
 HELD_SHARDS = 2
+# With fewer an engine runs short: that many the worker has in flight (`generate.ROWS_PER_SLOT`).
+BUSY_ROWS_PER_SLOT = 2
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,9 @@ class StartEngine:
 
 @dataclass(frozen=True)
 class Dispatch:
-    """Run a shard on an engine; answered by `shard_done`, `probe_done`, `shard_failed` or `engine_lost`.
+    """Run a shard on an engine.
+
+    Answered by `shard_done`, `probe_done`, `shard_returned`, `shard_failed` or `engine_lost`.
 
     Args:
         rows: [start, stop) where only these rows run, to see whether the engine survives; nothing is committed.
@@ -40,6 +45,17 @@ class Dispatch:
     shard: Shard
     rows: tuple[int, int] | None = None
     quarantined: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Take a shard back where none of its rows has begun.
+
+    Its dispatch is answered by `shard_returned` then; where it is too late the answer is `recall_refused`.
+    """
+
+    engine: int
+    shard: int
 
 
 @dataclass(frozen=True)
@@ -56,23 +72,44 @@ class Finish:
     error: BatchgenError | None
 
 
-Action = StartEngine | Dispatch | KillEngine | Finish
+Action = StartEngine | Dispatch | Recall | KillEngine | Finish
 
 
 @dataclass
 class _Engine:
     slots: int = 0
     ready: bool = False
+    # In the order in which they were handed out, which is that in which a worker begins with them.
     shards: dict[int, Shard] = field(default_factory=dict)
+    # Of these: asked back and not answered yet; known to have begun.
+    asked: set[int] = field(default_factory=set)
+    begun: set[int] = field(default_factory=set)
     # What it holds alone; `reserved`: it is to hold something alone as soon as it is empty.
     alone: Isolated | None = None
     reserved: bool = False
 
     @property
+    def free(self) -> bool:
+        """Whether it takes shards at all."""
+        return self.ready and not self.reserved and self.alone is None
+
+    @property
+    def load(self) -> float:
+        """Rows per slot, without those of shards that are asked back."""
+        rows = sum(shard.stop - shard.start for index, shard in self.shards.items() if index not in self.asked)
+        return rows / max(1, self.slots)
+
+    @property
     def wants_more(self) -> bool:
-        rows = sum(shard.stop - shard.start for shard in self.shards.values())
-        free = self.ready and not self.reserved and self.alone is None
-        return free and (len(self.shards) < HELD_SHARDS or rows < HELD_ROWS_PER_SLOT * self.slots)
+        return self.free and (len(self.shards) < HELD_SHARDS or self.load < HELD_ROWS_PER_SLOT)
+
+    def idle_shards(self) -> list[Shard]:
+        """Those that may not have begun and are not asked back yet, last come first."""
+        if self.alone is not None:
+            return []
+        last_come = reversed(self.shards.values())
+        waiting = itertools.takewhile(lambda shard: shard.index not in self.begun, last_come)
+        return [shard for shard in waiting if shard.index not in self.asked]
 
 
 class Scheduler:
@@ -203,22 +240,40 @@ class Scheduler:
             self._pending.append(failed)
         return self._fill()
 
+    def shard_returned(self, engine: int, shard: int) -> list[Action]:
+        """An engine gave a shard back of which no row had begun."""
+        returned = self._take(engine, shard)
+        if returned is None:
+            return []
+        self._pending.appendleft(returned)
+        return self._fill()
+
+    def recall_refused(self, engine: int, shard: int) -> list[Action]:
+        """An engine has begun with a shard that it was asked back, and with all that it was given before."""
+        if self.finished or engine not in self._engines or shard not in self._engines[engine].asked:
+            return []
+        self._engines[engine].asked.discard(shard)
+        self._engines[engine].begun.add(shard)
+        return self._fill()
+
     def service_failed(self, engine: int, shard: int, error: str) -> list[Action]:
         """The store, or a model server, failed: no row is to blame and no other shard would fare better.
 
-        What is in flight is finished where it can be; then the run ends, resumable.
+        What has begun is finished where it can be; then the run ends, resumable.
         """
         failed = self._take(engine, shard)
         if failed is None:
             return []
         self._pending.appendleft(failed)
         self._stopping = self._stopping or error
-        return self._check_end()
+        return self._fill()
 
     def _take(self, engine: int, shard: int) -> Shard | None:
         """What an engine held, if it is one that counts still."""
         if self.finished or engine not in self._engines:
             return None
+        self._engines[engine].asked.discard(shard)
+        self._engines[engine].begun.discard(shard)
         return self._engines[engine].shards.pop(shard, None)
 
     def _survived(self, engine: int) -> None:
@@ -227,7 +282,7 @@ class Scheduler:
             self._suspects.survived(alone)
 
     def stop(self, reason: str) -> list[Action]:
-        """Hand out nothing more; what is in flight is finished. A second call ends it at once."""
+        """Hand out nothing more, take back what has not begun, finish what has; a second call ends it at once."""
         if self.finished:
             return []
         if self._stopping is not None:
@@ -262,14 +317,38 @@ class Scheduler:
     def _fill(self) -> list[Action]:
         actions: list[Action] = self._isolate()
         while self._pending and not self._stopping:
-            hungry = [(len(e.shards), number) for number, e in self._engines.items() if e.wants_more]
+            hungry = [(e.load, number) for number, e in self._engines.items() if e.wants_more]
             if not hungry:
                 break
             number = min(hungry)[1]
             shard = self._pending.popleft()
             self._engines[number].shards[shard.index] = shard
             actions.append(Dispatch(number, shard, quarantined=self._suspects.quarantined(shard)))
-        return actions + self._check_end()
+        return actions + self._take_back() + self._check_end()
+
+    def _take_back(self) -> list[Action]:
+        """Asks back what has not begun: all of it as a run stops, at its end what an idle engine could do sooner."""
+        actions: list[Action] = []
+        if self._stopping:
+            for number, engine in self._engines.items():
+                actions += [self._recall(number, shard) for shard in engine.idle_shards()]
+            return actions
+        short = [e for e in self._engines.values() if e.free and e.load < BUSY_ROWS_PER_SLOT]
+        # One shard at a time for an engine that runs short.
+        coming = len(self._pending) + sum(len(e.asked) for e in self._engines.values())
+        for taker in sorted(short, key=lambda engine: engine.load)[coming:]:
+            givers = [(e.load, number) for number, e in self._engines.items() if e is not taker and e.idle_shards()]
+            if not givers:
+                break
+            load, number = max(givers)
+            shard = self._engines[number].idle_shards()[0]
+            if taker.load + (shard.stop - shard.start) / max(1, taker.slots) < load:
+                actions.append(self._recall(number, shard))
+        return actions
+
+    def _recall(self, number: int, shard: Shard) -> Recall:
+        self._engines[number].asked.add(shard.index)
+        return Recall(number, shard.index)
 
     def _isolate(self) -> list[Action]:
         """Suspects go to engines that hold nothing; where there is none, one takes nothing more until it is empty."""

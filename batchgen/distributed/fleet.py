@@ -57,6 +57,9 @@ class _Actor:
     async def run(self, work: Work) -> Answer:
         return await self._host.run(work)
 
+    async def recall(self, shard: int) -> bool:
+        return self._host.recall(shard)
+
     async def progress(self) -> Progress:
         return self._host.progress
 
@@ -180,6 +183,16 @@ class RayFleet:
                 return Answer("machine_dead", error=_MACHINE_GONE)
             return Answer("engine_dead", error=_cause(error))
         return answer
+
+    async def recall(self, engine: int, shard: int) -> bool:
+        """Whether an engine gives a shard back, as none of its rows has begun."""
+        actor = self._actors.get(engine)
+        if actor is None:
+            return False
+        try:
+            return bool(await actor.recall.remote(shard))
+        except RayError:
+            return False
 
     async def progress(self, engine: int) -> Progress | None:
         """What an engine has done since its start; None where it does not say in time."""

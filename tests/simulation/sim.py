@@ -24,7 +24,7 @@ from batchgen.job import Job
 from batchgen.merge.version import merge_run, read_version
 from batchgen.plan import Plan, Shard, make_plan
 from batchgen.rows import ResultRow, SeedRow
-from batchgen.schedule import Dispatch, Finish, KillEngine, Scheduler, StartEngine
+from batchgen.schedule import Dispatch, Finish, KillEngine, Recall, Scheduler, StartEngine
 from batchgen.seeds import Seeds, load_seeds
 from tests.faults.ledger import committed_rows
 from tests.helpers import chaos_job
@@ -58,6 +58,7 @@ class Process:
     run: greenlet.greenlet
     answer: Callable[[str], None] | None
     engine: tuple[int, int] | None = None
+    shard: int | None = None
 
 
 class Driver:
@@ -78,6 +79,8 @@ class Driver:
                 self.perform(self.scheduler.engine_ready(action.engine, 1))
             elif isinstance(action, Dispatch):
                 self.sim.begin(self, action)
+            elif isinstance(action, Recall):
+                self.sim.recall(self, action)
             elif isinstance(action, KillEngine):
                 self.sim.lose_engine((self.number, action.engine))
             elif isinstance(action, Finish):
@@ -141,7 +144,28 @@ class Simulation:
             if driver.alive:
                 driver.told(action, outcome)
 
-        self.processes.append(Process(greenlet.greenlet(work), answer, (driver.number, action.engine)))
+        engine = (driver.number, action.engine)
+        self.processes.append(Process(greenlet.greenlet(work), answer, engine, action.shard.index))
+
+    def recall(self, driver: Driver, action: Recall) -> None:
+        """An engine is asked a shard back, and finds sooner or later whether it has begun with it."""
+        engine = (driver.number, action.engine)
+
+        def work() -> str:
+            for process in self.processes:
+                if process.engine == engine and process.shard == action.shard and not process.run:
+                    self.processes.remove(process)
+                    self.count("shard given back")
+                    return "returned"
+            return "refused"
+
+        def answer(outcome: str) -> None:
+            if not driver.alive:
+                return
+            event = driver.scheduler.shard_returned if outcome == "returned" else driver.scheduler.recall_refused
+            driver.perform(event(action.engine, action.shard))
+
+        self.processes.append(Process(greenlet.greenlet(work), answer, engine))
 
     def attempt(self, shard: Shard, attempt: str, quarantined: frozenset[int]) -> None:
         """What a worker does once its rows are generated; no two attempts have the same rows."""

@@ -44,7 +44,15 @@ def test_no_seed_breaks_a_promise(whole_world):
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         parts = pool.map(simulate_all, [range(start, min(start + 250, SEEDS)) for start in range(0, SEEDS, 250)])
         injected = sum(parts, Counter[str]())
-    wanted = {"engine killed", "driver killed", "second driver", "zombie", "process killed", "answer lost"}
+    wanted = {
+        "engine killed",
+        "driver killed",
+        "second driver",
+        "zombie",
+        "process killed",
+        "answer lost",
+        "shard given back",
+    }
     wanted |= {"garbage collection", "revocation", "merge", f"store {BEFORE}", f"store {AFTER}"}
     assert set(injected) >= wanted
     # Counters that are added up leave out what is zero.

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,34 @@ def test_an_engine_that_hangs_is_taken_for_dead_and_replaced(tmp_path: Path):
     assert len(manifests) == len(plan.shards)
     assert any("taken for hung" in note for status in statuses for note in status.notes)
     ledger.record("engine hangs", 1, tmp_path / "run", 20)
+
+
+class RecordingFleet(LocalFleet):
+    """Notes what its engines answer; the second one comes up when the first has all the work."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.answers: list[tuple[int, str]] = []
+        RecordingFleet.last = self
+
+    async def start(self, engine: int) -> int:
+        await asyncio.sleep(0.05 * engine)
+        return await super().start(engine)
+
+    async def run(self, engine: int, work: Work) -> Answer:
+        answer = await super().run(engine, work)
+        self.answers.append((engine, answer.kind))
+        return answer
+
+
+def test_an_engine_that_comes_up_when_all_is_handed_out_takes_over_what_has_not_begun(tmp_path: Path):
+    script = {"slots": 8, "latency": 0.1}
+    job = chaos_job(tmp_path, source={"count": 48}, shard_rows=4, model={"path": "chaos", "engine": script})
+    manifests, plan, _ = drive(job, engines=2, fleets=RecordingFleet)
+    assert len(manifests) == len(plan.shards)
+    answers = Counter(RecordingFleet.last.answers)
+    assert answers[0, "returned"] == answers[1, "done"] >= 4, "all were the first engine's"
+    assert answers[0, "done"] + answers[1, "done"] == len(plan.shards)
 
 
 class SilentFleet(LocalFleet):
@@ -240,9 +269,10 @@ def test_a_run_in_a_notebook(tmp_path: Path):
     assert in_a_loop(lambda: run(job, in_process=True)).progress.ok == 20
 
 
-def test_a_notebook_s_interrupt_commits_what_is_in_flight(tmp_path: Path):
+def test_a_notebook_s_interrupt_commits_what_has_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     script = {"latency": 0.05, "slots": 8}
-    job = chaos_job(tmp_path, source={"count": 2000}, model={"path": "chaos", "engine": script})
+    job = chaos_job(tmp_path, source={"count": 2000}, shard_rows=8, model={"path": "chaos", "engine": script})
+    monkeypatch.setattr("batchgen.host.LocalFleet", RecordingFleet)
     interrupted = threading.Event()
 
     def watch(status: Status) -> None:
@@ -253,4 +283,6 @@ def test_a_notebook_s_interrupt_commits_what_is_in_flight(tmp_path: Path):
     with pytest.raises(Stopped, match="interrupted"):
         in_a_loop(lambda: run(job, watch=watch, in_process=True))
     plan, _, store = planned(job)
-    assert 0 < len(committed(store, plan)) < len(plan.shards)
+    answers = Counter(kind for _, kind in RecordingFleet.last.answers)
+    assert 0 < len(committed(store, plan)) == answers["done"] < len(plan.shards)
+    assert answers["returned"], "48 rows are held, 16 are in flight"

@@ -16,6 +16,7 @@ from batchgen.engines.chaos import ChaosEngine
 from batchgen.errors import EngineDead
 from batchgen.generate import Worker
 from batchgen.job import Job
+from batchgen.progress import Receipt
 from tests.helpers import ScriptedEngine, chaos_job, worker_on
 
 CHAIN = [
@@ -72,6 +73,43 @@ def test_the_same_job_gives_the_same_rows_in_any_order(tmp_path: Path):
     other, _ = run_all(chaos_job(tmp_path / "c", model=engine, seed=1))
     assert [row["instruction"] for row in other] != [row["instruction"] for row in first]
     assert len({row["instruction"] for row in first}) > 30, "rows with the same prompt still differ"
+
+
+def test_a_shard_is_given_back_as_long_as_none_of_its_rows_has_begun(tmp_path: Path):
+    script = {"slots": 2, "latency": 0.01}
+    job = chaos_job(tmp_path, source={"count": 12}, shard_rows=4, model={"path": "chaos", "engine": script})
+
+    class Counting(ChaosEngine):
+        calls = 0
+
+        async def generate(self, request):
+            self.calls += 1
+            return await super().generate(request)
+
+    engine = Counting(EngineSpec("chaos", arguments=job.model.engine))
+    worker, plan, seeds, store = worker_on(engine, job)
+    first, second, third = plan.shards[:3]
+
+    async def go() -> list[Receipt | None]:
+        run = [
+            asyncio.create_task(worker.shard(shard, new_attempt(), seeds.slice(shard.start, shard.stop)))
+            for shard in (first, second, third)
+        ]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0.005)
+        assert not worker.give_back(first.index), "its four rows fill what is in flight"
+        assert worker.give_back(third.index)
+        assert not worker.give_back(third.index), "it is given back already"
+        assert not worker.give_back(99), "it never was here"
+        answers = await asyncio.gather(*run)
+        assert not worker.give_back(second.index), "it is done"
+        # It may come again.
+        return [*answers, await worker.shard(third, new_attempt(), seeds.slice(third.start, third.stop))]
+
+    answers = asyncio.run(go())
+    assert [answer and answer.shard for answer in answers] == [first.index, second.index, None, third.index]
+    assert sorted(committed(store, plan)) == [first.index, second.index, third.index]
+    assert (engine.calls, worker.progress.ok) == (3 * 4 * 2, 12), "two calls a row, and none of them twice"
 
 
 def test_a_list_is_spread_over_rows_and_each_goes_on_alone(tmp_path: Path):

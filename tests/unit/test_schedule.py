@@ -8,7 +8,7 @@ import pytest
 
 from batchgen.errors import EngineStartError, ShardFailed, Stopped, StoreError
 from batchgen.plan import Shard
-from batchgen.schedule import Dispatch, Finish, KillEngine, Scheduler, StartEngine
+from batchgen.schedule import Dispatch, Finish, KillEngine, Recall, Scheduler, StartEngine
 
 
 def shards(count: int, rows: int = 10) -> list[Shard]:
@@ -123,15 +123,52 @@ def test_a_start_that_succeeds_resets_the_count():
         scheduler.engine_lost(engine + 1, "y")
 
 
-def test_stop_hands_out_nothing_more_and_waits_for_what_is_in_flight():
+def test_stop_hands_out_nothing_more_takes_back_what_has_not_begun_and_waits_for_the_rest():
     scheduler = Scheduler(shards(5), 1)
     scheduler.start()
-    scheduler.engine_ready(0, 1)
-    assert scheduler.stop("interrupted") == []
+    scheduler.engine_ready(0, 5)
+    assert scheduler.in_flight == {0, 1, 2}
+    assert scheduler.stop("interrupted") == [Recall(0, 2), Recall(0, 1), Recall(0, 0)]
+    assert scheduler.shard_returned(0, 2) == []
+    assert scheduler.recall_refused(0, 1) == scheduler.recall_refused(0, 0) == []
     assert scheduler.shard_done(0, 0) == []
     error = finish(scheduler.shard_done(0, 1)).error
     assert isinstance(error, Stopped)
     assert not isinstance(error, StoreError)
+
+
+def test_an_engine_that_comes_up_late_gets_what_others_have_not_begun():
+    scheduler = Scheduler(shards(5), 2)
+    scheduler.start()
+    assert len(dispatched(scheduler.engine_ready(0, slots=10))) == 5, "all of them"
+    assert scheduler.engine_ready(1, slots=10) == [Recall(0, 4)], "what it would begin with last, one at a time"
+    assert scheduler.shard_returned(0, 4) == [Dispatch(1, shards(5)[4]), Recall(0, 3)]
+    assert scheduler.shard_returned(0, 3) == [Dispatch(1, shards(5)[3])], "two rows a slot are all it works on at once"
+    assert scheduler.shard_done(1, 4) == [Recall(0, 2)]
+    assert scheduler.shard_returned(0, 2) == [Dispatch(1, shards(5)[2])]
+    assert scheduler.shard_done(1, 3) == [], "one each: with another it would have what the other has now"
+
+
+def test_a_shard_that_has_begun_stays_and_so_does_all_that_came_before_it():
+    scheduler = Scheduler(shards(6), 2)
+    scheduler.start()
+    scheduler.engine_ready(0, slots=10)
+    assert scheduler.engine_ready(1, slots=10) == [Recall(0, 5)]
+    assert scheduler.recall_refused(0, 5) == [], "no other is worth asking for"
+    for shard in range(6):
+        actions = scheduler.shard_done(0, shard)
+    assert actions == [Finish(None)]
+
+
+def test_answers_to_recalls_that_come_too_late_do_no_harm():
+    scheduler = Scheduler(shards(5), 2)
+    scheduler.start()
+    scheduler.engine_ready(0, slots=10)
+    assert scheduler.engine_ready(1, slots=10) == [Recall(0, 4)]
+    assert Recall(0, 3) in scheduler.shard_done(0, 4), "it was done before the question came"
+    assert scheduler.recall_refused(0, 4) == scheduler.shard_returned(0, 4) == []
+    assert KillEngine(0) in scheduler.engine_lost(0, "died", machine=True)
+    assert scheduler.recall_refused(0, 3) == scheduler.shard_returned(0, 3) == []
 
 
 def test_a_second_stop_ends_at_once():
@@ -152,7 +189,7 @@ def test_a_failing_store_blames_no_shard_and_ends_resumable():
     scheduler = Scheduler(shards(5), 1, max_attempts=1)
     scheduler.start()
     scheduler.engine_ready(0, 1)
-    assert scheduler.service_failed(0, 0, "disk full") == []
+    assert scheduler.service_failed(0, 0, "disk full") == [Recall(0, 1)]
     error = finish(scheduler.service_failed(0, 1, "disk full")).error
     assert isinstance(error, Stopped)
     assert "disk full" in str(error)
@@ -168,6 +205,7 @@ def test_whatever_happens_every_shard_is_done_once_or_the_run_says_why(seed: int
     # Engine -> shard -> the rows of a probe, or None.
     ready: dict[int, dict[int, tuple[int, int] | None]] = {}
     done: set[int] = set()
+    asked: list[tuple[int, int]] = []
     end: Finish | None = None
 
     def perform(actions: list) -> None:
@@ -183,6 +221,10 @@ def test_whatever_happens_every_shard_is_done_once_or_the_run_says_why(seed: int
                 alone = action.rows is not None or any(rows is not None for rows in ready[action.engine].values())
                 assert not (alone and ready[action.engine]), "a probe runs alone"
                 ready[action.engine][action.shard.index] = action.rows
+            elif isinstance(action, Recall):
+                assert ready[action.engine][action.shard] is None, "a probe stays where it is"
+                assert (action.engine, action.shard) not in asked
+                asked.append((action.engine, action.shard))
             else:
                 assert end is None
                 end = action
@@ -192,8 +234,15 @@ def test_whatever_happens_every_shard_is_done_once_or_the_run_says_why(seed: int
         if end is not None:
             break
         working = [(engine, index) for engine, held in ready.items() for index in held]
-        kind = rng.choice(["start", "done", "done", "done", "fail", "lose"])
-        if starting and (kind == "start" or not working):
+        kind = rng.choice(["start", "done", "done", "done", "fail", "lose", "answer"])
+        if asked and kind == "answer":
+            engine, index = asked.pop(rng.randrange(len(asked)))
+            if index in ready.get(engine, ()) and rng.random() < 0.7:
+                ready[engine].pop(index)
+                perform(scheduler.shard_returned(engine, index))
+            else:
+                perform(scheduler.recall_refused(engine, index))
+        elif starting and (kind == "start" or not working):
             engine = starting.pop(rng.randrange(len(starting)))
             if rng.random() < 0.2:
                 perform(scheduler.engine_start_failed(engine, "x"))
@@ -232,12 +281,19 @@ def test_just_the_rows_that_kill_engines_are_quarantined(seed: int):
     deaths = 0
     while end is None:
         if queue:
-            for action in queue.pop():
+            for action in queue.pop(0):
                 if isinstance(action, StartEngine):
                     held[action.engine] = []
                     queue.append(scheduler.engine_ready(action.engine, rng.randint(1, 30)))
                 elif isinstance(action, Dispatch):
                     held[action.engine].append(action)
+                elif isinstance(action, Recall):
+                    (work,) = [work for work in held[action.engine] if work.shard.index == action.shard]
+                    if rng.random() < 0.5:
+                        held[action.engine].remove(work)
+                        queue.append(scheduler.shard_returned(action.engine, action.shard))
+                    else:
+                        queue.append(scheduler.recall_refused(action.engine, action.shard))
                 elif isinstance(action, KillEngine):
                     held.pop(action.engine, None)
                 else:
