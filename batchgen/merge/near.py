@@ -104,7 +104,7 @@ def _signatures(data: Any, offsets: Any, multiply: Any, add: Any) -> Any:
 
 
 def signatures(texts: pa.Array) -> Array:
-    """MinHash signatures of normalised texts, [len(texts), 128] of uint32."""
+    """MinHash signatures of normalised texts without nulls, [len(texts), 128] of uint32."""
     large = texts.cast(pa.large_string())
     _, offsets, data = large.buffers()
     bounds = np.frombuffer(offsets, np.int64)[large.offset : large.offset + len(large) + 1]
@@ -119,7 +119,7 @@ def similarity(signature_a: Array, signature_b: Array) -> float:
 
 @_compiled
 def _agreeing_pairs(order: Any, keys: Any, matrix: Any, least: Any, most: Any) -> Any:
-    """Pairs within runs of equal keys whose signatures agree in at least `least` places."""
+    """Pairs within runs of equal keys whose signatures agree in at least `least` places, [pairs, 2]."""
     pairs = []
     run = 0
     for position in range(1, len(order)):
@@ -133,10 +133,14 @@ def _agreeing_pairs(order: Any, keys: Any, matrix: Any, least: Any, most: Any) -
                 equal += matrix[a, p] == matrix[b, p]
             if equal >= least:
                 pairs.append((a, b))
-    return pairs
+    edges = np.empty((len(pairs), 2), np.int64)
+    for i in range(len(pairs)):
+        edges[i, 0], edges[i, 1] = pairs[i]
+    return edges
 
 
-def _edges(matrix: Array, threshold: float) -> Iterator[tuple[int, int]]:
+def _edges(matrix: Array, threshold: float) -> Iterator[Array]:
+    """Edges that the buckets of a band give, a band after the other."""
     least = int(np.ceil(threshold * PERMUTATIONS))
     for band in range(BANDS):
         part = np.ascontiguousarray(matrix[:, band * ROWS_PER_BAND : (band + 1) * ROWS_PER_BAND])
@@ -144,21 +148,27 @@ def _edges(matrix: Array, threshold: float) -> Iterator[tuple[int, int]]:
         keys = keys.reshape(-1)
         # A stable sort keeps texts of one bucket in their order.
         order = np.argsort(keys, kind="stable")
-        yield from _agreeing_pairs(order, keys, matrix, least, MAX_COMPARED)
+        yield _agreeing_pairs(order, keys, matrix, least, MAX_COMPARED)
 
 
-def clusters(texts: pa.Array, threshold: float) -> Array:
+def clusters(matrix: Array, threshold: float) -> Array:
     """For every text the index of the first text of its cluster; its own where it is the first or alone.
 
     Args:
-        texts: normalised, without nulls.
+        matrix: the texts' signatures.
         threshold: least estimated Jaccard similarity of an edge, from 0 to 1.
     """
-    count = len(texts)
+    count = len(matrix)
+    first = np.arange(count)
     if count < 2:
-        return np.arange(count)
-    edges = np.array(list(_edges(signatures(texts), threshold)), dtype=np.int64).reshape(-1, 2)
-    graph = coo_matrix((np.ones(len(edges), np.int8), (edges[:, 0], edges[:, 1])), shape=(count, count))
-    _, labels = connected_components(graph, directed=False)
-    _, first = np.unique(labels, return_index=True)
-    return np.asarray(first[labels])
+        return first
+    for edges in _edges(matrix, threshold):
+        # What earlier bands joined stays so by one edge a text: texts that are all alike have hundreds each.
+        joined = first != np.arange(count)
+        rows = np.concatenate([edges[:, 0], np.flatnonzero(joined)])
+        columns = np.concatenate([edges[:, 1], first[joined]])
+        graph = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(count, count))
+        _, labels = connected_components(graph, directed=False)
+        _, earliest = np.unique(labels, return_index=True)
+        first = np.asarray(earliest[labels])
+    return first

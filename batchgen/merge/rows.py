@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,26 +21,62 @@ from batchgen.rows import CONVERSATION, OK, kind_of
 from batchgen.store.base import ObjectStore
 
 Mask = npt.NDArray[np.bool_]
+Indices = npt.NDArray[np.int64]
 # Columns of a shard that say nothing about a row that was kept.
 _DROPPED_COLUMNS = ("row_index", "outcome", "reason")
+# Rows that are worked on at a time. Texts as Python objects take several times their size, and no Arrow array of
+# strings holds more than 2 GiB.
+_BATCH_ROWS = 4096
+
+
+# (prompt, answer), or the column of whole conversations.
+ChatColumns = tuple[str, str | None] | str
 
 
 @dataclass(frozen=True)
 class Merged:
-    """The rows of a dataset.
+    """The rows of a dataset, finished as they are written: `messages` are as large as the texts that they repeat.
 
     Args:
-        table: in the order of (seed row, branch).
+        table: ok rows of the committed shards, in the order of (seed row, branch).
+        positions: the dataset's rows in it, ascending.
+        cluster_sizes: how many rows each of them stands for; None where there is no conversation to compare.
+        chat: the columns that make `messages`; None where the dataset has none.
         read: rows in the committed shards.
         dropped: rows left out, by reason.
     """
 
     table: pa.Table
+    positions: Indices
+    cluster_sizes: Indices | None
+    chat: ChatColumns | None
     read: int
     dropped: Mapping[str, int]
 
+    def part(self, start: int, stop: int) -> pa.Table:
+        """The dataset's rows [start, stop)."""
+        positions = self.positions[start:stop]
+        low, high = (positions[0], positions[-1] + 1) if len(positions) else (0, 0)
+        mask = np.zeros(high - low, bool)
+        mask[positions - low] = True
+        rows = self.table.slice(low, high - low).filter(pa.array(mask))
+        finished = pa.concat_tables([self._finished(batch) for batch in _batches(rows)])
+        if self.cluster_sizes is None:
+            return finished
+        sizes = pa.array(self.cluster_sizes[start:stop], pa.int64())
+        return finished.append_column(pa.field("cluster_size", pa.int64()), sizes)
 
-def chat_columns(job: Job, plan: Plan) -> tuple[str, str | None] | str | None:
+    def _finished(self, rows: pa.Table) -> pa.Table:
+        finished = rows.drop_columns(list(_DROPPED_COLUMNS))
+        if self.chat is None:
+            return finished
+        repeated = self.chat if isinstance(self.chat, str) else self.chat[0]
+        if isinstance(self.chat, str) or repeated == "messages":
+            finished = finished.drop_columns([repeated])  # `messages` is that conversation, perhaps with its answer
+        return finished.add_column(0, pa.field("messages", CONVERSATION), _messages(rows, self.chat))
+
+
+def chat_columns(job: Job, plan: Plan) -> ChatColumns | None:
     """The columns that make `messages`: (prompt, answer), or one conversation, or None.
 
     A prompt may be a conversation that the answer continues.
@@ -54,7 +90,7 @@ def chat_columns(job: Job, plan: Plan) -> tuple[str, str | None] | str | None:
     return found
 
 
-def _found_columns(job: Job, plan: Plan) -> tuple[str, str | None] | str | None:
+def _found_columns(job: Job, plan: Plan) -> ChatColumns | None:
     kinds = {field.name: kind_of(field.type) for field in plan.schema}
     if job.merge.prompt:
         return job.merge.prompt, job.merge.answer
@@ -92,42 +128,50 @@ def merge_rows(store: ObjectStore, plan: Plan, job: Job, manifests: Mapping[int,
     Raises:
         CorruptShard: names the shard; nothing is written.
     """
-    tables = [read_shard(store, plan, manifests[index]) for index in sorted(manifests)]
-    table = pa.concat_tables(tables) if tables else plan.schema.empty_table()
-    read = table.num_rows
+    read = 0
     dropped: Counter[str] = Counter()
+    kept = [plan.schema.empty_table()]
+    for index in sorted(manifests):
+        shard = read_shard(store, plan, manifests[index])
+        read += shard.num_rows
+        kept.append(_sound(shard, job.merge, dropped))
+    table = pa.concat_tables(kept)
+    del kept
 
+    chat = chat_columns(job, plan)
+    if chat is None:
+        return Merged(table, np.arange(table.num_rows), None, None, read, dict(sorted(dropped.items())))
+    keep = _complete(table, chat)
+    _count(dropped, "empty", len(keep) - int(keep.sum()))
+    keep, sizes = _deduplicate(table, chat, keep, job.merge, dropped)
+    shown = None if is_preference(plan) else chat
+    return Merged(table, np.flatnonzero(keep), sizes, shown, read, dict(sorted(dropped.items())))
+
+
+def _sound(table: pa.Table, merge: Merge, dropped: Counter[str]) -> pa.Table:
+    """A shard's rows that are ok, and not cut where those are unwanted."""
     reasons = table.filter(pc.not_equal(table["outcome"], OK))["reason"].to_pylist()
     dropped.update(f"rejected: {reason}" for reason in reasons)
     table = table.filter(pc.equal(table["outcome"], OK))
-
-    if job.merge.drop_truncated:
-        keep = pc.fill_null(pc.not_equal(table["finish_reason"], "length"), True)
-        table = _keep(table, np.asarray(keep), "truncated", dropped)
-
-    columns = chat_columns(job, plan)
-    if columns is not None:
-        messages = _messages(table, columns)
-        if isinstance(columns, str):
-            table = table.drop_columns([columns])  # `messages` is that conversation
-        elif columns[0] == "messages":
-            table = table.drop_columns(["messages"])  # `messages` is that conversation with its answer
-        table = table.add_column(0, pa.field("messages", CONVERSATION), messages)
-        table = _keep(table, _complete(messages), "empty", dropped)
-        table = _deduplicate(table, job.merge, dropped)
-        if is_preference(plan):
-            table = table.drop_columns(["messages"])
-    return Merged(table.drop_columns(list(_DROPPED_COLUMNS)), read, dict(sorted(dropped.items())))
+    if not merge.drop_truncated:
+        return table
+    whole = table.filter(pc.fill_null(pc.not_equal(table["finish_reason"], "length"), True))
+    _count(dropped, "truncated", table.num_rows - whole.num_rows)
+    return whole
 
 
-def _keep(table: pa.Table, mask: Mask, reason: str, dropped: Counter[str]) -> pa.Table:
-    mask = np.asarray(mask, dtype=bool)
-    if lost := int((~mask).sum()):
-        dropped[reason] += lost
-    return table.filter(pa.array(mask))
+def _batches(table: pa.Table) -> Iterator[pa.Table]:
+    """At least one, if an empty one."""
+    for start in range(0, max(1, table.num_rows), _BATCH_ROWS):
+        yield table.slice(start, _BATCH_ROWS)
 
 
-def _messages(table: pa.Table, columns: tuple[str, str | None] | str) -> pa.Array:
+def _count(dropped: Counter[str], reason: str, rows: int) -> None:
+    if rows:
+        dropped[reason] += rows
+
+
+def _messages(table: pa.Table, columns: ChatColumns) -> pa.Array:
     if isinstance(columns, str):
         return table[columns].combine_chunks()
     if kind_of(table.schema.field(columns[0]).type) == "conversation":
@@ -154,12 +198,13 @@ def _continued(table: pa.Table, conversation: str, answer: str | None) -> pa.Arr
     return pa.array(messages, CONVERSATION)
 
 
-def _complete(messages: pa.Array | pa.ChunkedArray) -> Mask:
-    """Whether a conversation has messages and none of them is blank."""
+def _complete(table: pa.Table, chat: ChatColumns) -> Mask:
+    """Whether a row's conversation has messages and none of them is blank."""
     return np.array(
         [
             bool(conversation) and all(message["content"] and message["content"].strip() for message in conversation)
-            for conversation in messages.to_pylist()
+            for batch in _batches(table)
+            for conversation in _messages(batch, chat).to_pylist()
         ],
         dtype=bool,
     )
@@ -171,40 +216,46 @@ def normalise(texts: pa.Array) -> pa.Array:
     return pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, pattern=r"\s+", replacement=" "))
 
 
-def _compared(table: pa.Table, merge: Merge) -> pa.Array:
-    """The text of each row that no other row may share."""
+def _compared(table: pa.Table, chat: ChatColumns, keep: Mask, merge: Merge) -> Iterator[pa.Array]:
+    """The texts of rows that no other row may share, a batch after the other."""
     roles = ("user",) if merge.compare == "prompt" else ("user", "assistant")
-    texts = [
-        "\n".join(message["content"] for message in conversation if message["role"] in roles)
-        for conversation in table["messages"].to_pylist()
-    ]
-    return normalise(pa.array(texts, pa.string()))
+    for number, batch in enumerate(_batches(table)):
+        wanted = batch.filter(pa.array(keep[number * _BATCH_ROWS : (number + 1) * _BATCH_ROWS]))
+        texts = [
+            "\n".join(message["content"] for message in conversation if message["role"] in roles)
+            for conversation in _messages(wanted, chat).to_pylist()
+        ]
+        yield normalise(pa.array(texts, pa.string()))
 
 
-def _deduplicate(table: pa.Table, merge: Merge, dropped: Counter[str]) -> pa.Table:
-    sizes = np.ones(table.num_rows, np.int64)
-    if merge.exact and table.num_rows:
-        hashes = [xxhash.xxh3_128_digest(text.encode()) for text in _compared(table, merge).to_pylist()]
-        table, sizes = _first_of_each(table, sizes, _first_indices(hashes), "exact duplicate", dropped)
-    if merge.near is not None and table.num_rows:
-        first = near.clusters(_compared(table, merge), merge.near.threshold)
-        table, sizes = _first_of_each(table, sizes, first, "near duplicate", dropped)
-    return table.append_column(pa.field("cluster_size", pa.int64()), pa.array(sizes, pa.int64()))
+def _deduplicate(
+    table: pa.Table, chat: ChatColumns, keep: Mask, merge: Merge, dropped: Counter[str]
+) -> tuple[Mask, Indices]:
+    """Which of some rows stay, and how many each of those stands for."""
+    sizes = np.ones(int(keep.sum()), np.int64)
+    if merge.exact and keep.any():
+        texts = (text for batch in _compared(table, chat, keep, merge) for text in batch.to_pylist())
+        first = _first_indices(xxhash.xxh3_128_digest(text.encode()) for text in texts)
+        keep, sizes = _first_of_each(keep, sizes, first, "exact duplicate", dropped)
+    if merge.near is not None and keep.any():
+        signatures = np.concatenate([near.signatures(texts) for texts in _compared(table, chat, keep, merge)])
+        first = near.clusters(signatures, merge.near.threshold)
+        keep, sizes = _first_of_each(keep, sizes, first, "near duplicate", dropped)
+    return keep, sizes
 
 
-def _first_indices(hashes: list[bytes]) -> npt.NDArray[np.int64]:
+def _first_indices(hashes: Iterable[bytes]) -> Indices:
     seen: dict[bytes, int] = {}
     return np.array([seen.setdefault(value, index) for index, value in enumerate(hashes)], dtype=np.int64)
 
 
 def _first_of_each(
-    table: pa.Table,
-    sizes: npt.NDArray[np.int64],
-    first: npt.NDArray[np.int64],
-    reason: str,
-    dropped: Counter[str],
-) -> tuple[pa.Table, npt.NDArray[np.int64]]:
-    """Keeps the first row of every cluster; `first[i]` is that row's index for row i."""
+    keep: Mask, sizes: Indices, first: Indices, reason: str, dropped: Counter[str]
+) -> tuple[Mask, Indices]:
+    """Of the rows kept so far the first of every cluster; `first[i]` is that row's index among them for the i-th."""
     total = np.bincount(first, weights=sizes, minlength=len(first)).astype(np.int64)
-    mask = first == np.arange(len(first))
-    return _keep(table, mask, reason, dropped), total[mask]
+    stays = first == np.arange(len(first))
+    _count(dropped, reason, len(stays) - int(stays.sum()))
+    kept = np.zeros_like(keep)
+    kept[np.flatnonzero(keep)[stays]] = True
+    return kept, total[stays]

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen.card import render_card
@@ -22,12 +21,13 @@ from batchgen.commit import committed
 from batchgen.errors import CorruptShard, UserError
 from batchgen.faultpoints import reach
 from batchgen.job import Job
-from batchgen.merge.rows import merge_rows
+from batchgen.merge.rows import Merged, merge_rows
 from batchgen.plan import Plan
 from batchgen.rows import canonical_json
 from batchgen.store.base import ObjectStore
 
 ROWS_PER_FILE = 250_000
+ROWS_PER_GROUP = 20_000
 CARD = "README.md"
 
 
@@ -82,11 +82,11 @@ def merge_run(store: ObjectStore, plan: Plan, job: Job, partial: bool = False) -
             "or merge what is there with --partial"
         )
     merged = merge_rows(store, plan, job, manifests)
-    details = {
+    details: dict[str, Any] = {
         "fingerprint": plan.fingerprint,
         "merge": job.merge.model_dump(mode="json"),
         "read": merged.read,
-        "kept": merged.table.num_rows,
+        "kept": len(merged.positions),
         "dropped": merged.dropped,
         "shards": len(manifests),
         "of_shards": len(plan.shards),
@@ -95,7 +95,7 @@ def merge_run(store: ObjectStore, plan: Plan, job: Job, partial: bool = False) -
     while True:
         number = before.number + 1 if before else 1
         with tempfile.TemporaryDirectory(prefix="batchgen-") as scratch:
-            paths = _write_files(job, plan, merged.table, details, Path(scratch))
+            paths = _write_files(job, plan, merged, details, Path(scratch))
             # A version's files lie under its own number, so where another merge took it they are uploaded anew: what
             # lies under a taken number and is not named never will be, and a garbage collection may remove it.
             files = {name: _described(path, f"versions/{number:04d}", name) for name, path in paths.items()}
@@ -111,25 +111,26 @@ def merge_run(store: ObjectStore, plan: Plan, job: Job, partial: bool = False) -
         before = read_version(store, number)
 
 
-def _write_files(job: Job, plan: Plan, table: pa.Table, details: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+def _write_files(job: Job, plan: Plan, merged: Merged, details: Mapping[str, Any], folder: Path) -> dict[str, Path]:
     """A dataset's card and data files by their path in it."""
-    number = max(1, -(-table.num_rows // ROWS_PER_FILE))
+    schema = merged.part(0, 0).schema
+    rows = len(merged.positions)
+    number = max(1, -(-rows // ROWS_PER_FILE))
     paths = {}
     for index in range(number):
         name = f"data/train-{index:05d}-of-{number:05d}.parquet"
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(
-            table.slice(index * ROWS_PER_FILE, ROWS_PER_FILE),
-            path,
-            compression="zstd",
-            use_content_defined_chunking=True,
-            write_page_index=True,
-        )
+        stop = min(rows, (index + 1) * ROWS_PER_FILE)
+        with pq.ParquetWriter(
+            path, schema, compression="zstd", use_content_defined_chunking=True, write_page_index=True
+        ) as writer:
+            for start in range(index * ROWS_PER_FILE, stop, ROWS_PER_GROUP):
+                writer.write_table(merged.part(start, min(stop, start + ROWS_PER_GROUP)))
         paths[name] = path
     digest = hashlib.sha256(canonical_json([_sha256(path) for path in paths.values()])).hexdigest()[:32]
     card = folder / CARD
-    card.write_text(render_card(job, plan, table, details, digest), encoding="utf-8")
+    card.write_text(render_card(job, plan, schema, details, digest), encoding="utf-8")
     return {CARD: card, **paths}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numba
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
@@ -18,6 +19,7 @@ from batchgen import run
 from batchgen.errors import CorruptShard, StoreError, UserError
 from batchgen.merge import latest_version, merge_run, near, read_version
 from batchgen.merge.rows import normalise
+from batchgen.merge.version import Version
 from batchgen.plan import read_plan
 from batchgen.publish import publish_folder
 from batchgen.store import LocalStore
@@ -77,7 +79,7 @@ def test_near_duplicates_are_found_and_others_are_not():
                 words[rng.randrange(len(words))] = "changed"
             texts.append(" ".join(words))
             cluster.append(index)
-    first = near.clusters(pa.array(texts), 0.8)
+    first = near.clusters(near.signatures(pa.array(texts)), 0.8)
     found = sum(first[i] == first[j] for i, j in pairs(cluster))
     assert found >= 0.98 * len(pairs(cluster))
     assert all(cluster[i] == cluster[first[i]] for i in range(len(texts))), "no two different texts are one"
@@ -91,21 +93,21 @@ def pairs(cluster: list[int]) -> list[tuple[int, int]]:
 
 
 def test_a_huge_bucket_is_one_cluster_and_signs_tell_texts_apart():
-    same = near.clusters(pa.array(["the very same text again and again"] * 5000), 0.8)
+    same = near.clusters(near.signatures(pa.array(["the very same text again and again"] * 5000)), 0.8)
     assert set(same.tolist()) == {0}
-    apart = near.clusters(pa.array(["what is 5 + 3 ?", "what is 5 - 3 ?", "what is 5 * 3 ?"]), 0.8)
+    apart = near.clusters(near.signatures(pa.array(["what is 5 + 3 ?", "what is 5 - 3 ?", "what is 5 * 3 ?"])), 0.8)
     assert apart.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("texts", [[], ["one"], ["", ""], ["a", "a b"], ["ÄÖ ü", "ÄÖ ü"]])
 def test_short_and_odd_texts_are_no_trouble(texts: list[str]):
-    first = near.clusters(pa.array(texts, pa.string()), 0.8)
+    first = near.clusters(near.signatures(pa.array(texts, pa.string())), 0.8)
     assert [texts[i] for i in first] == texts
 
 
 def test_a_sliced_array_is_read_from_its_own_start():
     whole = pa.array(["x y z w", "a b c d", "a b c d"])
-    assert near.clusters(whole.slice(1), 0.8).tolist() == [0, 0]
+    assert near.clusters(near.signatures(whole.slice(1)), 0.8).tolist() == [0, 0]
 
 
 def test_normalisation():
@@ -145,6 +147,28 @@ def test_the_dataset_opens_and_reads_as_chat(tmp_path: Path):
     assert [row["messages"][0]["content"] for row in dataset] == ["a b c", "d e f"]
     assert [row["messages"][1]["content"] for row in dataset] == dataset["generation"]
     assert dataset["cluster_size"] == [2, 1]
+
+
+def test_rows_are_worked_on_in_batches_and_that_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rng = random.Random(4)
+    bases = [text(rng) for _ in range(12)]
+    texts = [" ".join([*rng.choice(bases), f"{rng.randrange(3)}"]) for _ in range(60)] + ["cut this", "", "a b c"]
+    result = answered(tmp_path, texts, {"truncate_on": "cut this"}, shard_rows=7)
+    assert {"exact duplicate", "near duplicate", "truncated"} < set(result.version.dropped)
+    monkeypatch.setattr("batchgen.merge.rows._BATCH_ROWS", 3)
+    monkeypatch.setattr("batchgen.merge.version.ROWS_PER_GROUP", 2)
+    monkeypatch.setattr("batchgen.merge.version.ROWS_PER_FILE", 5)
+    store = LocalStore(result.run)
+    job = chaos_job(result.run, shard_rows=7, **_same(result))
+    version = merge_run(store, read_plan(store), job)
+    assert len(version.files) > 2
+    assert (version.read, version.kept, version.dropped) == (63, result.version.kept, result.version.dropped)
+    assert _rows(store, version) == _rows(store, result.version)
+
+
+def _rows(store: LocalStore, version: Version) -> list[dict]:
+    names = sorted(name for name in version.files if name.endswith(".parquet"))
+    return [row for name in names for row in pq.read_table(store.path(version.files[name]["key"])).to_pylist()]
 
 
 def test_switches_of_the_merge(tmp_path: Path):
