@@ -247,10 +247,11 @@ def read_manifest(store: ObjectStore, plan: Plan, shard: Shard, generation: int 
         PlanMismatch: it belongs to another plan.
     """
     data = store.read(manifest_key(shard, generation))
-    return _parsed(data, plan, shard) if data is not None else None
+    return parse_manifest(data, plan, shard) if data is not None else None
 
 
-def _parsed(data: bytes, plan: Plan, shard: Shard) -> Manifest:
+def parse_manifest(data: bytes, plan: Plan, shard: Shard) -> Manifest:
+    """A shard's manifest from its bytes; raises as `read_manifest` does."""
     manifest = Manifest.parse(data, shard)
     if manifest.fingerprint != plan.fingerprint:
         raise PlanMismatch(f"shard {shard.name} was committed by a run of another plan")
@@ -263,7 +264,7 @@ def committed(store: ObjectStore, plan: Plan) -> dict[int, Manifest]:
     shards = [shard for shard in plan.shards if shard.name in current]
     manifests = store.read_many([manifest_key(shard, current[shard.name]) for shard in shards])
     return {
-        shard.index: _parsed(data, plan, shard)
+        shard.index: parse_manifest(data, plan, shard)
         for shard, data in zip(shards, manifests, strict=True)
         if data is not None
     }
@@ -284,19 +285,22 @@ def current_generations(store: ObjectStore) -> dict[str, int]:
 
 
 def read_shard(store: ObjectStore, plan: Plan, manifest: Manifest) -> pa.Table:
+    """The rows of a committed shard, as `check_shard` gives them."""
+    return check_shard(plan, manifest, store.read(manifest.key))
+
+
+def check_shard(plan: Plan, manifest: Manifest, data: bytes | None) -> pa.Table:
     """The rows of a committed shard, once every byte has been checked.
+
+    Args:
+        data: what is at the manifest's key.
 
     Raises:
         CorruptShard: names the shard and what is wrong.
     """
     name = plan.shards[manifest.shard].name
-    try:
-        with store.open(manifest.key) as file:
-            data = file.read()
-    except FileNotFoundError:
-        raise CorruptShard(f"shard {name}: {manifest.key} is missing") from None
-    except OSError as error:
-        raise StoreError(f"shard {name}: {manifest.key} cannot be read: {error}") from error
+    if data is None:
+        raise CorruptShard(f"shard {name}: {manifest.key} is missing")
     if len(data) != manifest.size or hashlib.sha256(data).hexdigest() != manifest.sha256:
         raise CorruptShard(f"shard {name}: {manifest.key} is not what was committed (size or SHA-256 differs)")
     table = read_parquet(data)

@@ -8,7 +8,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from batchgen.commit import current_generations, read_manifest, read_shard, revocation_key
+from batchgen.commit import (
+    Manifest,
+    check_shard,
+    current_generations,
+    manifest_key,
+    parse_manifest,
+    read_manifest,
+    revocation_key,
+)
 from batchgen.errors import CorruptShard, PlanMismatch, UserError
 from batchgen.merge.version import latest_version, read_version
 from batchgen.plan import Plan, Shard
@@ -58,18 +66,12 @@ def verify(store: ObjectStore, plan: Plan) -> Verification:
     """
     found = Verification(plan.rows, len(plan.shards))
     ids = hashlib.blake2b(digest_size=16)
-    current = current_generations(store)
-    for shard in plan.shards:
-        generation = current.get(shard.name)
-        if generation is None:
-            found.missing += shard.stop - shard.start
-            continue
+    manifests = _sound_manifests(store, plan, found)
+    for manifest, data in zip(manifests, store.read_many([each.key for each in manifests]), strict=True):
+        shard = plan.shards[manifest.shard]
         try:
-            manifest = read_manifest(store, plan, shard, generation)
-            if manifest is None:
-                raise CorruptShard(f"shard {shard.name}: its manifest is gone")
-            table = read_shard(store, plan, manifest)
-        except (CorruptShard, PlanMismatch) as error:
+            table = check_shard(plan, manifest, data)
+        except CorruptShard as error:
             found.corrupt.append(str(error))
             continue
         outcomes: dict[int, tuple[str, bool]] = {}
@@ -95,6 +97,23 @@ def verify(store: ObjectStore, plan: Plan) -> Verification:
     whole = not (found.missing or found.corrupt)
     found.ids_differ = whole and ids.hexdigest() != plan.inputs["seeds"]
     return found
+
+
+def _sound_manifests(store: ObjectStore, plan: Plan, found: Verification) -> list[Manifest]:
+    """The manifests that can be read, in the order of their shards; what is wrong or missing is added to `found`."""
+    current = current_generations(store)
+    shards = [shard for shard in plan.shards if shard.name in current]
+    found.missing += plan.rows - sum(shard.stop - shard.start for shard in shards)
+    keys = [manifest_key(shard, current[shard.name]) for shard in shards]
+    manifests = []
+    for shard, data in zip(shards, store.read_many(keys), strict=True):
+        try:
+            if data is None:
+                raise CorruptShard(f"shard {shard.name}: its manifest is gone")
+            manifests.append(parse_manifest(data, plan, shard))
+        except (CorruptShard, PlanMismatch) as error:
+            found.corrupt.append(str(error))
+    return manifests
 
 
 def revoke(store: ObjectStore, plan: Plan, name: str) -> Shard:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from batchgen.commit import Manifest, read_shard
+from batchgen.commit import Manifest, check_shard
 from batchgen.errors import JobError
 from batchgen.job import Job, Merge, Step
 from batchgen.merge import near
@@ -131,8 +131,9 @@ def merge_rows(store: ObjectStore, plan: Plan, job: Job, manifests: Mapping[int,
     read = 0
     dropped: Counter[str] = Counter()
     kept = [plan.schema.empty_table()]
-    for index in sorted(manifests):
-        shard = read_shard(store, plan, manifests[index])
+    ordered = [manifests[index] for index in sorted(manifests)]
+    for manifest, data in zip(ordered, store.read_many([each.key for each in ordered]), strict=True):
+        shard = check_shard(plan, manifest, data)
         read += shard.num_rows
         kept.append(_sound(shard, job.merge, dropped))
     table = pa.concat_tables(kept)

@@ -30,7 +30,7 @@ class ObjectStore(Protocol):
         """An object's bytes, or None where there is none."""
 
     def read_many(self, keys: Sequence[str]) -> Iterator[bytes | None]:
-        """What `read` gives for each key, in order; at once where every read is a journey."""
+        """What `read` gives for each key, in order; some at once where every read is a journey, never all."""
 
     def upload(self, key: str, path: Path) -> None:
         """Moves a finished local file to a key that is the caller's alone, durably."""

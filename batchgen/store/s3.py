@@ -11,8 +11,9 @@ import io
 import os
 import re
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -102,9 +103,15 @@ class S3Store:
                 return None
 
     def read_many(self, keys: Sequence[str]) -> Iterator[bytes | None]:
-        """What `read` gives for each key, in order; many are under way at once."""
+        """What `read` gives for each key, in order; some are under way at once, and no more are held than those."""
         with ThreadPoolExecutor(_READERS) as pool:
-            yield from pool.map(self.read, keys)
+            coming: deque[Future[bytes | None]] = deque()
+            for key in keys:
+                if len(coming) == _READERS:
+                    yield coming.popleft().result()
+                coming.append(pool.submit(self.read, key))
+            while coming:
+                yield coming.popleft().result()
 
     def upload(self, key: str, path: Path) -> None:
         """Moves a finished local file to a key that is the caller's alone."""

@@ -41,6 +41,21 @@ def test_what_is_put_is_read(store: ObjectStore):
         assert file.read() == b"one"
 
 
+def test_many_are_read_in_order_and_never_all_at_once(store: ObjectStore, monkeypatch: pytest.MonkeyPatch):
+    keys = [f"k/{index}" for index in range(100)]
+    for key in keys:
+        store.put_if_absent(key, key.encode())
+    store.delete("k/7")
+    read, single = [], type(store).read
+    monkeypatch.setattr(type(store), "read", lambda self, key: (read.append(key), single(self, key))[1])
+    coming = store.read_many(keys)
+    assert next(coming) == b"k/0"
+    assert len(read) < 50, "what is read ahead is held in memory"
+    assert list(coming) == [None if key == "k/7" else key.encode() for key in keys[1:]]
+    assert sorted(read) == sorted(keys)
+    assert list(store.read_many([])) == []
+
+
 def test_nothing_is_replaced(store: ObjectStore):
     assert store.put_if_absent("a", b"one")
     assert not store.put_if_absent("a", b"two")
