@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,11 @@ def worker_on(engine: Any, job: Job) -> tuple[Worker, Plan, Seeds, LocalStore]:
     """A worker for a job on an engine."""
     plan, seeds, store = planned(job)
     return Worker(job, plan, store, engine), plan, seeds, store
+
+
+def as_from_a_terminal() -> None:
+    """What a child process does first where it is to be hung up: under `nohup`, tests have that ignored."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def seed_rows(*data: Mapping[str, Any]) -> list[SeedRow]:

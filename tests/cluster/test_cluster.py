@@ -25,6 +25,7 @@ from ray._private.services import get_node_ip_address
 from batchgen.commit import committed
 from batchgen.plan import read_plan
 from batchgen.store import LocalStore
+from tests.helpers import as_from_a_terminal
 
 pytestmark = pytest.mark.cluster
 # `--node-ip-address` alone does not keep a head there, and a driver would look for it at another address.
@@ -217,7 +218,8 @@ with connected(None, 1):
         "here": signal.getsignal(signal.SIGHUP) == signal.SIG_DFL,
     }))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    options = {"capture_output": True, "text": True, "timeout": 300, "check": True}
+    done = subprocess.run([sys.executable, "-c", code], preexec_fn=as_from_a_terminal, **options)
     found = json.loads(done.stdout)
     assert len(found["addresses"]) > 3
     assert set(found["addresses"]) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}

@@ -23,6 +23,7 @@ from batchgen.faultpoints import WAIT_AT
 from batchgen.plan import read_plan
 from batchgen.store import LocalStore
 from tests.faults import ledger
+from tests.helpers import as_from_a_terminal
 
 pytestmark = pytest.mark.cluster
 ROWS = 240
@@ -50,6 +51,7 @@ def start(job: Path, *arguments: str, environment: Mapping[str, str] | None = No
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=as_from_a_terminal,
         env={**os.environ, **(environment or {})},
     )
 
