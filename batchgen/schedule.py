@@ -103,7 +103,7 @@ class _Engine:
     def wants_more(self) -> bool:
         return self.free and (len(self.shards) < HELD_SHARDS or self.load < HELD_ROWS_PER_SLOT)
 
-    def idle_shards(self) -> list[Shard]:
+    def recallable(self) -> list[Shard]:
         """Those that may not have begun and are not asked back yet, last come first."""
         if self.alone is not None:
             return []
@@ -331,17 +331,17 @@ class Scheduler:
         actions: list[Action] = []
         if self._stopping:
             for number, engine in self._engines.items():
-                actions += [self._recall(number, shard) for shard in engine.idle_shards()]
+                actions += [self._recall(number, shard) for shard in engine.recallable()]
             return actions
         short = [e for e in self._engines.values() if e.free and e.load < BUSY_ROWS_PER_SLOT]
         # One shard at a time for an engine that runs short.
         coming = len(self._pending) + sum(len(e.asked) for e in self._engines.values())
         for taker in sorted(short, key=lambda engine: engine.load)[coming:]:
-            givers = [(e.load, number) for number, e in self._engines.items() if e is not taker and e.idle_shards()]
+            givers = [(e.load, number) for number, e in self._engines.items() if e is not taker and e.recallable()]
             if not givers:
                 break
             load, number = max(givers)
-            shard = self._engines[number].idle_shards()[0]
+            shard = self._engines[number].recallable()[0]
             if taker.load + (shard.stop - shard.start) / max(1, taker.slots) < load:
                 actions.append(self._recall(number, shard))
         return actions

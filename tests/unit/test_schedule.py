@@ -7,8 +7,9 @@ import random
 import pytest
 
 from batchgen.errors import EngineStartError, ShardFailed, Stopped, StoreError
+from batchgen.generate import ROWS_PER_SLOT
 from batchgen.plan import Shard
-from batchgen.schedule import Dispatch, Finish, KillEngine, Recall, Scheduler, StartEngine
+from batchgen.schedule import BUSY_ROWS_PER_SLOT, Dispatch, Finish, KillEngine, Recall, Scheduler, StartEngine
 
 
 def shards(count: int, rows: int = 10) -> list[Shard]:
@@ -135,6 +136,10 @@ def test_stop_hands_out_nothing_more_takes_back_what_has_not_begun_and_waits_for
     error = finish(scheduler.shard_done(0, 1)).error
     assert isinstance(error, Stopped)
     assert not isinstance(error, StoreError)
+
+
+def test_an_engine_runs_short_with_fewer_rows_than_its_worker_has_in_flight():
+    assert BUSY_ROWS_PER_SLOT == ROWS_PER_SLOT
 
 
 def test_an_engine_that_comes_up_late_gets_what_others_have_not_begun():
