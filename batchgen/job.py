@@ -61,6 +61,7 @@ class Source(_Part):
     path: str | list[str] | None = Field(None, description="jsonl, csv or parquet files; * and ** match")
     dataset: str | None = Field(None, description="a dataset saved with save_to_disk, or a Hub dataset")
     split: str = Field("train", description="of the dataset")
+    columns: list[str] | None = Field(None, min_length=1, description="use only these columns")
     limit: PositiveInt | None = Field(None, description="use only the first rows")
 
     @model_validator(mode="after")
@@ -69,6 +70,8 @@ class Source(_Part):
         if len(given) != 1:
             there = f"are {' and '.join(given)}" if given else "is none"
             raise complaint(f"give exactly one of count, rows, path, dataset; there {there}")
+        if self.columns is not None and self.count is not None:
+            raise complaint("count makes rows without columns; leave columns out")
         return self
 
 

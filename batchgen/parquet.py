@@ -1,7 +1,8 @@
-"""Reading Parquet without threads of Arrow's own."""
+"""What Parquet makes of types, and reading it without threads of Arrow's own."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -17,3 +18,13 @@ def read_parquet(source: bytes | Path) -> pa.Table:
     """
     given: Any = pa.BufferReader(source) if isinstance(source, bytes) else source
     return pq.ParquetFile(given).read(use_threads=False)
+
+
+def stored_type(type: pa.DataType) -> pa.DataType | None:
+    """The type that a column has once it was written and read; None where Parquet cannot hold it."""
+    file = io.BytesIO()
+    try:
+        pq.write_table(pa.table({"column": pa.array([], type)}), file)
+    except pa.ArrowException:
+        return None
+    return pq.read_schema(pa.BufferReader(file.getvalue())).field(0).type

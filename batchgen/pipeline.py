@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from batchgen.api import Result, Watch, run
 from batchgen.errors import JobError, SeedError
 from batchgen.job import Source
+from batchgen.merge.rows import CLUSTER_SIZE
 from batchgen.parquet import read_parquet
 from batchgen.publish import publish_configs
 from batchgen.rows import META_NAMES
@@ -145,7 +146,7 @@ def _rows_of(result: Result) -> pa.Table:
 
 def _logical(table: pa.Table, translated: Translated) -> pa.Table:
     """A segment's rows as distilabel has them: without batchgen's own columns and earlier versions of a column."""
-    own = {*META_NAMES, "cluster_size", *translated.earlier}
+    own = {*META_NAMES, CLUSTER_SIZE, *translated.earlier}
     if translated.adds_messages:
         own.add("messages")
     return table.select([name for name in table.column_names if name not in own])

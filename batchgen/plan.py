@@ -163,8 +163,9 @@ def trace_columns(job: Job, seed_columns: Mapping[str, str]) -> dict[str, str]:
             added.pop(column, None)
             add(new, kind[5:-1], f"{where}.explode")
     for given, kinds in ((job.merge.prompt, ("text", "conversation")), (job.merge.answer, ("text",))):
-        if given is not None and columns.get(given) not in kinds:
-            raise JobError(f"merge: no {' or '.join(kinds)} column {given!r}; {_existing(columns, given)}")
+        fitting = {name: kind for name, kind in columns.items() if kind in kinds}
+        if given is not None and given not in fitting:
+            raise JobError(f"merge: no {' or '.join(kinds)} column {given!r}; {_existing(fitting, given)}")
     return added
 
 
@@ -235,8 +236,9 @@ def _check_nulls(job: Job, seeds: Seeds) -> None:
         if not is_required(kind) or column not in seeds.table.column_names or not seeds.table[column].null_count:
             continue
         index = seeds.table[column].is_null().index(True).as_py()
-        place = seeds.where.get(index, f"seed row {index}")
-        raise SeedError(f"{place}: column {column!r} is missing or null, and steps[0] ({step.task}) reads it")
+        raise SeedError(
+            f"{seeds.place(index)}: column {column!r} is missing or null, and steps[0] ({step.task}) reads it"
+        )
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

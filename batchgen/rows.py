@@ -70,11 +70,14 @@ _UNREADABLE = (
     pa.types.is_union,
     pa.types.is_decimal32,
     pa.types.is_decimal64,
+    # These it can read, but Arrow 26 cannot pick rows out of them.
+    pa.types.is_string_view,
+    pa.types.is_binary_view,
 )
 
 
 def is_publishable(type: pa.DataType) -> bool:
-    """Whether the datasets library can read a column of a type: of some that Parquet keeps it cannot."""
+    """Whether a column of a type can be merged, and read by the datasets library: some that Parquet keeps cannot."""
     if isinstance(type, pa.BaseExtensionType):
         return bool(type.extension_name == "arrow.json")
     fields = [type.field(index) for index in range(type.num_fields)]

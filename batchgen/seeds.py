@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from batchgen.errors import SeedError
 from batchgen.job import Source
-from batchgen.parquet import read_parquet
+from batchgen.parquet import stored_type
 from batchgen.rows import META_NAMES, SeedRow, is_publishable, row_id
-
-SUFFIXES = (".jsonl", ".csv", ".parquet")
+from batchgen.seedfiles import Part, check_wanted, from_records, join, read_files
 
 
 @dataclass(frozen=True)
@@ -26,14 +22,14 @@ class Seeds:
 
     Args:
         table: one row a seed; no columns for a `count` source.
-        where: names row `i` for messages ("seeds/a.jsonl:7").
         fingerprint: of every id in order; equal seeds, equal fingerprint.
+        place: names row `i` for messages ("seeds/a.jsonl:7").
     """
 
     table: pa.Table
     count: int
     fingerprint: str
-    where: Mapping[int, str]
+    place: Callable[[int], str]
 
     @property
     def fields(self) -> list[pa.Field]:
@@ -67,151 +63,65 @@ def load_seeds(source: Source, base: Path | None = None) -> Seeds:
     Raises:
         SeedError: names file, line and what is wrong.
     """
-    base = base or Path()
-    where: list[str] = []
-    if source.count is not None:
-        table, count = pa.table({}), source.count
-    else:
-        if source.rows is not None:
-            table, where = _from_records(source.rows, [f"source.rows[{i}]" for i in range(len(source.rows))])
-        elif source.path is not None:
-            table, where = _from_files([source.path] if isinstance(source.path, str) else source.path, base)
-        else:
-            table = _from_dataset(str(source.dataset), source.split, base)
-        count = table.num_rows
-        if count == 0:
-            raise SeedError("source: there are no seed rows")
-        _check_columns(table)
+    part = Part(pa.table({}), _seed_row) if source.count is not None else _read(source, base or Path())
+    table, count = part.table, source.count or part.table.num_rows
     if source.limit is not None and source.limit < count:
         count = source.limit
         table = table.slice(0, count) if table.num_columns else table
     digest = hashlib.blake2b(digest_size=16)
     for start in range(0, count, 10_000):
-        for name in _ids(table, start, min(start + 10_000, count)):
-            digest.update(bytes.fromhex(name))
-    return Seeds(table, count, digest.hexdigest(), dict(enumerate(where)))
+        try:
+            for name in _ids(table, start, min(start + 10_000, count)):
+                digest.update(bytes.fromhex(name))
+        except (OverflowError, ValueError) as error:  # a time that Python's own types do not reach to
+            raise SeedError(f"source: a value after {part.place(start)} cannot be read: {error}") from error
+    return Seeds(table, count, digest.hexdigest(), part.place)
 
 
-def _check_columns(table: pa.Table) -> None:
+def _read(source: Source, base: Path) -> Part:
+    """The rows of a source that has columns."""
+    wanted = None if source.columns is None else list(dict.fromkeys(source.columns))
+    if source.rows is not None:
+        check_wanted(wanted, list(dict.fromkeys(name for row in source.rows for name in row)), "source.rows")
+        part = join([from_records(source.rows, lambda row: f"source.rows[{row}]", wanted)])
+    elif source.path is not None:
+        part = join(read_files([source.path] if isinstance(source.path, str) else source.path, base, wanted))
+    else:
+        table = _from_dataset(str(source.dataset), source.split, base)
+        check_wanted(wanted, table.column_names, str(source.dataset))
+        part = Part(table.select(wanted) if wanted else table, _seed_row)
+    if not part.table.num_rows:
+        raise SeedError("source: there are no seed rows")
+    return Part(_as_stored(part.table), part.place)
+
+
+def _seed_row(row: int) -> str:
+    return f"seed row {row}"
+
+
+def _as_stored(table: pa.Table) -> pa.Table:
+    """The rows with the types that they have once they are in a shard: Parquet turns seconds into milliseconds.
+
+    Raises:
+        SeedError: a column cannot be stored, or not be read from the dataset.
+    """
     taken = sorted(META_NAMES & set(table.column_names))
     if taken:
-        raise SeedError(f"source: column {taken[0]!r} is one that batchgen writes itself; rename it in the seeds")
+        raise SeedError(
+            f"source: column {taken[0]!r} is one that batchgen writes itself; rename it in the seeds, or name those "
+            "to use in source.columns"
+        )
+    fields = []
     for field in table.schema:
-        if not is_publishable(field.type):
+        stored = stored_type(field.type)
+        if stored is None or not is_publishable(stored):
             raise SeedError(
-                f"source: column {field.name!r} is {field.type}, which the datasets library cannot read; leave it "
-                "out of the seeds or give it another type"
+                f"source: column {field.name!r} is {field.type}, which Parquet or the datasets library cannot hold; "
+                "give it another type, or name the columns to use in source.columns"
             )
-
-
-def _from_files(patterns: Sequence[str], base: Path) -> tuple[pa.Table, list[str]]:
-    tables: list[pa.Table] = []
-    where: list[str] = []
-    for pattern in patterns:
-        paths = sorted(glob.glob(str(Path(pattern).expanduser()), root_dir=base, recursive=True))
-        if not paths:
-            raise SeedError(f"source.path: no file matches {pattern!r} (looked in {base.resolve()})")
-        for path in paths:
-            if Path(path).suffix not in SUFFIXES:
-                raise SeedError(f"source.path: {path}: not one of {', '.join(SUFFIXES)}")
-            table, lines = _read_file(base / path, path)
-            if table.num_rows == 0:
-                raise SeedError(f"source.path: {path}: the file has no rows")
-            if tables and table.column_names != tables[0].column_names:
-                raise SeedError(
-                    f"source.path: {path}: columns {table.column_names} differ from the first file's "
-                    f"{tables[0].column_names}"
-                )
-            tables.append(table)
-            where += lines
-    try:
-        return pa.concat_tables(tables, promote_options="permissive"), where
-    except pa.ArrowInvalid as error:
-        raise SeedError(f"source.path: the files' column types differ: {error}") from error
-
-
-def _read_file(path: Path, name: str) -> tuple[pa.Table, list[str]]:
-    try:
-        if path.suffix == ".jsonl":
-            return _read_jsonl(path, name)
-        if path.suffix == ".csv":
-            from pyarrow import csv
-
-            options = csv.ConvertOptions(strings_can_be_null=True)
-            table = csv.read_csv(path, csv.ReadOptions(use_threads=False), convert_options=options)
-            _check_utf8(table, name)
-        else:
-            table = read_parquet(path)
-    except OSError as error:
-        raise SeedError(f"source.path: {name}: cannot be read: {error}") from error
-    except pa.ArrowException as error:
-        raise SeedError(f"source.path: {name}: {error}") from error
-    return table, [f"{name}: row {i + 1}" for i in range(table.num_rows)]
-
-
-def _check_utf8(table: pa.Table, name: str) -> None:
-    """Arrow takes a CSV column that is no UTF-8 for bytes, and says nothing."""
-    for column in table.column_names:
-        if pa.types.is_binary(table[column].type):
-            for row, value in enumerate(table[column].to_pylist(), 1):
-                try:
-                    (value or b"").decode("utf-8")
-                except UnicodeDecodeError:
-                    raise SeedError(f"{name}: row {row}: column {column!r} is not UTF-8") from None
-
-
-def _read_jsonl(path: Path, name: str) -> tuple[pa.Table, list[str]]:
-    records: list[Any] = []
-    where: list[str] = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                raise SeedError(f"{name}:{number}: not UTF-8 (byte {error.start + 1} of the line)") from error
-            except (ValueError, RecursionError) as error:
-                raise SeedError(f"{name}:{number}: not JSON: {error}") from error
-            if not isinstance(record, dict):
-                raise SeedError(f"{name}:{number}: a seed row is a JSON object, not a {type(record).__name__}")
-            records.append(record)
-            where.append(f"{name}:{number}")
-    return _from_records(records, where)
-
-
-def _from_records(records: Sequence[Any], where: list[str]) -> tuple[pa.Table, list[str]]:
-    """A table of records; a column that some lack is null there."""
-    columns = list(dict.fromkeys(name for record in records for name in record))
-    if records and not columns:
-        raise SeedError(f"{where[0]}: a seed row without columns; for empty rows use source.count")
-    arrays = {}
-    for name in columns:
-        values = [record.get(name) for record in records]
-        try:
-            array = pa.array(values)
-        except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
-            raise SeedError(_odd_one(name, values, where)) from error
-        # A column of nulls only would have Arrow's null type, which Parquet readers disagree about.
-        arrays[name] = array.cast(pa.string()) if pa.types.is_null(array.type) else array
-    return pa.table(arrays), where
-
-
-def _odd_one(name: str, values: Iterable[Any], where: Sequence[str]) -> str:
-    """Says which row's value has another type than the ones before it."""
-    first: type | None = None
-    for value, place in zip(values, where, strict=True):
-        if value is None:
-            continue
-        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
-            return f"{place}: column {name!r} holds half of a surrogate pair, which is no text"
-        if first is None:
-            first = type(value)
-        elif type(value) is not first:
-            return f"{place}: column {name!r} is {type(value).__name__} here and {first.__name__} before"
-    return f"{where[0] if where else 'source'}: column {name!r} has values of different types"
+        fields.append(field.with_type(stored))
+    schema = pa.schema(fields)
+    return table if schema.equals(table.schema) else table.cast(schema)
 
 
 def _from_dataset(name: str, split: str, base: Path) -> pa.Table:

@@ -22,6 +22,8 @@ from batchgen.store.base import ObjectStore
 
 Mask = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.int64]
+# The column that says how many rows a kept one stands for.
+CLUSTER_SIZE = "cluster_size"
 # Columns of a shard that say nothing about a row that was kept.
 _DROPPED_COLUMNS = ("row_index", "outcome", "reason")
 # Rows that are worked on at a time. Texts as Python objects take several times their size, and no Arrow array of
@@ -64,7 +66,7 @@ class Merged:
         if self.cluster_sizes is None:
             return finished
         sizes = pa.array(self.cluster_sizes[start:stop], pa.int64())
-        return finished.append_column(pa.field("cluster_size", pa.int64()), sizes)
+        return finished.append_column(pa.field(CLUSTER_SIZE, pa.int64()), sizes)
 
     def _finished(self, rows: pa.Table) -> pa.Table:
         finished = rows.drop_columns(list(_DROPPED_COLUMNS))
@@ -82,9 +84,12 @@ def chat_columns(job: Job, plan: Plan) -> ChatColumns | None:
     A prompt may be a conversation that the answer continues.
 
     Raises:
-        JobError: `merge.answer` is given without anything to answer, or `messages` is another column already.
+        JobError: `merge.answer` is given without anything to answer, or a column has a name that the dataset gives to
+            one of its own.
     """
     found = _found_columns(job, plan)
+    if found is not None and CLUSTER_SIZE in plan.schema.names:
+        raise JobError(f"column {CLUSTER_SIZE!r} is where the dataset counts duplicates; give yours another name")
     if found is not None and "messages" in plan.schema.names and "messages" not in (found, found[0]):
         raise JobError("column 'messages' is where the dataset has the conversation; give yours another name")
     return found

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import random
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 
 import numba
@@ -13,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 
 from batchgen import run
-from batchgen.errors import CorruptShard, StoreError, UserError
+from batchgen.api import plan_run
+from batchgen.errors import CorruptShard, JobError, StoreError, UserError
 from batchgen.merge import latest_version, merge_run, near, read_version
 from batchgen.merge.rows import normalise
 from batchgen.merge.version import Version
@@ -147,6 +150,53 @@ def test_the_dataset_opens_and_reads_as_chat(tmp_path: Path):
     assert [row["messages"][0]["content"] for row in dataset] == ["a b c", "d e f"]
     assert [row["messages"][1]["content"] for row in dataset] == dataset["generation"]
     assert dataset["cluster_size"] == [2, 1]
+
+
+ODD_COLUMNS = {
+    "nanoseconds": pa.array([1_700_000_000_123_456_789], pa.timestamp("ns")),
+    "zoned": pa.array([1_700_000_000], pa.timestamp("s", "Europe/Berlin")),
+    "duration": pa.array([1_234_567], pa.duration("ns")),
+    "time": pa.array([36_000], pa.time32("s")),
+    "binary": pa.array([b"\xff\x00"]),
+    "decimal": pa.array([Decimal("1.23")]),
+    "half": pa.array([1.5], pa.float16()),
+    "unsigned": pa.array([2**64 - 1], pa.uint64()),
+    "infinite": pa.array([math.inf]),
+    "category": pa.array(["a"]).dictionary_encode(),
+    "nested": pa.array([{"a": [{"b": None, "c": "d"}]}]),
+    "fixed": pa.array([[1, 2]], pa.list_(pa.float32(), 2)),
+    "large": pa.array([["x"]], pa.large_list(pa.large_string())),
+    "json": pa.array(['{"a": 1}'], pa.json_()),
+    "nothing": pa.nulls(1),
+}
+
+
+@pytest.mark.parametrize("source", ["path", "dataset"])
+def test_seed_columns_of_any_type_come_out_as_they_went_in(tmp_path: Path, source: str):
+    """In one file, as a run is the same for all; which types are refused is in `test_seeds`."""
+    # What the datasets library cannot keep in its own files.
+    absent = {"json", "category", "nothing"} if source == "dataset" else set()
+    columns = {name: values for name, values in ODD_COLUMNS.items() if name not in absent}
+    table = pa.table({"instruction": ["text"], **columns})
+    place = tmp_path / "seeds"
+    if source == "path":
+        pq.write_table(table, place.with_suffix(".parquet"))
+        place = place.with_suffix(".parquet")
+    else:
+        Dataset(table).save_to_disk(place)
+    result = run(
+        chaos_job(tmp_path / "run", source={source: str(place)}, steps=[{"task": "text_generation"}]), in_process=True
+    )
+    dataset = load_dataset(str(result.dataset), split="train", cache_dir=str(tmp_path / "cache"))
+    rows = dataset.with_format("arrow")[:]
+    assert {name: rows[name].to_pylist() for name in columns} == {name: table[name].to_pylist() for name in columns}
+
+
+@pytest.mark.parametrize("name", ["cluster_size", "messages"])
+def test_seeds_cannot_have_a_column_that_the_dataset_makes(tmp_path: Path, name: str):
+    job = chaos_job(tmp_path, source={"rows": [{"instruction": "a", name: "b"}]}, steps=[{"task": "text_generation"}])
+    with pytest.raises(JobError, match=f"column '{name}' is where the dataset .*; give yours another name"):
+        plan_run(job)
 
 
 def test_rows_are_worked_on_in_batches_and_that_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -134,6 +134,21 @@ def test_steps_that_do_not_fit_are_refused(steps: list, message: str):
         make_plan(job, load_seeds(job.source))
 
 
+@pytest.mark.parametrize(
+    ("merge", "message"),
+    [
+        ({"prompt": "tex"}, "merge: no text or conversation column 'tex'; did you mean 'text'"),
+        ({"prompt": "page"}, "merge: no text or conversation column 'page'; there are: text, generation"),
+        ({"answer": "page"}, "merge: no text column 'page'; there are: text, generation"),
+    ],
+)
+def test_columns_of_the_merge_that_do_not_fit_are_refused(merge: dict, message: str):
+    step = {"task": "text_generation", "input_mappings": {"instruction": "text"}}
+    job = chaos_job("x", source={"rows": [{"text": "t", "page": 3}]}, steps=[step], merge=merge)
+    with pytest.raises(JobError, match=message):
+        make_plan(job, load_seeds(job.source))
+
+
 def test_a_row_without_a_required_value_is_named_with_its_line(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"instruction": "x"}\n{"other": "y"}\n')
     job = chaos_job("x", source={"path": "a.jsonl"}, steps=[{"task": "text_generation"}])

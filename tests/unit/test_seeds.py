@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
+from datetime import datetime, time
 from pathlib import Path
 
 import pyarrow as pa
@@ -44,7 +46,7 @@ def test_patterns_match_in_order_and_rows_are_named_by_file_and_line(tmp_path: P
     (tmp_path / "a.jsonl").write_text('\ufeff{"x": "1"}\r\n\n{"x": "2"}\n', encoding="utf-8")
     seeds = load_seeds(Source(path="*.jsonl"), tmp_path)
     assert [row.data["x"] for row in seeds.slice(0, 3)] == ["1", "2", "3"]
-    assert [seeds.where[i] for i in range(3)] == ["a.jsonl:1", "a.jsonl:3", "b.jsonl:1"]
+    assert [seeds.place(i) for i in range(3)] == ["a.jsonl:1", "a.jsonl:3", "b.jsonl:1"]
 
 
 def test_a_dataset_saved_to_disk(tmp_path: Path):
@@ -122,6 +124,43 @@ def test_files_with_other_columns_are_refused(tmp_path: Path):
         load_seeds(Source(path="*.jsonl"), tmp_path)
 
 
+def test_files_whose_types_differ_are_refused_by_the_row(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"x": "1", "id": 1}\n')
+    (tmp_path / "b.jsonl").write_text('\n{"x": "1", "id": null}\n{"x": "2", "id": "one"}\n')
+    with pytest.raises(SeedError, match=r"b\.jsonl:3: column 'id' is string here and int64 before"):
+        load_seeds(Source(path="*.jsonl"), tmp_path)
+
+
+def test_the_order_of_keys_and_absent_values_do_not_matter(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"x": "1", "n": null, "m": {"a": 1}}\n')
+    (tmp_path / "b.jsonl").write_text('{"m": {"b": "c", "a": 2.5}, "n": 3, "x": "2"}\n')
+    rows = load_seeds(Source(path="*.jsonl"), tmp_path).slice(0, 2)
+    assert [row.data for row in rows] == [
+        {"x": "1", "n": None, "m": {"a": 1.0, "b": None}},
+        {"x": "2", "n": 3, "m": {"a": 2.5, "b": "c"}},
+    ]
+
+
+def test_a_long_file_is_read_in_parts_as_if_it_were_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    lines = [json.dumps({"x": str(i), **({"late": i / 2} if i > 7 else {})}) for i in range(11)]
+    (tmp_path / "a.jsonl").write_text("\n\n".join(lines))
+    whole = load_seeds(Source(path="a.jsonl"), tmp_path)
+    monkeypatch.setattr("batchgen.seedfiles._BATCH_ROWS", 3)
+    parts = load_seeds(Source(path="a.jsonl"), tmp_path)
+    assert parts.slice(0, 11) == whole.slice(0, 11)
+    assert parts.fields == whole.fields
+    assert parts.fingerprint == whole.fingerprint
+    assert [parts.place(i) for i in range(11)] == [f"a.jsonl:{2 * i + 1}" for i in range(11)]
+
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, '{"x": 5}']))
+    with pytest.raises(SeedError, match=r"a\.jsonl:12: column 'x' is int here and str before"):
+        load_seeds(Source(path="a.jsonl"), tmp_path)
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, '{"x": null}', '{"x": 5}']))
+    with pytest.raises(SeedError, match=r"a\.jsonl:13: column 'x' is int64 here and string before"):
+        monkeypatch.setattr("batchgen.seedfiles._BATCH_ROWS", 12)
+        load_seeds(Source(path="a.jsonl"), tmp_path)
+
+
 @pytest.mark.parametrize(
     "type",
     [
@@ -159,5 +198,88 @@ def test_a_type_is_taken_exactly_where_the_datasets_library_reads_it(type: pa.Da
 def test_a_column_that_could_not_be_read_from_the_dataset_is_refused(tmp_path: Path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"meta": pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64()))}), path)
-    with pytest.raises(SeedError, match=r"column 'meta' is map<string, int64.*>, which the datasets library cannot"):
+    with pytest.raises(
+        SeedError, match=r"column 'meta' is map<string, int64.*>, which Parquet or the datasets library cannot"
+    ):
         load_seeds(Source(path=str(path)))
+
+
+@pytest.mark.parametrize(
+    "type",
+    [
+        pa.timestamp("s"),
+        pa.date64(),
+        pa.time32("s"),
+        pa.list_(pa.struct([("a", pa.timestamp("s", "UTC"))])),
+        pa.list_(pa.null()),
+    ],
+    ids=str,
+)
+def test_columns_of_a_dataset_have_the_type_that_they_have_in_a_shard(tmp_path: Path, type: pa.DataType):
+    from datasets import Dataset
+
+    Dataset(pa.table({"x": ["text"], "column": pa.array([None], type)})).save_to_disk(tmp_path / "saved")
+    seeds = load_seeds(Source(dataset="saved"), tmp_path)
+    pq.write_table(seeds.table, tmp_path / "shard.parquet")
+    assert pq.read_schema(tmp_path / "shard.parquet").equals(pa.schema(seeds.fields))
+
+
+def test_a_csv_file_may_be_large_and_its_texts_long_and_of_many_lines(tmp_path: Path):
+    texts = [f"{i}: a line\nand, quoted, the next\n" * 20 for i in range(3000)] + ["x" * 3_000_000, "last"]
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("x",), *((text,) for text in texts)])
+    assert [row.data["x"] for row in load_seeds(Source(path="a.csv"), tmp_path).slice(0, 9999)] == texts
+
+
+@pytest.mark.parametrize("end", ["jsonl", "csv", "parquet"])
+def test_columns_are_chosen_and_only_they_have_to_be_right(tmp_path: Path, end: str):
+    records = [{"x": "1", "row_id": "7", "y": "a"}, {"x": "2", "row_id": "8", "y": "b"}]
+    lines = [json.dumps(record) for record in records]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines[:1], lines[1].replace('"8"', "8")]))
+    (tmp_path / "a.csv").write_text("x,row_id,y\n1,7,a\n2,8,b\n")
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet")
+    seeds = load_seeds(Source(path=f"a.{end}", columns=["y", "y"]), tmp_path)
+    assert [row.data for row in seeds.slice(0, 9)] == [{"y": "a"}, {"y": "b"}]
+    with pytest.raises(SeedError, match=rf"source\.columns: a\.{end} has no column 'z'; there are: x, row_id, y"):
+        load_seeds(Source(path=f"a.{end}", columns=["z"]), tmp_path)
+
+
+def test_columns_of_a_dataset_and_of_rows_are_chosen(tmp_path: Path):
+    from datasets import Dataset
+
+    records = [{"x": "1", "y": 2}]
+    Dataset.from_list(records).save_to_disk(tmp_path / "saved")
+    for source in ({"dataset": "saved"}, {"rows": records}):
+        assert load_seeds(Source(**source, columns=["x"]), tmp_path).slice(0, 1)[0].data == {"x": "1"}
+        with pytest.raises(SeedError, match="has no column 'z'; there are: x, y"):
+            load_seeds(Source(**source, columns=["z"]), tmp_path)
+
+
+def test_words_for_nothing_are_text_and_two_columns_of_one_name_are_refused(tmp_path: Path):
+    (tmp_path / "a.csv").write_text("x,y\nNA,\nnull,b\nNone,c\n")
+    rows = load_seeds(Source(path="a.csv"), tmp_path).slice(0, 9)
+    assert [row.data for row in rows] == [{"x": "NA", "y": None}, {"x": "null", "y": "b"}, {"x": "None", "y": "c"}]
+    (tmp_path / "a.csv").write_text("x,x\n1,2\n")
+    with pytest.raises(SeedError, match=r"a\.csv: there are two columns 'x'"):
+        load_seeds(Source(path="a.csv"), tmp_path)
+
+
+def test_times_in_a_csv_file_are_those_of_the_shards(tmp_path: Path):
+    (tmp_path / "a.csv").write_text("x,at,hour\nhello,2024-01-01 10:00:00,10:00:00\n")
+    seeds = load_seeds(Source(path="a.csv"), tmp_path)
+    pq.write_table(seeds.table, tmp_path / "shard.parquet")
+    assert pq.read_schema(tmp_path / "shard.parquet").equals(seeds.table.schema)
+    assert seeds.slice(0, 1)[0].data == {"x": "hello", "at": datetime(2024, 1, 1, 10), "hour": time(10)}
+
+
+def test_a_time_that_python_cannot_hold_is_refused(tmp_path: Path):
+    times = pa.array([0, -(2**62)], pa.timestamp("us"))
+    pq.write_table(pa.table({"x": ["1", "2"], "at": times}), tmp_path / "a.parquet")
+    with pytest.raises(SeedError, match=r"a value after a\.parquet: row 1 cannot be read: date value out of range"):
+        load_seeds(Source(path="a.parquet"), tmp_path)
+
+
+def test_a_column_of_empty_objects_is_refused(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"x": "1", "meta": {}}\n')
+    with pytest.raises(SeedError, match=r"column 'meta' is struct<>, which Parquet or"):
+        load_seeds(Source(path="a.jsonl"), tmp_path)

@@ -1,0 +1,237 @@
+"""Seed rows out of jsonl, csv and parquet files, each known by its file and line."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import json
+from array import array
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from batchgen.errors import SeedError
+from batchgen.parquet import read_parquet
+
+SUFFIXES = (".jsonl", ".csv", ".parquet")
+# Rows that are Python objects at a time: they take ten times what they take in Arrow.
+_BATCH_ROWS = 10_000
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the seed rows.
+
+    Args:
+        place: names row `i` of the table for messages ("seeds/a.jsonl:7").
+    """
+
+    table: pa.Table
+    place: Callable[[int], str]
+
+
+def read_files(patterns: Sequence[str], base: Path, wanted: Sequence[str] | None = None) -> list[Part]:
+    """The rows of all files that match.
+
+    Args:
+        base: the folder that relative patterns start from.
+        wanted: the columns to read; all by default.
+
+    Raises:
+        SeedError: names file, line and what is wrong.
+    """
+    parts: list[Part] = []
+    names: list[str] = []
+    for pattern in patterns:
+        paths = sorted(glob.glob(str(Path(pattern).expanduser()), root_dir=base, recursive=True))
+        if not paths:
+            raise SeedError(f"source.path: no file matches {pattern!r} (looked in {base.resolve()})")
+        for path in paths:
+            if Path(path).suffix not in SUFFIXES:
+                raise SeedError(f"source.path: {path}: not one of {', '.join(SUFFIXES)}")
+            of_file, columns = _read_file(base / path, path, wanted)
+            if not any(part.table.num_rows for part in of_file):
+                raise SeedError(f"source.path: {path}: the file has no rows")
+            check_wanted(wanted, columns, path)
+            names = names or columns
+            if wanted is None and set(columns) != set(names):
+                raise SeedError(f"source.path: {path}: columns {columns} differ from the first file's {names}")
+            parts += of_file
+    return parts
+
+
+def check_wanted(wanted: Sequence[str] | None, columns: Sequence[str], where: str) -> None:
+    """Refuses a column of `source.columns` that is not there.
+
+    Raises:
+        SeedError: names it, and those that are.
+    """
+    for name in wanted or ():
+        if name not in columns:
+            raise SeedError(f"source.columns: {where} has no column {name!r}; there are: {', '.join(columns)}")
+
+
+def join(parts: Sequence[Part]) -> Part:
+    """All parts as one; a column that some lack is null there.
+
+    Raises:
+        SeedError: the parts' types do not go together; names the row.
+    """
+    schema = pa.schema([])
+    for part in parts:
+        try:
+            schema = pa.unify_schemas([schema, part.table.schema], promote_options="permissive")
+        except pa.ArrowException as error:
+            raise SeedError(_odd_column(schema, part)) from error
+    try:
+        table = pa.concat_tables([part.table for part in parts], promote_options="permissive")
+        # A column of nulls only would have Arrow's null type, which Parquet readers disagree about.
+        for index, field in enumerate(table.schema):
+            if pa.types.is_null(field.type):
+                table = table.set_column(index, field.name, table.column(index).cast(pa.string()))
+    except pa.ArrowException as error:
+        raise SeedError(f"source: the rows do not go together: {error}") from error
+    starts = [0, *itertools.accumulate(part.table.num_rows for part in parts)]
+
+    def place(row: int) -> str:
+        index = bisect_right(starts, row) - 1
+        return parts[index].place(row - starts[index])
+
+    return Part(table, place)
+
+
+def _odd_column(schema: pa.Schema, part: Part) -> str:
+    """Says which column of a part has another type than in the parts before it, and in which row first."""
+    for field in part.table.schema:
+        known = [schema.field(field.name)] if field.name in schema.names else []
+        try:
+            pa.unify_schemas([pa.schema(known), pa.schema([field])], promote_options="permissive")
+        except pa.ArrowException:
+            row = part.table[field.name].is_valid().index(True).as_py()
+            return f"{part.place(row)}: column {field.name!r} is {field.type} here and {known[0].type} before"
+    raise AssertionError("some column does not go together with those before it")
+
+
+def _read_file(path: Path, name: str, wanted: Sequence[str] | None) -> tuple[list[Part], list[str]]:
+    """The rows of a file, and the names of all its columns."""
+    try:
+        if path.suffix == ".jsonl":
+            columns: dict[str, None] = {}
+            return list(_read_jsonl(path, name, wanted, columns)), list(columns)
+        table = _read_csv(path) if path.suffix == ".csv" else read_parquet(path)
+    except OSError as error:
+        raise SeedError(f"source.path: {name}: cannot be read: {error}") from error
+    except pa.ArrowException as error:
+        raise SeedError(f"source.path: {name}: {error}") from error
+    names = table.column_names
+    if twice := [column for column, count in Counter(names).items() if count > 1]:
+        raise SeedError(f"source.path: {name}: there are two columns {twice[0]!r}")
+    if wanted is not None:
+        table = table.select([column for column in wanted if column in names])
+    if path.suffix == ".csv":
+        _check_utf8(table, name)
+    return [Part(table, lambda row: f"{name}: row {row + 1}")], names
+
+
+def _read_csv(path: Path) -> pa.Table:
+    from pyarrow import csv
+
+    # One block: a row has to end in the block after the one in which it begins, and texts may be long.
+    block = min(max(path.stat().st_size, 1), 2**31 - 1)
+    return csv.read_csv(
+        path,
+        csv.ReadOptions(use_threads=False, block_size=block),
+        csv.ParseOptions(newlines_in_values=True),
+        # Arrow would take "NA", "null" and others like them for no text.
+        csv.ConvertOptions(strings_can_be_null=True, null_values=[""]),
+    )
+
+
+def _check_utf8(table: pa.Table, name: str) -> None:
+    """Arrow takes a CSV column that is no UTF-8 for bytes, and says nothing."""
+    for column in table.column_names:
+        if pa.types.is_binary(table[column].type):
+            for row, value in enumerate(table[column].to_pylist(), 1):
+                try:
+                    (value or b"").decode("utf-8")
+                except UnicodeDecodeError:
+                    raise SeedError(f"{name}: row {row}: column {column!r} is not UTF-8") from None
+
+
+def _read_jsonl(path: Path, name: str, wanted: Sequence[str] | None, columns: dict[str, None]) -> Iterator[Part]:
+    with path.open("rb") as file:
+        rows = _json_rows(file, name)
+        while batch := list(itertools.islice(rows, _BATCH_ROWS)):
+            numbers = array("Q", (number for number, _ in batch))
+            yield from_records([row for _, row in batch], _line_of(name, numbers), wanted, columns)
+
+
+def _line_of(name: str, numbers: Sequence[int]) -> Callable[[int], str]:
+    return lambda row: f"{name}:{numbers[row]}"
+
+
+def _json_rows(file: Iterable[bytes], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers from 1, and what the lines say."""
+    for number, line in enumerate(file, 1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise SeedError(f"{name}:{number}: not UTF-8 (byte {error.start + 1} of the line)") from error
+        except (ValueError, RecursionError) as error:
+            raise SeedError(f"{name}:{number}: not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise SeedError(f"{name}:{number}: a seed row is a JSON object, not a {type(record).__name__}")
+        yield number, record
+
+
+def from_records(
+    records: Sequence[dict[str, Any]],
+    place: Callable[[int], str],
+    wanted: Sequence[str] | None = None,
+    columns: dict[str, None] | None = None,
+) -> Part:
+    """Records as a table; a column that some lack is null there.
+
+    Args:
+        wanted: the columns to take; all by default.
+        columns: names that earlier records had, in order; those of these records are added.
+
+    Raises:
+        SeedError: names the row and what is wrong.
+    """
+    columns = {} if columns is None else columns
+    columns.update(dict.fromkeys(name for record in records for name in record))
+    if not columns:
+        raise SeedError(f"{place(0)}: a seed row without columns; for empty rows use source.count")
+    arrays = {}
+    for name in columns if wanted is None else wanted:
+        values = [record.get(name) for record in records]
+        try:
+            arrays[name] = pa.array(values)
+        except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
+            raise SeedError(_odd_value(name, values, place)) from error
+    return Part(pa.table(arrays), place)
+
+
+def _odd_value(name: str, values: Sequence[Any], place: Callable[[int], str]) -> str:
+    """Says which row's value has another type than the ones before it."""
+    first: type | None = None
+    for row, value in enumerate(values):
+        if value is None:
+            continue
+        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            return f"{place(row)}: column {name!r} holds half of a surrogate pair, which is no text"
+        if first is None:
+            first = type(value)
+        elif type(value) is not first:
+            return f"{place(row)}: column {name!r} is {type(value).__name__} here and {first.__name__} before"
+    return f"{place(0)}: column {name!r} has values of different types"
