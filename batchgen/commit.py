@@ -159,15 +159,17 @@ def commit_shard(
     _upload(store, key, plan.schema, results)
     reach("attempt uploaded")
     try:
-        size, sha256, rows = _read_back(store, key)
+        size, sha256, table = _read_back(store, key)
     except FileNotFoundError:
         # Garbage collection takes the file of an attempt that has lost already.
         winner = read_manifest(store, plan, shard, generation)
         if winner is None:
             raise StoreError(f"{key} was written and is gone") from None
         return winner, False
-    if rows != len(results):
-        raise StoreError(f"{key}: {len(results)} rows were written and {rows} read back")
+    if table.num_rows != len(results):
+        raise StoreError(f"{key}: {len(results)} rows were written and {table.num_rows} read back")
+    if not table.schema.equals(plan.schema):
+        raise BatchgenError(f"{key}: the columns that were read back are not the plan's")
     manifest = _manifest(plan, shard, attempt, seeds, results, size, sha256)
     reach("attempt read back")
     if store.put_if_absent(manifest_key(shard, generation), manifest.dump()):
@@ -229,14 +231,14 @@ def _branch_order(branch: str) -> tuple[int, ...]:
     return tuple(int(part) for part in branch.split(".")) if branch else ()
 
 
-def _read_back(store: ObjectStore, key: str) -> tuple[int, str, int]:
+def _read_back(store: ObjectStore, key: str) -> tuple[int, str, pa.Table]:
     """(bytes, SHA-256, rows) of a file as the store gives it back."""
     with store.open(key) as file:
         try:
             data = file.read()
         except OSError as error:
             raise StoreError(f"{key} cannot be read back: {error.strerror or error}") from error
-    return len(data), hashlib.sha256(data).hexdigest(), read_parquet(data).num_rows
+    return len(data), hashlib.sha256(data).hexdigest(), read_parquet(data)
 
 
 def read_manifest(store: ObjectStore, plan: Plan, shard: Shard, generation: int = 0) -> Manifest | None:

@@ -65,6 +65,7 @@ class VllmEngine:
         try:
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.platforms import current_platform
+            from vllm.usage.usage_lib import UsageContext
             from vllm.v1.engine.async_llm import AsyncLLM
 
             on_cpu = current_platform.is_cpu()
@@ -94,7 +95,8 @@ class VllmEngine:
                 "trust_remote_code": spec.trust_remote_code,
                 "seed": spec.seed % 2**31,
             }
-            self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+            # vLLM's sizes for offline batches: on an H100 1,024 requests at once, where it would take 128 otherwise.
+            self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), usage_context=UsageContext.LLM_CLASS)
         except Exception as error:
             raise EngineStartError(f"vLLM did not start: {_reason(error)}") from error
         if spec.lora is not None:

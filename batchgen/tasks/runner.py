@@ -201,22 +201,21 @@ class TaskRunner:
             RowRejected: the row cannot be completed.
             EngineError: the engine is gone; nobody knows about the row.
         """
-        inputs = self._inputs(row)
         try:
+            inputs = self._inputs(row)
             if self._task is None:
                 finished = inputs
             else:
                 finished = await bridge.run_row(lambda: self._process(inputs), log, log.seed)
             finished = self.spec.finish(finished, self.parameters, log.notes)
-            missing = [name for name, kind in self._outputs.items() if is_required(kind) and finished.get(name) is None]
+            if any(is_required(kind) and finished.get(name) is None for name, kind in self._outputs.items()):
+                raise RowRejected("invalid_output")
+            added = {name: fitted(finished.get(name), kind) for name, kind in self._outputs.items()}
         except (RowRejected, EngineError, Stopped, asyncio.CancelledError):
             raise
         except Exception as error:
             # Texts of exceptions may quote prompts; a reason never does.
             raise RowRejected(f"task_error:{type(error).__name__}") from error
-        if missing:
-            raise RowRejected("invalid_output")
-        added = {name: fitted(finished.get(name), kind) for name, kind in self._outputs.items()}
         if self._logprobs:
             added["logprobs"] = log.logprobs
         return {self._mappings.get(name, name): value for name, value in added.items()}
@@ -231,7 +230,7 @@ class TaskRunner:
                     raise RowRejected(f"missing_input:{self._columns[task_input]}")
                 continue
             if bare(kind) == "conversation":
-                value = [{"role": message["role"], "content": message["content"]} for message in value]
+                value = _conversation(value)
             inputs[task_input] = copy.deepcopy(value)
         texts = [inputs[name] for name, kind in self._kinds.items() if kind == "text"]
         if texts and not any(text.strip() for text in texts):
@@ -261,6 +260,21 @@ def _build(name: str, spec: TaskSpec, parameters: TaskParameters, engine: Engine
     return task
 
 
+def _conversation(value: Sequence[Mapping[str, Any] | None]) -> list[Message]:
+    """Messages as a task reads them: role and text.
+
+    Raises:
+        RowRejected: one of them lacks either, for which a chat template would write "None".
+    """
+    messages: list[Message] = []
+    for message in value:
+        role, content = (message or {}).get("role"), (message or {}).get("content")
+        if not (isinstance(role, str) and isinstance(content, str)):
+            raise RowRejected("invalid_conversation")
+        messages.append({"role": role, "content": content})
+    return messages
+
+
 def fitted(value: Any, kind: str) -> Any:
     """A value as its column can hold it.
 
@@ -280,8 +294,8 @@ def fitted(value: Any, kind: str) -> Any:
         if isinstance(value, bool):
             return value
     elif kind == "conversation":
-        if isinstance(value, list) and all(isinstance(message, dict) for message in value):
-            return [{"role": message["role"], "content": message["content"]} for message in value]
+        if isinstance(value, list):
+            return [{name: fitted(message[name], "text") for name in ("role", "content")} for message in value]
     elif isinstance(value, str):
         return value
     raise RowRejected("invalid_output")

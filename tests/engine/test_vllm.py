@@ -6,13 +6,16 @@ import asyncio
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from batchgen.commit import committed, new_attempt
 from batchgen.embedded import grammar
+from batchgen.engines import build_engine
 from batchgen.engines.arguments import _frozen
-from batchgen.engines.base import Engine, Request
+from batchgen.engines.base import Engine, EngineSpec, Request
+from batchgen.errors import EngineStartError
 from batchgen.job import Job
 from batchgen.merge import merge_run
 from batchgen.publish import publish_folder
@@ -31,6 +34,21 @@ def test_the_frozen_argument_names_are_those_of_the_installed_vllm():
 
 def test_on_a_cpu_the_engine_is_one_process_and_needs_no_shared_memory(vllm_engine: Engine):
     assert vllm_engine._llm.vllm_config.parallel_config.distributed_executor_backend == "uni"
+
+
+def test_an_engine_has_vllm_s_sizes_for_offline_batches(monkeypatch: pytest.MonkeyPatch):
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    slots = []
+
+    def configure(arguments: Any, usage_context: Any) -> None:
+        slots.append(arguments.create_engine_config(usage_context).scheduler_config.max_num_seqs)
+        raise RuntimeError("configured")
+
+    monkeypatch.setattr(AsyncLLM, "from_engine_args", configure)
+    with pytest.raises(EngineStartError, match="configured"):
+        asyncio.run(build_engine(EngineSpec("embedded", arguments={"max_model_len": 512}, seed=1)).start())
+    assert slots == [256], "an `AsyncLLM` that is not told what it is for takes 128"
 
 
 def test_sampling_parameters_reach_the_engine(vllm_engine: Engine, loop_thread):

@@ -58,6 +58,51 @@ def test_an_own_task_runs_from_a_file_a_tree_or_a_job(tmp_path: Path):
         ]
 
 
+ODD_OUTPUTS = {
+    "a number past any float": {"length": 10**400, "talk": []},
+    "a message without a role": {"length": 1, "talk": [{"content": "x"}]},
+    "a message of parts": {"length": 1, "talk": [{"role": "user", "content": ["x"]}]},
+    "a message that is none": {"length": 1, "talk": ["x"]},
+    "text for a number": {"length": "1", "talk": []},
+    "none": {"length": None, "talk": []},
+    "half a character": {"length": 1, "talk": [{"role": "user", "content": "\ud800"}]},
+    "fine": {"length": 1, "talk": [{"role": "user", "content": "x"}]},
+}
+
+
+class Odd(Shout):
+    """Gives what the row asks for."""
+
+    @property
+    def outputs(self):
+        return ["length", "talk"]
+
+    def process(self, inputs):
+        yield [{**row, **ODD_OUTPUTS[row["word"]]} for row in inputs]
+
+
+def test_what_a_column_cannot_hold_rejects_its_row_alone(tmp_path: Path):
+    entry = own_task(Odd, inputs={"word": "text"}, outputs={"length": "number", "talk": "conversation"})
+    job = {**tree(tmp_path), "steps": [{"task": "odd"}], "source": {"rows": [{"word": name} for name in ODD_OUTPUTS]}}
+    result = run(job, in_process=True, tasks={"odd": entry})
+    assert result.progress.ok == 1
+    assert result.progress.reasons == {
+        "invalid_output": 3,
+        "invalid_text": 1,
+        "task_error:KeyError": 1,
+        "task_error:OverflowError": 1,
+        "task_error:TypeError": 1,
+    }
+
+
+def test_a_seed_value_that_a_task_cannot_read_rejects_its_row_alone(tmp_path: Path):
+    talk = [{"role": "user", "content": "hello"}]
+    rows = [{"messages": talk}, {"messages": [*talk, None]}, {"messages": [{"role": "user", "content": None}]}]
+    job = {**tree(tmp_path), "steps": [{"task": "chat_generation"}], "source": {"rows": rows}}
+    result = run(job, in_process=True)
+    assert (result.progress.ok, result.progress.reasons) == (1, {"invalid_conversation": 2})
+
+
 def test_yaml_alone_knows_no_own_task(tmp_path: Path):
     with pytest.raises(JobError, match="unknown task 'shout'"):
         Job.of(tree(tmp_path))
