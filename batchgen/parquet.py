@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +18,11 @@ def read_parquet(source: bytes | Path) -> pa.Table:
     """
     given: Any = pa.BufferReader(source) if isinstance(source, bytes) else source
     return pq.ParquetFile(given).read(use_threads=False)
+
+
+def first_rows(file: BinaryIO, rows: int) -> pa.RecordBatch | None:
+    """The first rows of a file; None where it has none. Without that pool, too."""
+    return next(pq.ParquetFile(file).iter_batches(rows, use_threads=False), None)
 
 
 def stored_type(type: pa.DataType) -> pa.DataType | None:

@@ -19,6 +19,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from batchgen.distributed.cluster import ask, fate_of, gpus_of_machines, usable_cores
+from batchgen.distributed.guard import guard_this_process
 from batchgen.errors import ClusterLost, EngineDead, EngineStartError
 from batchgen.fleet import Answer, HostConfig, Placement, Work
 from batchgen.progress import Progress
@@ -39,6 +40,7 @@ class _Actor:
         if threads is not None:
             # Read by OpenMP when torch is imported; Ray sets it to 1 for an actor without CPUs of its own.
             os.environ["OMP_NUM_THREADS"] = str(threads)
+        guard_this_process()
         # Imported here: the driver needs neither distilabel nor an engine.
         from batchgen.host import EngineHost
 

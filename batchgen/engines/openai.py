@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,9 @@ from batchgen.errors import EngineStartError, EngineUnavailable, RowRejected
 
 # Parameters of OpenAI's own API; vLLM's others travel in the request's body, which vLLM's server reads.
 _STANDARD = ("frequency_penalty", "max_tokens", "presence_penalty", "stop", "temperature", "top_p")
+# What a server calls the length of a completion: most know the first, OpenAI's newer models only the second.
+_LIMITS = ("max_tokens", "max_completion_tokens")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,39}")
 # Statuses that one request, and not the server or the key, is to blame for.
 _ROW_STATUSES = (400, 413, 422)
 
@@ -30,6 +34,7 @@ class OpenAIEngine:
         self.model_name = spec.path
         self.slots = self.options.max_concurrency
         self._free = asyncio.Semaphore(self.slots)
+        self._limit = _LIMITS[0]
         self._client: Any = None
 
     async def start(self) -> None:
@@ -54,21 +59,8 @@ class OpenAIEngine:
 
     async def generate(self, request: Request) -> Completion:
         """Completes one conversation."""
-        import openai
-
         async with self._free:
-            try:
-                answer = await self._client.chat.completions.create(
-                    model=self.model_name,
-                    messages=[dict(message) for message in request.messages],
-                    **_body(request.sampling),
-                )
-            except openai.APIStatusError as error:
-                if error.status_code in _ROW_STATUSES:
-                    raise RowRejected("refused_by_server") from None
-                raise EngineUnavailable(self._told(error)) from None
-            except openai.OpenAIError as error:
-                raise EngineUnavailable(self._told(error)) from None
+            answer = await self._answer(request, self._limit)
         if not answer.choices:
             raise RowRejected("refused_by_server")
         choice = answer.choices[0]
@@ -80,6 +72,26 @@ class OpenAIEngine:
             output_tokens=answer.usage.completion_tokens if answer.usage else 0,
             logprobs=[token.logprob for token in logprobs],
         )
+
+    async def _answer(self, request: Request, limit: str) -> Any:
+        """The server's answer; `limit` is what it calls the number of tokens that a completion may have."""
+        import openai
+
+        try:
+            return await self._client.chat.completions.create(
+                model=self.model_name,
+                messages=[dict(message) for message in request.messages],
+                **_body(request.sampling, limit),
+            )
+        except openai.APIStatusError as error:
+            if error.param == limit == _LIMITS[0]:
+                self._limit = _LIMITS[1]
+                return await self._answer(request, self._limit)
+            if error.status_code in _ROW_STATUSES:
+                raise RowRejected(_refusal(error)) from None
+            raise EngineUnavailable(self._told(error)) from None
+        except openai.OpenAIError as error:
+            raise EngineUnavailable(self._told(error)) from None
 
     async def stop(self) -> None:
         """Closes the connections."""
@@ -95,9 +107,17 @@ class OpenAIEngine:
         return f"{self.options.base_url} {what}{hint}"
 
 
-def _body(sampling: Mapping[str, Any]) -> dict[str, Any]:
+def _refusal(error: Any) -> str:
+    """Why a row is rejected: the server's names for what is wrong, where it gives any, and never its text."""
+    names = [name for name in (error.code, error.param) if isinstance(name, str) and _NAME.fullmatch(name)]
+    return ":".join(["refused_by_server", *names])
+
+
+def _body(sampling: Mapping[str, Any], limit: str) -> dict[str, Any]:
     """vLLM's SamplingParams as arguments of the client's `create`."""
     body: dict[str, Any] = {name: value for name, value in sampling.items() if name in _STANDARD}
+    if _LIMITS[0] in body:
+        body[limit] = body.pop(_LIMITS[0])
     extra = {name: value for name, value in sampling.items() if name not in _STANDARD}
     if "logprobs" in extra:
         body["logprobs"] = True

@@ -19,10 +19,12 @@ SECRET = "sk-canary-0815"
 
 
 class Server:
-    """An OpenAI-compatible server: `statuses` are given to the next requests, then 200."""
+    """An OpenAI-compatible server: `statuses` are given to the next requests, then 200; `unknown` is a parameter that
+    it refuses."""
 
     def __init__(self) -> None:
         self.statuses: list[int] = []
+        self.unknown: str | None = None
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.at_once = self.most = 0
@@ -48,6 +50,10 @@ class Server:
                 threading.Event().wait(0.01)
                 with server.lock:
                     server.at_once -= 1
+                if server.unknown in body:
+                    refusal = {"message": SECRET, "code": "unsupported_parameter", "param": server.unknown}
+                    self.send(400, {"error": refusal})
+                    return
                 if status != 200:
                     self.send(status, {"error": {"message": f"refused, and quoting {body['messages']} {SECRET}"}})
                     return
@@ -144,6 +150,19 @@ def test_a_request_that_the_server_refuses_rejects_its_row_alone(server: Server)
     server.statuses = [400]
     with pytest.raises(RowRejected, match="refused_by_server"):
         ask(server)
+
+
+def test_a_server_that_has_another_name_for_the_limit_is_given_that(server: Server):
+    server.unknown = "max_tokens"
+    assert [completion.text for completion in ask(server, count=9)] == ["A fine answer."] * 9
+    assert [body["max_completion_tokens"] for body in server.requests if "max_tokens" not in body] == [5] * 9
+
+
+def test_a_refusal_has_the_server_s_names_for_what_is_wrong_and_not_its_words(server: Server):
+    server.unknown = "temperature"
+    with pytest.raises(RowRejected) as caught:
+        ask(server, sampling={"max_tokens": 5, "temperature": 0.1})
+    assert caught.value.reason == "refused_by_server:unsupported_parameter:temperature"
 
 
 def test_the_key_comes_from_the_environment(server: Server, monkeypatch):

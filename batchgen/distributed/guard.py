@@ -1,0 +1,73 @@
+"""Ends the processes of an engine whose own process is gone.
+
+vLLM on GPUs runs its engine and workers in processes of their own. They do not notice that the one which started them
+was killed, and would keep its GPUs' memory: the engine that replaces it could not start.
+
+Run as a program it is the guard of one process. It waits for that to end, however it does, and kills what it left
+behind: processes that were started with the same mark in their environment. It imports nothing of batchgen, so that it
+is small and there at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+_MARK = "BATCHGEN_ENGINE_PROCESSES"
+_TRIES, _PAUSE_SECONDS = 300, 0.1
+
+
+def guard_this_process() -> None:
+    """Has every process that this one starts from now on, and theirs, killed as soon as this one has ended.
+
+    Not those that are forked from this very process without a program of their own. Linux only; elsewhere, and where
+    the guard cannot be started, nothing happens.
+    """
+    mark = uuid.uuid4().hex
+    os.environ[_MARK] = mark
+    with contextlib.suppress(OSError):
+        subprocess.Popen(
+            [sys.executable, "-I", "-S", __file__, str(os.getpid()), mark],
+            # Its own mark is another, or it would find itself.
+            env={**os.environ, _MARK: "guard"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+
+def _marked(mark: str) -> list[int]:
+    """Processes with a mark in their environment."""
+    wanted = f"{_MARK}={mark}".encode()
+    found = []
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            if process.name.isdigit() and wanted in (process / "environ").read_bytes().split(b"\0"):
+                found.append(int(process.name))
+    return found
+
+
+def _guard(process: int, mark: str) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        select.select([os.pidfd_open(process)], [], [])
+    # Again and again, as one that is killed may just have started another; but one may also be stuck in a driver.
+    for _ in range(_TRIES):
+        left = _marked(mark)
+        if not left:
+            break
+        for each in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
+        time.sleep(_PAUSE_SECONDS)
+
+
+if __name__ == "__main__":
+    _guard(int(sys.argv[1]), sys.argv[2])
