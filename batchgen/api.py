@@ -26,6 +26,7 @@ from batchgen.publish import check_target, publish_folder, publish_store
 from batchgen.schedule import Scheduler
 from batchgen.seeds import Seeds, load_seeds
 from batchgen.store import ObjectStore, is_remote, log_folder, open_store, probe
+from batchgen.tasks.table import TASKS
 
 JOB_KEY = "job.json"
 Watch = Callable[[Status], None]
@@ -76,9 +77,15 @@ def _check_model(model: Model, steps: Sequence[Step], trust_remote_code: bool) -
         raise JobError("--trust-remote-code: runs the model's own code; pin it with model.revision")
     if model.lora is not None and not (Path(model.lora).expanduser() / "adapter_config.json").is_file():
         raise ModelError(f"model.lora: the folder {model.lora!r} holds no LoRA adapter (it has no adapter_config.json)")
-    from batchgen.engines.chat import chat_from_tokenizer, load_tokenizer, longest_context
+    from batchgen.engines.chat import chat_from_tokenizer, has_chat_template, load_tokenizer, longest_context
 
-    tokenizer = load_tokenizer(model.path, model.revision, trust_remote_code)
+    tokenizer = load_tokenizer(model.path, model.revision, trust_remote_code, model.engine)
+    chatting = [step.task for step in steps if step.spec.distilabel is not None and not step.spec.plain]
+    if chatting and not has_chat_template(tokenizer):
+        raise ModelError(
+            f"model.path: {model.path!r} has no chat template, which {chatting[0]} needs; tasks for such a base model: "
+            f"{', '.join(name for name, spec in TASKS.items() if spec.plain)}"
+        )
     wanted = model.engine.get("max_model_len")
     if isinstance(wanted, int) and "hf_overrides" not in model.engine:
         longest = longest_context(model.path, model.revision, trust_remote_code)
@@ -86,7 +93,7 @@ def _check_model(model: Model, steps: Sequence[Step], trust_remote_code: bool) -
             raise JobError(f"model.engine.max_model_len: {model.path!r} takes at most {longest} tokens, got {wanted}")
     if any(step.spec.user_turns for step in steps):
         try:
-            chat_from_tokenizer(tokenizer, model.pre_query_template).check_user_turn()
+            chat_from_tokenizer(tokenizer, model.pre_query_template, model.chat_template_kwargs).check_user_turn()
         except ModelError as error:
             raise ModelError(f"model.path: {model.path!r}: {error}; set model.pre_query_template") from None
 

@@ -164,6 +164,7 @@ class HostConfig:
             lora=model.lora,
             arguments=model.engine,
             pre_query_template=model.pre_query_template,
+            chat_template_kwargs=model.chat_template_kwargs,
             trust_remote_code=self.trust_remote_code,
             seed=self.seed,
         )

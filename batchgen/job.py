@@ -83,6 +83,9 @@ class Model(_Part):
     revision: str | None = Field(None, description="of a Hub model")
     lora: str | None = Field(None, description="folder of a LoRA adapter that every request uses (vLLM)")
     pre_query_template: str | None = Field(None, description="opens a user turn, where it cannot be derived (Magpie)")
+    chat_template_kwargs: dict[str, bool | int | float | str | None] = Field(
+        default_factory=dict, description="what the chat template is given besides the messages"
+    )
     engine: dict[str, Any] = Field(default_factory=dict, description="vLLM's engine arguments, or the backend's own")
 
     @model_validator(mode="after")
@@ -98,6 +101,9 @@ class Model(_Part):
                     raise complaint(f"engine.{name}: must be at least 1, got {self.engine[name]}")
         if self.backend != "vllm" and self.lora is not None:
             raise complaint("lora needs the vllm backend")
+        for name in self.chat_template_kwargs:
+            if name in arguments.OWNED_TEMPLATE:
+                raise complaint(f"chat_template_kwargs.{name}: is batchgen's to set")
         if self.backend == "openai" and (self.revision or self.pre_query_template):
             raise complaint("the server decides on revision and chat template; leave them out")
         return self

@@ -23,7 +23,15 @@ from batchgen.tasks.spec import bare, is_required
 PLAN_KEY = "plan.json"
 FORMAT = 1
 # Engine arguments that change what is generated; any other (memory, batch sizes) may change between two starts.
-_TEXT_ARGUMENTS = ("max_model_len", "dtype", "quantization", "tokenizer", "hf_overrides", "load_format")
+_TEXT_ARGUMENTS = (
+    "max_model_len",
+    "dtype",
+    "quantization",
+    "tokenizer",
+    "tokenizer_revision",
+    "hf_overrides",
+    "load_format",
+)
 _MIN_SHARD, _MAX_SHARD, _SHARDS = 8, 512, 64
 
 

@@ -70,11 +70,16 @@ class ScriptedEngine:
 
 
 def run_task(
-    name: str, row: Mapping[str, Any], engine: ScriptedEngine, seed: int = 0, **parameters: Any
+    name: str,
+    row: Mapping[str, Any],
+    engine: ScriptedEngine,
+    seed: int = 0,
+    sampling: Mapping[str, Any] | None = None,
+    **parameters: Any,
 ) -> dict[str, Any]:
     """One row through one task, on an engine."""
     spec = TASKS[name]
-    runner = TaskRunner(name, spec, spec.parameters.model_validate(parameters), {}, {}, engine, {})
+    runner = TaskRunner(name, spec, spec.parameters.model_validate(parameters), {}, {}, engine, sampling or {})
     return asyncio.run(runner.run(dict(row), CallLog("row", seed)))
 
 

@@ -54,6 +54,26 @@ OWNED_ENGINE = {
         "a job is data and names no code",
     ),
 }
+# Parameters of a tokenizer's `apply_chat_template` that are no arguments of the template, or the conversation itself.
+OWNED_TEMPLATE = frozenset(
+    (
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "documents",
+        "max_length",
+        "messages",
+        "padding",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    )
+)
 OWNED_SAMPLING = {
     "seed": "derived from the job's `seed` and the row",
     "output_kind": "only finished outputs are read",

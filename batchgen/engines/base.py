@@ -98,6 +98,7 @@ class EngineSpec:
         arguments: vLLM's engine arguments, or the backend's own.
         lora: folder of an adapter that every request uses.
         pre_query_template: text that opens a user turn, where it cannot be derived.
+        chat_template_kwargs: what the chat template is given besides the messages.
         trust_remote_code: set by a command-line flag only.
         seed: differs at every engine start.
     """
@@ -108,6 +109,7 @@ class EngineSpec:
     lora: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     pre_query_template: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     trust_remote_code: bool = False
     seed: int = 0
 

@@ -16,11 +16,12 @@ from typing import Any
 
 from batchgen.embedded import MODEL_PATH
 from batchgen.engines.base import Completion, Message, Prompt
-from batchgen.errors import ModelError
+from batchgen.errors import ModelError, RowRejected
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SENTINEL = "batchgen0sentinel0batchgen"
 _ANSWER_SENTINEL = "batchgen1sentinel1batchgen"
+_SYSTEM_SENTINEL = "batchgen2sentinel2batchgen"
 
 Render = Callable[[Sequence[Message], bool], str]
 Encode = Callable[[str], list[int]]
@@ -43,7 +44,7 @@ class TemplateChat:
         special: Mapping[str, int],
         pre_query_template: str | None = None,
     ) -> None:
-        self._render = render
+        self._template = render
         self._encode = encode
         self._special = special
         self._special_ids = frozenset(special.values())
@@ -51,6 +52,24 @@ class TemplateChat:
         self._override = pre_query_template
         # Most rows begin with the same system prompt, or one of a few.
         self._opening = lru_cache(maxsize=1024)(self._opened)
+
+    def _render(self, messages: Sequence[Message], open_answer: bool) -> str:
+        if len(messages) > 1 and _is_system_prompt(messages[0]) and not self._has_system_role:
+            first, second, *rest = messages
+            messages = [{**second, "content": f"{first['content']}\n\n{second['content']}"}, *rest]
+        return self._template(messages, open_answer)
+
+    @cached_property
+    def _has_system_role(self) -> bool:
+        """Whether the template writes system prompts: some refuse them, others leave them out without a word.
+
+        Where it does not they stand before the first message, which is what newer templates of such models do.
+        """
+        system = {"role": "system", "content": _SYSTEM_SENTINEL}
+        try:
+            return _SYSTEM_SENTINEL in self._template([system, {"role": "user", "content": _SENTINEL}], False)
+        except Exception:  # a template's own complaint, of any type
+            return False
 
     def prompt(self, messages: Sequence[Message], known: Prompt | None = None) -> Prompt:
         """Everything up to where the assistant's answer starts."""
@@ -69,6 +88,8 @@ class TemplateChat:
     def _up_to_user_turn(self, messages: Sequence[Message]) -> str:
         if self._override is None:
             return self._before_sentinel(messages)
+        if len(messages) == 1 and _is_system_prompt(messages[0]) and not self._has_system_role:
+            return f"{self._override}{messages[0]['content']}\n\n"
         return (self._render(messages, False) if messages else "") + self._override
 
     def continued(self, prompt: Prompt, completion: Completion) -> Prompt | None:
@@ -167,11 +188,16 @@ def _on_hub(path: str, revision: str | None) -> bool:
     return True
 
 
-def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The model's own tokenizer.
+def load_tokenizer(
+    path: str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    arguments: Mapping[str, Any] | None = None,
+) -> Any:
+    """The tokenizer of a model: its own, or the one that vLLM's engine arguments name.
 
     Raises:
-        ModelError: there is no such model, or it has no chat template.
+        ModelError: there is no such model.
     """
     target = resolve_path(path)
     is_folder = Path(target).is_dir()
@@ -182,21 +208,27 @@ def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bo
     from transformers import AutoTokenizer
 
     reachable = is_folder or _on_hub(path, revision)
+    if named := (arguments or {}).get("tokenizer"):
+        target, revision = resolve_path(named), None
+    revision = (arguments or {}).get("tokenizer_revision") or revision
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
+        return AutoTokenizer.from_pretrained(
             target, revision=revision, trust_remote_code=trust_remote_code, local_files_only=not reachable
         )
     except Exception as error:  # transformers and the Hub client raise a dozen types here
-        if not reachable:
+        if not (reachable or named):
             raise ModelError(
                 f"model.path: {path!r} is neither a folder here nor in the local cache, and the Hugging Face Hub "
                 "cannot be reached"
             ) from error
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ModelError(f"model.path: the tokenizer of {path!r} cannot be loaded: {reason}") from error
-    if not getattr(tokenizer, "chat_template", None):
-        raise ModelError(f"model.path: {path!r} has no chat template; batchgen needs a chat model")
-    return tokenizer
+        field = "model.engine.tokenizer" if named else "model.path"
+        raise ModelError(f"{field}: the tokenizer of {named or path!r} cannot be loaded: {reason}") from error
+
+
+def has_chat_template(tokenizer: Any) -> bool:
+    """Whether a model is a chat model; a base model can only go on from a text."""
+    return bool(getattr(tokenizer, "chat_template", None))
 
 
 def longest_context(path: str, revision: str | None = None, trust_remote_code: bool = False) -> int | None:
@@ -221,8 +253,15 @@ def longest_context(path: str, revision: str | None = None, trust_remote_code: b
     return longest if isinstance(longest, int) else None
 
 
-def chat_from_tokenizer(tokenizer: Any, pre_query_template: str | None = None) -> TemplateChat:
-    """The chat format of a transformers tokenizer."""
+def chat_from_tokenizer(
+    tokenizer: Any, pre_query_template: str | None = None, arguments: Mapping[str, Any] | None = None
+) -> TemplateChat:
+    """The chat format of a transformers tokenizer; of a base model's, one in which a message is its text.
+
+    Args:
+        arguments: what the template is given besides the messages.
+    """
+    is_chat = has_chat_template(tokenizer)
     vocabulary = tokenizer.get_vocab()
     special = {
         text: vocabulary[text]
@@ -231,16 +270,28 @@ def chat_from_tokenizer(tokenizer: Any, pre_query_template: str | None = None) -
     }
 
     def render(messages: Sequence[Message], open_answer: bool) -> str:
+        if not is_chat:
+            return _only_text(messages)
         text: str = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=open_answer
+            [dict(message) for message in messages],
+            tokenize=False,
+            add_generation_prompt=open_answer,
+            **(arguments or {}),
         )
         return text
 
     def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        # A chat template writes the special tokens itself.
+        ids: list[int] = tokenizer(text, add_special_tokens=not is_chat, verbose=False)["input_ids"]
         return ids
 
     return TemplateChat(render, encode, special, pre_query_template)
+
+
+def _only_text(messages: Sequence[Message]) -> str:
+    if [message["role"] for message in messages] != ["user"]:
+        raise RowRejected("needs_chat_template")
+    return messages[0]["content"]
 
 
 def byte_chat() -> TemplateChat:

@@ -35,6 +35,7 @@ class OpenAIEngine:
         self.slots = self.options.max_concurrency
         self._free = asyncio.Semaphore(self.slots)
         self._limit = _LIMITS[0]
+        self._template = dict(spec.chat_template_kwargs)
         self._client: Any = None
 
     async def start(self) -> None:
@@ -81,7 +82,7 @@ class OpenAIEngine:
             return await self._client.chat.completions.create(
                 model=self.model_name,
                 messages=[dict(message) for message in request.messages],
-                **_body(request.sampling, limit),
+                **_body(request.sampling, limit, self._template),
             )
         except openai.APIStatusError as error:
             if error.param == limit == _LIMITS[0]:
@@ -113,8 +114,8 @@ def _refusal(error: Any) -> str:
     return ":".join(["refused_by_server", *names])
 
 
-def _body(sampling: Mapping[str, Any], limit: str) -> dict[str, Any]:
-    """vLLM's SamplingParams as arguments of the client's `create`."""
+def _body(sampling: Mapping[str, Any], limit: str, template: Mapping[str, Any]) -> dict[str, Any]:
+    """vLLM's SamplingParams, and arguments of the chat template, as arguments of the client's `create`."""
     body: dict[str, Any] = {name: value for name, value in sampling.items() if name in _STANDARD}
     if _LIMITS[0] in body:
         body[limit] = body.pop(_LIMITS[0])
@@ -128,6 +129,8 @@ def _body(sampling: Mapping[str, Any], limit: str) -> dict[str, Any]:
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         else:
             extra["structured_outputs"] = dict(structure)
+    if template:
+        extra["chat_template_kwargs"] = template
     if extra:
         body["extra_body"] = extra
     return body

@@ -51,7 +51,7 @@ class TransformersEngine:
         """Loads the model; raises `EngineStartError`."""
         spec = self.spec
         self._tokenizer = load_tokenizer(spec.path, spec.revision, spec.trust_remote_code)
-        self._chat = chat_from_tokenizer(self._tokenizer, spec.pre_query_template)
+        self._chat = chat_from_tokenizer(self._tokenizer, spec.pre_query_template, spec.chat_template_kwargs)
         try:
             await asyncio.to_thread(self._load)
         except Exception as error:

@@ -60,8 +60,8 @@ class VllmEngine:
             os.environ.setdefault(name, value)
         os.environ.setdefault("VLLM_RPC_BASE_PATH", socket_folder(room=_SOCKET_BYTES))
         spec = self.spec
-        tokenizer = load_tokenizer(spec.path, spec.revision, spec.trust_remote_code)
-        self._chat = chat_from_tokenizer(tokenizer, spec.pre_query_template)
+        tokenizer = load_tokenizer(spec.path, spec.revision, spec.trust_remote_code, spec.arguments)
+        self._chat = chat_from_tokenizer(tokenizer, spec.pre_query_template, spec.chat_template_kwargs)
         try:
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.platforms import current_platform

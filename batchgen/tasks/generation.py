@@ -250,5 +250,8 @@ GENERATION: Mapping[str, TaskSpec] = {
         outputs=columns(generation="text"),
         chat=lambda p: ("instruction", "generation"),
         paper="2312.01552",
+        plain=True,
+        # Where a base model goes on with the next question of the examples' form.
+        stop=("\n\n# User",),
     ),
 }

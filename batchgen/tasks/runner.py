@@ -252,6 +252,9 @@ def _build(name: str, spec: TaskSpec, parameters: TaskParameters, engine: Engine
     named: Any = spec.distilabel
     if isinstance(named, str):
         named = getattr(distilabel_fixes, named, None) or getattr(tasks, named)
+    if spec.stop:
+        given = sampling.get("stop") or []
+        sampling = {**sampling, "stop": [*([given] if isinstance(given, str) else given), *spec.stop]}
     llm = EngineLLM.over(engine, sampling)
     task: Any = named(name=name, llm=llm, add_raw_input=False, add_raw_output=False, **parameters.for_distilabel())
     task.load()

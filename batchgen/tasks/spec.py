@@ -49,6 +49,8 @@ class TaskSpec:
         paper: arXiv number of where it comes from.
         user_turns: whether it has the model write user turns, so that the chat template must allow that.
         single_call: whether a row is one engine call, so that its tokens' log-probabilities mean something.
+        plain: whether its prompt is one text that a base model goes on from, so that it needs no chat template.
+        stop: texts at which its completions end, besides those of the job.
         generator: whether distilabel's class makes its prompts without any input.
         example: parameters with which the columns are listed, where some have no default.
     """
@@ -64,6 +66,8 @@ class TaskSpec:
     paper: str | None = None
     user_turns: bool = False
     single_call: bool = True
+    plain: bool = False
+    stop: tuple[str, ...] = ()
     generator: bool = False
     example: Mapping[str, Any] = field(default_factory=dict)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from transformers import AutoTokenizer
 
 from batchgen.embedded import MODEL_PATH
 from batchgen.engines.chat import byte_chat, chat_from_tokenizer, load_tokenizer
-from batchgen.errors import ModelError
+from batchgen.errors import ModelError, RowRejected
 
 LLAMA3 = (
     "{{- '<|begin_of_text|>' }}{% for m in messages %}"
@@ -108,6 +110,31 @@ def test_models_that_cannot_be_used_are_named(tmp_path):
         load_tokenizer(str(tmp_path / "nope"))
     with pytest.raises(ModelError, match=r"has no config\.json"):
         load_tokenizer(str(tmp_path))
+
+
+def test_a_tokenizer_of_the_engine_arguments_is_the_one_that_prompts_are_written_with(tmp_path):
+    shutil.copytree(MODEL_PATH, tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / "chat_template.jinja").write_text(MISTRAL)
+    tokenizer = load_tokenizer("embedded", arguments={"tokenizer": str(tmp_path / "tokenizer")})
+    assert tokenizer.chat_template == MISTRAL
+    with pytest.raises(ModelError, match=r"model\.engine\.tokenizer: the tokenizer of .*nope"):
+        load_tokenizer("embedded", arguments={"tokenizer": str(tmp_path / "nope")})
+
+
+def test_the_template_is_given_the_job_s_arguments(tokenizer):
+    tokenizer.chat_template = "{{ messages[0].content }}{% if not enable_thinking %}<think></think>{% endif %}"
+    messages = [{"role": "user", "content": "Hi"}]
+    texts = [chat_from_tokenizer(tokenizer, None, {"enable_thinking": value}).prompt(messages).text for value in (0, 1)]
+    assert texts == ["Hi<think></think>", "Hi"]
+
+
+def test_a_base_model_goes_on_from_a_text(tokenizer):
+    tokenizer.chat_template = None
+    chat = chat_from_tokenizer(tokenizer)
+    text = "# Query: What is 2 plus 3?\n# Answer:"
+    assert chat.prompt([{"role": "user", "content": text}]).token_ids == tokenizer(text)["input_ids"]
+    with pytest.raises(RowRejected, match="needs_chat_template"):
+        chat.prompt([SYSTEM, *TURN])
 
 
 def test_bytes_survive_any_text():

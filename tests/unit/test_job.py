@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -195,6 +196,21 @@ steps:
     input_mappings: {responses: answers}
 output: runs/judged
 """
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tokenize": True}, "model: chat_template_kwargs.tokenize: is batchgen's to set"),
+        ({"documents": []}, "model.chat_template_kwargs.documents"),
+    ],
+)
+def test_arguments_of_the_chat_template_are_checked(given: dict, message: str):
+    tree = {"name": "t", "source": {"count": 1}, "steps": [{"task": "magpie"}], "output": "unused"}
+    model = {"path": "embedded", "chat_template_kwargs": {"enable_thinking": False}}
+    assert Job.of({**tree, "model": model}).model.chat_template_kwargs == {"enable_thinking": False}
+    with pytest.raises(JobError, match=re.escape(message)):
+        Job.of({**tree, "model": {**model, "chat_template_kwargs": given}})
 
 
 def test_a_judge_may_be_another_model(tmp_path: Path):

@@ -152,6 +152,20 @@ def test_a_request_that_the_server_refuses_rejects_its_row_alone(server: Server)
         ask(server)
 
 
+def test_arguments_of_the_chat_template_are_sent(server: Server):
+    template = {"enable_thinking": False}
+    spec = EngineSpec("judge", backend="openai", arguments={"base_url": server.url}, chat_template_kwargs=template)
+
+    async def go() -> None:
+        engine = OpenAIEngine(spec)
+        await engine.start()
+        await engine.generate(Request((), {"max_tokens": 5}, seed=1, messages=[{"role": "user", "content": "Hi"}]))
+        await engine.stop()
+
+    asyncio.run(go())
+    assert server.requests[0]["chat_template_kwargs"] == template
+
+
 def test_a_server_that_has_another_name_for_the_limit_is_given_that(server: Server):
     server.unknown = "max_tokens"
     assert [completion.text for completion in ask(server, count=9)] == ["A fine answer."] * 9

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 
 import pytest
 
 from batchgen.api import plan_run
-from batchgen.errors import JobError, PlanMismatch, SeedError
+from batchgen.embedded import MODEL_PATH
+from batchgen.errors import JobError, ModelError, PlanMismatch, SeedError
 from batchgen.job import Job, Source
 from batchgen.plan import Plan, make_plan, read_plan, settle_plan, shard_bounds
 from batchgen.seeds import load_seeds
@@ -45,6 +47,19 @@ def test_a_context_that_the_model_does_not_have_is_refused_before_an_engine_star
         plan_run(Job.of({**tree, "model": model}))
     monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
     plan_run(Job.of({**tree, "model": model}))
+
+
+def test_a_base_model_takes_the_tasks_that_need_no_chat_template(tmp_path: Path):
+    shutil.copytree(MODEL_PATH, tmp_path / "base", ignore=shutil.ignore_patterns("chat_template.jinja"))
+    tree = {
+        "name": "t",
+        "source": {"rows": [{"instruction": "What is rain?"}]},
+        "model": {"path": str(tmp_path / "base")},
+        "output": str(tmp_path / "run"),
+    }
+    plan_run(Job.of({**tree, "steps": [{"task": "urial"}]}))
+    with pytest.raises(ModelError, match=r"no chat template, which text_generation needs; .* such a base model: urial"):
+        plan_run(Job.of({**tree, "steps": [{"task": "text_generation"}]}))
 
 
 def test_a_plan_survives_its_file(tmp_path: Path):

@@ -36,6 +36,13 @@ def test_text_generation_does_not_read_the_instruction_as_a_template():
     assert "{{ 7 * 7 }} {% for x in y %}" in engine.prompts[0]
 
 
+def test_a_base_model_s_answer_ends_where_the_next_question_begins():
+    engine = ScriptedEngine(["Paris.", "Rome."])
+    assert run_task("urial", {"instruction": "Capital?"}, engine) == {"generation": "Paris."}
+    run_task("urial", {"instruction": "Capital?"}, engine, sampling={"stop": "##"})
+    assert [request.sampling["stop"] for request in engine.requests] == [["\n\n# User"], ["##", "\n\n# User"]]
+
+
 @pytest.mark.parametrize("name", ["text_generation", "evol_instruct"])
 def test_a_missing_input_rejects_the_row(name: str):
     with pytest.raises(RowRejected, match="missing_input:instruction"):

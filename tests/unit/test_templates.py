@@ -59,6 +59,27 @@ def test_a_user_turn_opens_where_the_same_conversation_has_it(name: str, system:
         assert list(opened.token_ids) == tokenizer(opened.text, add_special_tokens=False)["input_ids"]
 
 
+LEAVES_OUT = (
+    "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("kind", ["refuses", "leaves out"])
+def test_without_a_system_role_the_prompt_stands_before_the_first_message(kind: str):
+    tokenizer = tokenizer_of(TEMPLATES["gemma-2" if kind == "refuses" else "qwen-2.5"])
+    if kind == "leaves out":
+        tokenizer.chat_template = LEAVES_OUT
+    chat = chat_from_tokenizer(tokenizer)
+    first = {**FIRST[0], "content": f"{SYSTEM['content']}\n\n{FIRST[0]['content']}"}
+    own = tokenizer.apply_chat_template([first, FIRST[1], SECOND], add_generation_prompt=True, return_dict=False)
+    assert list(chat.prompt([SYSTEM, *FIRST, SECOND]).token_ids) == own
+    opening = chat.user_prompt([SYSTEM]).text
+    assert opening == chat.user_prompt([]).text + SYSTEM["content"] + "\n\n"
+    assert chat.prompt([SYSTEM, FIRST[0]]).text.startswith(opening + FIRST[0]["content"])
+    overridden = chat_from_tokenizer(tokenizer, "<start>user\n")
+    assert overridden.user_prompt([SYSTEM]).text == f"<start>user\n{SYSTEM['content']}\n\n"
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_openings_and_ends_of_user_turns(name: str):
     template = TEMPLATES[name]
