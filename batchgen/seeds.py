@@ -87,7 +87,7 @@ def _read(source: Source, base: Path) -> Part:
     elif source.path is not None:
         part = join(read_files([source.path] if isinstance(source.path, str) else source.path, base, wanted))
     else:
-        table = _from_dataset(str(source.dataset), source.split, base)
+        table = _from_dataset(str(source.dataset), source.config, source.split, base)
         check_wanted(wanted, table.column_names, str(source.dataset))
         part = Part(table.select(wanted) if wanted else table, _seed_row)
     if not part.table.num_rows:
@@ -124,23 +124,27 @@ def _as_stored(table: pa.Table) -> pa.Table:
     return table if schema.equals(table.schema) else table.cast(schema)
 
 
-def _from_dataset(name: str, split: str, base: Path) -> pa.Table:
+def _from_dataset(name: str, config: str | None, split: str, base: Path) -> pa.Table:
     from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
     folder = base / Path(name).expanduser()
     try:
         if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+            if config is not None:
+                raise SeedError(f"source.config: {name} was saved with save_to_disk, and has none")
             dataset = load_from_disk(str(folder))
             if isinstance(dataset, DatasetDict):
                 if split not in dataset:
                     raise SeedError(f"source.split: {split!r} is not in {name}; legal: {', '.join(dataset)}")
                 dataset = dataset[split]
         else:
-            dataset = load_dataset(str(folder) if folder.is_dir() else name, split=split)
+            dataset = load_dataset(str(folder) if folder.is_dir() else name, config, split=split)
     except SeedError:
         raise
     except Exception as error:  # the datasets library and its many back ends raise anything
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise SeedError(f"source.dataset: {name!r} (split {split!r}) cannot be loaded: {reason}") from error
+        # The second line has the legal names, where a config is missing.
+        reason = " ".join(str(error).splitlines()[:2]) or type(error).__name__
+        what = f"{name!r} ({f'config {config!r}, ' if config else ''}split {split!r})"
+        raise SeedError(f"source.dataset: {what} cannot be loaded: {reason}") from error
     assert isinstance(dataset, Dataset)
     return dataset.with_format("arrow")[:].combine_chunks() if len(dataset) else pa.table({})

@@ -60,6 +60,20 @@ def test_a_dataset_saved_to_disk(tmp_path: Path):
         load_seeds(Source(dataset="saved", split="dev"), tmp_path)
 
 
+def test_a_dataset_of_several_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    for name in ("easy", "hard"):
+        (tmp_path / "many" / name).mkdir(parents=True)
+        pq.write_table(pa.table({"x": [name]}), tmp_path / "many" / name / "train-0.parquet")
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}/*.parquet\n" for name in ("easy", "hard"))
+    (tmp_path / "many" / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    assert load_seeds(Source(dataset="many", config="hard"), tmp_path).slice(0, 9)[0].data == {"x": "hard"}
+    with pytest.raises(SeedError, match=r"cannot be loaded: Config name is missing.*\['easy', 'hard'\]"):
+        load_seeds(Source(dataset="many"), tmp_path)
+    with pytest.raises(SeedError, match=r"config 'odd', split 'train'\) cannot be loaded: .*'odd' not found"):
+        load_seeds(Source(dataset="many", config="odd"), tmp_path)
+
+
 def test_limit_keeps_the_first_rows_and_their_ids():
     rows = [{"x": str(i)} for i in range(5)]
     few, all_rows = load_seeds(Source(rows=rows, limit=2)), load_seeds(Source(rows=rows))
