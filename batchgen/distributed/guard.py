@@ -1,7 +1,8 @@
 """Ends the processes of an engine whose own process is gone.
 
 vLLM on GPUs runs its engine and workers in processes of their own. They do not notice that the one which started them
-was killed, and would keep its GPUs' memory: the engine that replaces it could not start.
+was killed, and would keep its GPUs' memory, so that no other engine could start there. Ray ends them as long as its
+raylet lives; where that is killed too, as by `ray stop --force`, nobody does.
 
 Run as a program it is the guard of one process. It waits for that to end, however it does, and kills what it left
 behind: processes that were started with the same mark in their environment. It imports nothing of batchgen, so that it
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -21,7 +21,7 @@ import uuid
 from pathlib import Path
 
 _MARK = "BATCHGEN_ENGINE_PROCESSES"
-_TRIES, _PAUSE_SECONDS = 300, 0.1
+_TRIES, _PAUSE_SECONDS = 100, 0.2
 
 
 def guard_this_process() -> None:
@@ -56,8 +56,8 @@ def _marked(mark: str) -> list[int]:
 
 
 def _guard(process: int, mark: str) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        select.select([os.pidfd_open(process)], [], [])
+    while os.getppid() == process:
+        time.sleep(_PAUSE_SECONDS)
     # Again and again, as one that is killed may just have started another; but one may also be stuck in a driver.
     for _ in range(_TRIES):
         left = _marked(mark)
