@@ -15,6 +15,7 @@ from typing import Any
 
 from batchgen.commit import Manifest, committed
 from batchgen.drive import Driver, Status
+from batchgen.engines.structure import check_structure
 from batchgen.errors import BatchgenError, JobError, ModelError, UserError
 from batchgen.fleet import Fleet, HostConfig, place_engines
 from batchgen.job import Job, Model, OwnTasks, Step
@@ -68,6 +69,12 @@ def _check_models(job: Job, trust_remote_code: bool) -> None:
         if name in used or name is None:
             steps = [step for step in job.steps if step.model == name]
             _check_model(job.model if name is None else job.models[name], steps, trust_remote_code)
+    for index, step in enumerate(job.steps):
+        structure = job.step_sampling(step).get("structured_outputs")
+        model = job.model_of(step)
+        if structure and model.is_local and model.backend == "vllm" and "structured_outputs_config" not in model.engine:
+            where = f"steps[{index}].sampling" if "structured_outputs" in step.sampling else "sampling"
+            check_structure(structure, f"{where}.structured_outputs")
 
 
 def _check_model(model: Model, steps: Sequence[Step], trust_remote_code: bool) -> None:

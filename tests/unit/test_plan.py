@@ -62,6 +62,29 @@ def test_a_base_model_takes_the_tasks_that_need_no_chat_template(tmp_path: Path)
         plan_run(Job.of({**tree, "steps": [{"task": "text_generation"}]}))
 
 
+@pytest.mark.parametrize(
+    ("structure", "message"),
+    [
+        ({"regex": "([a-z"}, "sampling.structured_outputs.regex: vLLM cannot compile it: .*Unclosed '\\['"),
+        ({"json": {"type": "objekt"}}, 'sampling.structured_outputs.json: vLLM cannot compile it: .*"objekt"'),
+        ({"regex": "[a-z]+"}, None),
+        ({"json": '{"type": "object"}'}, None),
+        ({"grammar": 'root ::= "a"'}, None),
+    ],
+)
+@pytest.mark.parametrize("where", ["job", "step"])
+def test_structured_outputs_are_compiled_when_a_run_is_planned(structure: dict, message: str | None, where: str):
+    sampling = {"structured_outputs": structure}
+    step = {"task": "text_generation", **({"sampling": sampling} if where == "step" else {})}
+    tree = {"name": "t", "source": {"rows": [{"instruction": "a"}]}, "model": {"path": "embedded"}, "output": "unused"}
+    job = Job.of({**tree, "steps": [step], **({"sampling": sampling} if where == "job" else {})})
+    if message is None:
+        plan_run(job)
+        return
+    with pytest.raises(JobError, match=("^" if where == "job" else r"^steps\[0\]\.") + message):
+        plan_run(job)
+
+
 def test_a_plan_survives_its_file(tmp_path: Path):
     plan, _, store = planned(chaos_job(tmp_path))
     assert read_plan(store) == plan
