@@ -12,7 +12,8 @@ from batchgen.errors import JobError
 def check_structure(structure: Mapping[str, Any], where: str) -> None:
     """Refuses a regular expression or JSON schema that could not be compiled: every row would be rejected for it.
 
-    Grammars are left to vLLM, which tells their dialects apart. Nothing is refused where xgrammar is not installed, as on a machine that only submits jobs.
+    Grammars are left to vLLM, which tells their dialects apart. Nothing is refused where xgrammar is not installed, as
+    on a machine that only submits jobs.
 
     Args:
         structure: vLLM's StructuredOutputsParams by name.
