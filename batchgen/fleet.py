@@ -6,8 +6,9 @@ in a test or on a cluster.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from batchgen.engines.base import EngineSpec
@@ -146,6 +147,7 @@ class HostConfig:
     Args:
         store: location of the run.
         seed: differs at every engine start.
+        folder: from which relative paths of models and adapters start: where the driver runs.
     """
 
     job: Job
@@ -153,6 +155,7 @@ class HostConfig:
     store: str
     seed: int
     trust_remote_code: bool = False
+    folder: str = field(default_factory=os.getcwd)
 
     def engine_spec(self, name: str | None = None) -> EngineSpec:
         """What an engine is built from: that of the job's model, or of one of its further models."""

@@ -98,8 +98,9 @@ def apply_override(tree: dict[str, Any], text: str) -> Path:
 
 
 def _replace_kind(tree: dict[str, Any], path: list[str | int], part: str) -> None:
-    """A source of another kind replaces the one in the file: there can be only one."""
+    """A source of another kind replaces the one in the file, of which there can be only one, and what belongs to it."""
     kinds = ("count", "rows", "path", "dataset")
     if len(path) == 2 and path[0] == "source" and part in kinds:
-        for kind in kinds:
-            tree["source"].pop(kind, None)
+        gone = {*kinds, *(("config", "split") if part != "dataset" else ()), *(("columns",) if part == "count" else ())}
+        for name in gone:
+            tree["source"].pop(name, None)

@@ -40,6 +40,8 @@ class _Actor:
         if threads is not None:
             # Read by OpenMP when torch is imported; Ray sets it to 1 for an actor without CPUs of its own.
             os.environ["OMP_NUM_THREADS"] = str(threads)
+        with contextlib.suppress(OSError):  # another machine may not have it: its paths are absolute, then
+            os.chdir(config.folder)
         guard_this_process()
         # Imported here: the driver needs neither distilabel nor an engine.
         from batchgen.host import EngineHost

@@ -23,6 +23,7 @@ from ray._private.ray_constants import ENABLE_RAY_CLUSTERS_ENV_VAR
 from ray._private.services import get_node_ip_address
 
 from batchgen.commit import committed
+from batchgen.embedded import MODEL_PATH
 from batchgen.plan import read_plan
 from batchgen.store import LocalStore
 from tests.helpers import as_from_a_terminal
@@ -179,6 +180,19 @@ def test_a_run_attached_to_a_cluster_with_three_engines(head, folder: Path):
     assert code == 0, out
     check_complete(folder / "run", 60)
     assert len(list((folder / "run" / "logs").glob("engine-*.log"))) == 3
+
+
+@with_token
+def test_a_model_s_relative_path_starts_where_the_driver_runs(head, folder: Path):
+    shutil.copytree(MODEL_PATH, folder / "models" / "mine")
+    changes = (
+        *("model={path: models/mine, backend: transformers}", "engines=1", "source.limit=2"),
+        *("sampling.max_tokens=8", "merge.drop_truncated=false"),
+    )
+    options = [part for change in changes for part in ("--set", change)]
+    code, out = batchgen("run", "job.yaml", "--address", head[0], *options, auth=head[2])
+    assert code == 0, out
+    check_complete(folder / "run", 2)
 
 
 @with_token
