@@ -147,4 +147,4 @@ def _from_dataset(name: str, config: str | None, split: str, base: Path) -> pa.T
         what = f"{name!r} ({f'config {config!r}, ' if config else ''}split {split!r})"
         raise SeedError(f"source.dataset: {what} cannot be loaded: {reason}") from error
     assert isinstance(dataset, Dataset)
-    return dataset.with_format("arrow")[:].combine_chunks() if len(dataset) else pa.table({})
+    return dataset.with_format("arrow")[:] if len(dataset) else pa.table({})
