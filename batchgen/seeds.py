@@ -102,6 +102,8 @@ def _seed_row(row: int) -> str:
 def _as_stored(table: pa.Table) -> pa.Table:
     """The rows with the types that they have once they are in a shard: Parquet turns seconds into milliseconds.
 
+    Categories become what they stand for, which tasks can read.
+
     Raises:
         SeedError: a column cannot be stored, or not be read from the dataset.
     """
@@ -113,7 +115,8 @@ def _as_stored(table: pa.Table) -> pa.Table:
         )
     fields = []
     for field in table.schema:
-        stored = stored_type(field.type)
+        plain = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        stored = stored_type(plain)
         if stored is None or not is_publishable(stored):
             raise SeedError(
                 f"source: column {field.name!r} is {field.type}, which Parquet or the datasets library cannot hold; "

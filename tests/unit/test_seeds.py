@@ -14,7 +14,7 @@ import pytest
 
 from batchgen.errors import SeedError
 from batchgen.job import Source
-from batchgen.rows import is_publishable
+from batchgen.rows import is_publishable, kind_of
 from batchgen.seeds import load_seeds
 
 
@@ -284,6 +284,13 @@ def test_times_in_a_csv_file_are_those_of_the_shards(tmp_path: Path):
     pq.write_table(seeds.table, tmp_path / "shard.parquet")
     assert pq.read_schema(tmp_path / "shard.parquet").equals(seeds.table.schema)
     assert seeds.slice(0, 1)[0].data == {"x": "hello", "at": datetime(2024, 1, 1, 10), "hour": time(10)}
+
+
+def test_categories_are_text_that_a_task_can_read(tmp_path: Path):
+    pq.write_table(pa.table({"x": pa.array(["a", "b", "a"]).dictionary_encode()}), tmp_path / "a.parquet")
+    seeds = load_seeds(Source(path="a.parquet"), tmp_path)
+    assert [kind_of(field.type) for field in seeds.fields] == ["text"]
+    assert [row.data["x"] for row in seeds.slice(0, 9)] == ["a", "b", "a"]
 
 
 def test_a_time_that_python_cannot_hold_is_refused(tmp_path: Path):
