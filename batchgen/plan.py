@@ -146,7 +146,8 @@ def trace_columns(job: Job, seed_columns: Mapping[str, str]) -> dict[str, str]:
     def add(name: str, kind: str, where: str) -> None:
         if name in META_NAMES:
             raise JobError(f"{where}: column {name!r} is one that batchgen writes itself; choose another name")
-        if name in columns:
+        # A list of the seeds that was spread over rows is gone from them, and has its place in the shards still.
+        if name in columns or name in seed_columns:
             raise JobError(f"{where}: column {name!r} exists already; give the new one another name (output_mappings)")
         columns[name] = added[name] = kind
 

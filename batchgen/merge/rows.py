@@ -141,7 +141,9 @@ def merge_rows(store: ObjectStore, plan: Plan, job: Job, manifests: Mapping[int,
         shard = check_shard(plan, manifest, data)
         read += shard.num_rows
         kept.append(_sound(shard, job.merge, dropped))
-    table = pa.concat_tables(kept)
+    # A list of the seeds that was spread over rows is in none of them.
+    spread = {step.exploded[0] for step in job.steps if step.exploded is not None} - plan.step_columns.keys()
+    table = pa.concat_tables(kept).drop_columns([name for name in plan.schema.names if name in spread])
     del kept
 
     chat = chat_columns(job, plan)

@@ -199,6 +199,25 @@ def test_seeds_cannot_have_a_column_that_the_dataset_makes(tmp_path: Path, name:
         plan_run(job)
 
 
+def test_a_list_that_was_spread_over_rows_is_no_column_of_the_dataset(tmp_path: Path):
+    first = {"task": "text_generation", "explode": "items -> item"}
+    second = {
+        "task": "self_instruct",
+        "input_mappings": {"input": "item"},
+        "output_mappings": {"instructions": "asked"},
+        "explode": "asked -> asked",
+    }
+    source = {"rows": [{"instruction": "a", "items": ["b", "c"]}]}
+    model = {"path": "chaos", "engine": {"reply": "1. Why is it so?"}}
+    merge = {"near": False, "exact": False}
+    job = chaos_job(tmp_path / "run", model=model, source=source, steps=[first, second], merge=merge)
+    result = run(job, in_process=True)
+    dataset = load_dataset(str(result.dataset), split="train", cache_dir=str(tmp_path / "cache"))
+    assert dataset["item"] == ["b", "c"]
+    assert dataset["asked"] == ["Why is it so?"] * 2
+    assert "items" not in dataset.column_names
+
+
 def test_rows_are_worked_on_in_batches_and_that_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rng = random.Random(4)
     bases = [text(rng) for _ in range(12)]

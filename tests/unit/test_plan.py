@@ -172,6 +172,14 @@ def test_steps_that_do_not_fit_are_refused(steps: list, message: str):
         make_plan(job, load_seeds(job.source))
 
 
+def test_a_list_of_the_seeds_keeps_its_name_though_it_is_spread_over_rows():
+    again = {"input_mappings": {"instruction": "item"}, "output_mappings": {"generation": "items"}}
+    steps = [{"task": "text_generation", "explode": "items -> item"}, {"task": "text_generation", **again}]
+    job = chaos_job("x", source={"rows": [{"instruction": "t", "items": ["a"]}]}, steps=steps)
+    with pytest.raises(JobError, match=r"steps\[1\] \(text_generation\): column 'items' exists already"):
+        make_plan(job, load_seeds(job.source))
+
+
 @pytest.mark.parametrize(
     ("merge", "message"),
     [
