@@ -54,16 +54,17 @@ class TemplateChat:
         self._opening = lru_cache(maxsize=1024)(self._opened)
 
     def _render(self, messages: Sequence[Message], open_answer: bool) -> str:
-        if len(messages) > 1 and _is_system_prompt(messages[0]) and not self._has_system_role:
-            first, second, *rest = messages
-            messages = [{**second, "content": f"{first['content']}\n\n{second['content']}"}, *rest]
+        begins = [message["role"] for message in messages[:2]] == ["system", "user"]
+        if begins and _is_system_prompt(messages[0]) and not self._has_system_role:
+            system, user, *rest = messages
+            messages = [{**user, "content": f"{system['content']}\n\n{user['content']}"}, *rest]
         return self._template(messages, open_answer)
 
     @cached_property
     def _has_system_role(self) -> bool:
         """Whether the template writes system prompts: some refuse them, others leave them out without a word.
 
-        Where it does not they stand before the first message, which is what newer templates of such models do.
+        Where it does not they stand before the user's first words, which is what newer templates of such models do.
         """
         system = {"role": "system", "content": _SYSTEM_SENTINEL}
         try:
