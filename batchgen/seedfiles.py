@@ -19,7 +19,7 @@ from batchgen.errors import SeedError
 from batchgen.parquet import read_parquet
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
-# Rows that are Python objects at a time: they take ten times what they take in Arrow.
+# Rows that are Python objects at a time: they take several times what they take in Arrow.
 _BATCH_ROWS = 10_000
 
 
