@@ -214,7 +214,12 @@ def load_tokenizer(
     revision = (arguments or {}).get("tokenizer_revision") or revision
     try:
         return AutoTokenizer.from_pretrained(
-            target, revision=revision, trust_remote_code=trust_remote_code, local_files_only=not reachable
+            target,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            local_files_only=not reachable,
+            # Where a model of Mistral's has both: mistral-common, which vLLM brings along, knows no chat templates.
+            mistral_format=False,
         )
     except Exception as error:  # transformers and the Hub client raise a dozen types here
         if not (reachable or named):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
 from transformers import AutoTokenizer
 
 from batchgen.embedded import MODEL_PATH
-from batchgen.engines.chat import byte_chat, chat_from_tokenizer, load_tokenizer
+from batchgen.engines.chat import byte_chat, chat_from_tokenizer, has_chat_template, load_tokenizer
 from batchgen.errors import ModelError, RowRejected
 
 LLAMA3 = (
@@ -110,6 +111,17 @@ def test_models_that_cannot_be_used_are_named(tmp_path):
         load_tokenizer(str(tmp_path / "nope"))
     with pytest.raises(ModelError, match=r"has no config\.json"):
         load_tokenizer(str(tmp_path))
+
+
+def test_a_model_in_two_formats_is_read_in_the_one_with_a_chat_template(tmp_path):
+    """Mistral's newer models have `tekken.json` beside `tokenizer.json`, and transformers would take the former."""
+    shutil.copytree(MODEL_PATH, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "model_type": "mistral"}))
+    (tmp_path / "model" / "tekken.json").write_text("{}")
+    with pytest.raises(KeyError):
+        AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert has_chat_template(load_tokenizer(str(tmp_path / "model")))
 
 
 def test_a_tokenizer_of_the_engine_arguments_is_the_one_that_prompts_are_written_with(tmp_path):
