@@ -72,6 +72,8 @@ class VllmEngine:
             arguments: dict[str, Any] = {
                 "enable_log_requests": False,
                 "disable_log_stats": True,
+                # The tokenizer that prompts are written with; of Mistral's models vLLM would take another.
+                "tokenizer_mode": "hf",
                 # Small models fill a JSON object with white space until they are cut, where any is allowed.
                 "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
             }
