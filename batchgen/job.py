@@ -106,7 +106,7 @@ class Model(_Part):
             raise complaint("lora needs the vllm backend")
         for name in self.chat_template_kwargs:
             if name in arguments.OWNED_TEMPLATE:
-                raise complaint(f"chat_template_kwargs.{name}: is batchgen's to set")
+                raise complaint("is batchgen's to set", ("chat_template_kwargs", name))
         if self.backend == "openai" and (self.revision or self.pre_query_template):
             raise complaint("the server decides on revision and chat template; leave them out")
         return self

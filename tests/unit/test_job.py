@@ -214,7 +214,7 @@ output: runs/judged
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"tokenize": True}, "model: chat_template_kwargs.tokenize: is batchgen's to set"),
+        ({"tokenize": True}, "model.chat_template_kwargs.tokenize: is batchgen's to set"),
         ({"documents": []}, "model.chat_template_kwargs.documents"),
     ],
 )
