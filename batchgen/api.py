@@ -21,7 +21,7 @@ from batchgen.fleet import Fleet, HostConfig, place_engines
 from batchgen.job import Job, Model, OwnTasks, Step
 from batchgen.merge.rows import chat_columns
 from batchgen.merge.version import Version, merge_run
-from batchgen.plan import Plan, make_plan, settle_plan
+from batchgen.plan import ModelVersion, Plan, make_plan, settle_plan
 from batchgen.progress import Progress
 from batchgen.publish import check_target, publish_folder, publish_store
 from batchgen.schedule import Scheduler
@@ -59,34 +59,36 @@ def plan_run(job: Job, trust_remote_code: bool = False) -> tuple[Plan, Seeds]:
     seeds = load_seeds(job.source)
     plan = make_plan(job, seeds)
     chat_columns(job, plan)
-    _check_models(job, trust_remote_code)
-    return plan, seeds
+    return plan.with_versions(_check_models(job, trust_remote_code)), seeds
 
 
-def _check_models(job: Job, trust_remote_code: bool) -> None:
-    used = {step.model for step in job.steps}
-    for name in (None, *job.models):
-        if name in used or name is None:
-            steps = [step for step in job.steps if step.model == name]
-            _check_model(job.model if name is None else job.models[name], steps, trust_remote_code)
+def _check_models(job: Job, trust_remote_code: bool) -> dict[str | None, ModelVersion]:
+    """The versions of the models that are used, by name."""
+    versions = {}
+    for name in (None, *dict.fromkeys(step.model for step in job.steps if step.model is not None)):
+        steps = [step for step in job.steps if step.model == name]
+        versions[name] = _check_model(job.model if name is None else job.models[name], steps, trust_remote_code)
     for index, step in enumerate(job.steps):
         structure = job.step_sampling(step).get("structured_outputs")
         model = job.model_of(step)
         if structure and model.is_local and model.backend == "vllm" and "structured_outputs_config" not in model.engine:
             where = f"steps[{index}].sampling" if "structured_outputs" in step.sampling else "sampling"
             check_structure(structure, f"{where}.structured_outputs")
+    return versions
 
 
-def _check_model(model: Model, steps: Sequence[Step], trust_remote_code: bool) -> None:
+def _check_model(model: Model, steps: Sequence[Step], trust_remote_code: bool) -> ModelVersion:
     if not model.is_local:
-        return
+        return {}
     if trust_remote_code and model.revision is None and not Path(model.path).is_dir():
         raise JobError("--trust-remote-code: runs the model's own code; pin it with model.revision")
     if model.lora is not None and not (Path(model.lora).expanduser() / "adapter_config.json").is_file():
         raise ModelError(f"model.lora: the folder {model.lora!r} holds no LoRA adapter (it has no adapter_config.json)")
     from batchgen.engines.chat import chat_from_tokenizer, has_chat_template, load_tokenizer, longest_context
+    from batchgen.engines.repository import files_digest, find_model
 
-    tokenizer = load_tokenizer(model.path, model.revision, trust_remote_code, model.engine)
+    repository = find_model(model.path, model.revision)
+    tokenizer = load_tokenizer(repository, trust_remote_code, model.engine)
     chatting = [step.task for step in steps if step.spec.distilabel is not None and not step.spec.plain]
     if chatting and not has_chat_template(tokenizer):
         raise ModelError(
@@ -95,7 +97,7 @@ def _check_model(model: Model, steps: Sequence[Step], trust_remote_code: bool) -
         )
     wanted = model.engine.get("max_model_len")
     if isinstance(wanted, int) and "hf_overrides" not in model.engine:
-        longest = longest_context(model.path, model.revision, trust_remote_code)
+        longest = longest_context(repository, trust_remote_code)
         if longest is not None and wanted > longest:
             raise JobError(f"model.engine.max_model_len: {model.path!r} takes at most {longest} tokens, got {wanted}")
     if any(step.spec.user_turns for step in steps):
@@ -103,6 +105,8 @@ def _check_model(model: Model, steps: Sequence[Step], trust_remote_code: bool) -
             chat_from_tokenizer(tokenizer, model.pre_query_template, model.chat_template_kwargs).check_user_turn()
         except ModelError as error:
             raise ModelError(f"model.path: {model.path!r}: {error}; set model.pre_query_template") from None
+    version = {"commit": repository.commit} if repository.commit else {"files": files_digest(repository.target)}
+    return version | ({"lora_files": files_digest(model.lora)} if model.lora else {})
 
 
 def run(

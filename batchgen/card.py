@@ -44,6 +44,7 @@ def render_card(job: Job, plan: Plan, schema: pa.Schema, details: Mapping[str, A
     settings = {
         "model": job.model.path,
         "revision": job.model.revision,
+        "commit": plan.commit_of(None),
         "seed": job.seed,
         "sampling": job.sampling,
     }

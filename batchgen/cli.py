@@ -196,8 +196,9 @@ def _plan(options: argparse.Namespace) -> int:
     store = open_store(job.output)
     begun = store.read(PLAN_KEY) is not None
     if begun:
-        check_plan(store, plan)
-    print(f"job {job.name}: {plan.rows:,} seed rows in {len(plan.shards):,} shards, model {job.model.path}")
+        plan = check_plan(store, plan)
+    commit = f" at commit {plan.commit_of(None)}" if plan.commit_of(None) else ""
+    print(f"job {job.name}: {plan.rows:,} seed rows in {len(plan.shards):,} shards, model {job.model.path}{commit}")
     for index, step in enumerate(job.steps):
         outputs = ", ".join(step.outputs)
         print(f"  {index + 1}. {step.task} -> {outputs}" + (f"; explode {step.explode}" if step.explode else ""))

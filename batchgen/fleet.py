@@ -163,7 +163,7 @@ class HostConfig:
         return EngineSpec(
             path=model.path,
             backend=model.backend,
-            revision=model.revision,
+            revision=self.plan.commit_of(name) or model.revision,
             lora=model.lora,
             arguments=model.engine,
             pre_query_template=model.pre_query_template,

@@ -61,6 +61,7 @@ class Source(_Part):
     path: str | list[str] | None = Field(None, description="jsonl, csv or parquet files; * and ** match")
     dataset: str | None = Field(None, description="a dataset saved with save_to_disk, or a Hub dataset")
     config: str | None = Field(None, description="of a dataset that has several")
+    revision: str | None = Field(None, description="of a Hub dataset")
     split: str = Field("train", description="of the dataset")
     columns: list[str] | None = Field(None, min_length=1, description="use only these columns")
     limit: PositiveInt | None = Field(None, description="use only the first rows")
@@ -71,8 +72,8 @@ class Source(_Part):
         if len(given) != 1:
             there = f"are {' and '.join(given)}" if given else "is none"
             raise complaint(f"give exactly one of count, rows, path, dataset; there {there}")
-        if self.dataset is None and (self.config is not None or self.split != "train"):
-            raise complaint("config and split are of a dataset; there is none")
+        if self.dataset is None and (self.config is not None or self.revision is not None or self.split != "train"):
+            raise complaint("config, revision and split are of a dataset; there is none")
         if self.columns is not None and self.count is not None:
             raise complaint("count makes rows without columns; leave columns out")
         return self

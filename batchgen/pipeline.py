@@ -21,7 +21,7 @@ from batchgen.publish import publish_configs
 from batchgen.rows import META_NAMES
 from batchgen.seeds import load_seeds
 from batchgen.store import is_remote
-from batchgen.translate import Segment, Translated, segments_of, translate
+from batchgen.translate import Segment, Translated, segments_of, set_parameters, translate
 
 
 class PipelineResult(Mapping[str, Any]):
@@ -58,6 +58,8 @@ def from_pipeline(
     seed: int = 0,
     watch: Watch = lambda status: None,
     in_process: bool = False,
+    parameters: Mapping[str, Mapping[str, Any]] | None = None,
+    dataset: Any = None,
 ) -> PipelineResult:
     """Runs a pipeline's tasks on batchgen's engines, or goes on with a run of it that was interrupted.
 
@@ -73,6 +75,9 @@ def from_pipeline(
         seed: of the random choices.
         watch: called with the status about once a second.
         in_process: runs the engines in this process, without Ray.
+        parameters: runtime parameters of steps by their names, as `pipeline.run` takes them.
+        dataset: rows for a pipeline without a step that loads some, as `pipeline.run` takes them: a
+            `datasets.Dataset`, a pandas `DataFrame`, or a list of dictionaries.
 
     Raises:
         JobError: names the step that cannot be carried over, and why.
@@ -81,10 +86,11 @@ def from_pipeline(
     if output is not None and is_remote(str(output)):
         raise JobError(f"output: {str(output)!r}: a pipeline's output is a folder")
     steps = {name: pipeline.dag.get_step(name)["step"] for name in pipeline.dag}
-    segments = segments_of(pipeline.dag, steps)
+    set_parameters(steps, parameters or {})
+    segments = segments_of(pipeline.dag, steps, loaded=dataset is not None)
     folder = Path(output) if output is not None else Path("runs") / re.sub(r"[^A-Za-z0-9._-]", "_", pipeline.name)
-    (root,) = pipeline.dag.root_steps
-    loaded = _load(root, steps[root])
+    root = next(iter(pipeline.dag.root_steps))
+    loaded = _load(root, steps[root]) if dataset is None else _table_of(dataset)
     settings: dict[str, Any] = {"seed": seed, **({"engines": engines} if engines else {})}
     # Everything is translated before anything runs: a step that cannot be carried over costs no engine.
     jobs = {segment: translate(segment, steps, folder, settings) for segment in segments}
@@ -104,31 +110,48 @@ def from_pipeline(
 
 def _load(name: str, step: Any) -> pa.Table:
     """The rows of a loading step, under its output mappings."""
-    kind = type(step).__name__
-    base = Path()
-    if kind == "LoadDataFromDicts":
-        table = load_seeds(Source(rows=step.data), base).table
-    elif kind == "LoadDataFromFileSystem":
-        table = load_seeds(Source(path=str(step.data_files)), base).table
-    elif kind == "LoadDataFromDisk":
-        table = load_seeds(Source(dataset=str(step.dataset_path), split=step.split or "train"), base).table
+    if getattr(step, "_dataset", None) is not None:  # of distilabel's `make_generator_step`
+        table = _table_of(step._dataset)
     else:
-        table = _from_hub(name, step)
+        try:
+            table = load_seeds(_source_of(name, step)).table
+        except SeedError as error:
+            raise SeedError(f"step {name!r}: {error}") from error
     limit = getattr(step, "num_examples", None)
     table = table.slice(0, limit) if limit else table
     return table.rename_columns([step.output_mappings.get(column, column) for column in table.column_names])
 
 
-def _from_hub(name: str, step: Any) -> pa.Table:
-    from datasets import load_dataset
+def _source_of(name: str, step: Any) -> Source:
+    kind = type(step).__name__
+    place = {"LoadDataFromDicts": "data", "LoadDataFromFileSystem": "data_files", "LoadDataFromDisk": "dataset_path"}
+    field = place.get(kind, "repo_id")
+    value = getattr(step, field)
+    if not value:
+        raise JobError(f"step {name!r}: {field} is not set; give it to the step or in parameters")
+    if field == "data":
+        return Source(rows=value)
+    if field == "data_files":
+        return Source(path=str(Path(value) / "*") if Path(value).is_dir() else str(value))
+    split = step.split or "train"
+    if field == "dataset_path":
+        # A Distiset on disk has a folder for each of its configs.
+        folder = Path(value) / (step.config or "default") if step.is_distiset else Path(value)
+        return Source(dataset=str(folder), split=split)
+    return Source(dataset=value, config=step.config, split=split, revision=step.revision)
 
-    try:
-        dataset = load_dataset(step.repo_id, step.config, split=step.split, revision=step.revision)
-    except Exception as error:  # the datasets library and its many back ends raise anything
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise SeedError(f"step {name!r}: {step.repo_id!r} cannot be loaded: {reason}") from error
-    table: pa.Table = dataset.with_format("arrow")[:]
-    return table
+
+def _table_of(dataset: Any) -> pa.Table:
+    """The rows of what `pipeline.run` takes as a dataset."""
+    if isinstance(dataset, list):
+        return load_seeds(Source(rows=dataset)).table
+    if type(dataset).__name__ == "DataFrame":
+        return pa.Table.from_pandas(dataset, preserve_index=False)
+    if type(dataset).__name__ == "Dataset":
+        table: pa.Table = dataset.with_format("arrow")[:]
+        return table
+    legal = "a datasets.Dataset, a pandas DataFrame or a list of dictionaries"
+    raise JobError(f"dataset: expected {legal}, got {type(dataset).__name__}")
 
 
 def _write_seeds(table: pa.Table, renamed: Mapping[str, str], path: Path) -> None:

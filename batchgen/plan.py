@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +21,7 @@ from batchgen.store.base import ObjectStore
 from batchgen.tasks.spec import bare, is_required
 
 PLAN_KEY = "plan.json"
-FORMAT = 1
+FORMAT = 2
 # Engine arguments that change what is generated; any other (memory, batch sizes) may change between two starts.
 _TEXT_ARGUMENTS = (
     "max_model_len",
@@ -32,6 +32,8 @@ _TEXT_ARGUMENTS = (
     "hf_overrides",
     "load_format",
 )
+# What tells the version of a model: `commit` of one from the Hub; `files`, `lora_files`: digests of folders.
+ModelVersion = Mapping[str, str]
 _MIN_SHARD, _MAX_SHARD, _SHARDS = 8, 512, 64
 
 
@@ -74,6 +76,16 @@ class Plan:
         """
         bounds = [(shard.start, shard.stop) for shard in self.shards]
         return hashlib.blake2b(canonical_json([self.inputs, bounds]), digest_size=16).hexdigest()
+
+    def commit_of(self, model: str | None) -> str | None:
+        """The commit of the job's model, or of a further one by name; None where it is not from the Hub."""
+        commit: str | None = self.inputs.get(_model_input(model, "commit"))
+        return commit
+
+    def with_versions(self, versions: Mapping[str | None, ModelVersion]) -> Plan:
+        """The plan for the job's model (None) and its further ones, by name, as they are now."""
+        added = {_model_input(name, key): value for name, version in versions.items() for key, value in version.items()}
+        return replace(self, inputs={**self.inputs, **added})
 
     def dump(self) -> bytes:
         """The plan as the bytes of `plan.json`."""
@@ -209,7 +221,7 @@ def make_plan(job: Job, seeds: Seeds) -> Plan:
     added = trace_columns(job, {field.name: kind_of(field.type) for field in seeds.fields})
     _check_nulls(job, seeds)
     return Plan(
-        inputs=_flat(plan_inputs(job, seeds)),
+        inputs=_flat(_inputs(job, seeds)),
         rows=seeds.count,
         shards=tuple(Shard(i, *bounds) for i, bounds in enumerate(shard_bounds(seeds.count, job.shard_rows))),
         schema=shard_schema(seeds.fields, added),
@@ -217,8 +229,8 @@ def make_plan(job: Job, seeds: Seeds) -> Plan:
     )
 
 
-def plan_inputs(job: Job, seeds: Seeds) -> dict[str, Any]:
-    """Everything that the generated rows depend on."""
+def _inputs(job: Job, seeds: Seeds) -> dict[str, Any]:
+    """Everything that the generated rows depend on, but for the models' versions."""
     tree = job.tree()
     return {
         "seeds": seeds.fingerprint,
@@ -235,6 +247,11 @@ def _model_inputs(model: dict[str, Any]) -> dict[str, Any]:
     """What of a model the generated rows depend on."""
     names = ("tokens", "lines", "reply") if model["path"] == "chaos" else _TEXT_ARGUMENTS
     return {**model, "engine": {name: value for name, value in model["engine"].items() if name in names}}
+
+
+def _model_input(model: str | None, field: str) -> str:
+    """The name of an input that tells a model's version."""
+    return f"model.{field}" if model is None else f"models.{model}.{field}"
 
 
 def _check_nulls(job: Job, seeds: Seeds) -> None:
@@ -278,6 +295,10 @@ def check_plan(store: ObjectStore, plan: Plan) -> Plan:
         PlanMismatch: names what changed.
     """
     existing = read_plan(store)
+    # A model on the Hub may have gone on since: the run stays with the commit that it began with.
+    then = existing.inputs
+    kept = {name for name in then if name.endswith(".commit") and f"{name.removesuffix('.commit')}.path" in then}
+    plan = replace(plan, inputs={name: then[name] if name in kept else now for name, now in plan.inputs.items()})
     if existing.fingerprint != plan.fingerprint:
         raise PlanMismatch(
             f"{store.location} holds a run of another job; changed since then:\n{_changes(existing, plan)}\n"

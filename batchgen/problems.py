@@ -101,6 +101,10 @@ def _replace_kind(tree: dict[str, Any], path: list[str | int], part: str) -> Non
     """A source of another kind replaces the one in the file, of which there can be only one, and what belongs to it."""
     kinds = ("count", "rows", "path", "dataset")
     if len(path) == 2 and path[0] == "source" and part in kinds:
-        gone = {*kinds, *(("config", "split") if part != "dataset" else ()), *(("columns",) if part == "count" else ())}
+        gone = {
+            *kinds,
+            *(("config", "revision", "split") if part != "dataset" else ()),
+            *(("columns",) if part == "count" else ()),
+        }
         for name in gone:
             tree["source"].pop(name, None)

@@ -87,7 +87,7 @@ def _read(source: Source, base: Path) -> Part:
     elif source.path is not None:
         part = join(read_files([source.path] if isinstance(source.path, str) else source.path, base, wanted))
     else:
-        table = _from_dataset(str(source.dataset), source.config, source.split, base)
+        table = _from_dataset(source, base)
         check_wanted(wanted, table.column_names, str(source.dataset))
         part = Part(table.select(wanted) if wanted else table, _seed_row)
     if not part.table.num_rows:
@@ -127,10 +127,13 @@ def _as_stored(table: pa.Table) -> pa.Table:
     return table if schema.equals(table.schema) else table.cast(schema)
 
 
-def _from_dataset(name: str, config: str | None, split: str, base: Path) -> pa.Table:
+def _from_dataset(source: Source, base: Path) -> pa.Table:
     from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
+    name, config, split = str(source.dataset), source.config, source.split
     folder = base / Path(name).expanduser()
+    if folder.is_dir() and source.revision is not None:
+        raise SeedError(f"source.revision: {name!r} is a folder here, and has none")
     try:
         if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
             if config is not None:
@@ -141,7 +144,8 @@ def _from_dataset(name: str, config: str | None, split: str, base: Path) -> pa.T
                     raise SeedError(f"source.split: {split!r} is not in {name}; legal: {', '.join(dataset)}")
                 dataset = dataset[split]
         else:
-            dataset = load_dataset(str(folder) if folder.is_dir() else name, config, split=split)
+            where = str(folder) if folder.is_dir() else name
+            dataset = load_dataset(where, config, split=split, revision=source.revision)
     except SeedError:
         raise
     except Exception as error:  # the datasets library and its many back ends raise anything

@@ -74,17 +74,46 @@ class Translated:
     adds_messages: bool
 
 
-def segments_of(dag: Any, steps: Mapping[str, Any]) -> list[Segment]:
+def set_parameters(steps: Mapping[str, Any], parameters: Mapping[str, Mapping[str, Any]]) -> None:
+    """Sets runtime parameters as `pipeline.run` does, and refuses those of which distilabel only warns.
+
+    Raises:
+        JobError: names the step or parameter that there is not.
+    """
+    for name, given in parameters.items():
+        if name not in steps:
+            raise JobError(f"parameters: no step {name!r}; legal: {', '.join(sorted(steps))}")
+        _check_parameters(f"parameters[{name!r}]", steps[name], given)
+        steps[name].set_runtime_parameters(dict(given))
+
+
+def _check_parameters(where: str, part: Any, given: Mapping[str, Any]) -> None:
+    legal = part.runtime_parameters_names
+    for name, value in given.items():
+        if name not in legal:
+            raise JobError(f"{where}: no runtime parameter {name!r}; legal: {', '.join(sorted(legal))}")
+        if hasattr(inner := getattr(part, name), "set_runtime_parameters"):
+            _check_parameters(f"{where}[{name!r}]", inner, value)
+
+
+def segments_of(dag: Any, steps: Mapping[str, Any], loaded: bool = False) -> list[Segment]:
     """The pipeline's chains, parents first.
+
+    Args:
+        loaded: whether the rows come from elsewhere, so that no step loads any.
 
     Raises:
         JobError: the graph is none that can be carried over.
     """
-    roots = list(dag.root_steps)
-    if len(roots) != 1:
-        raise JobError(f"the pipeline has {len(roots)} steps that load data; batchgen carries over one")
+    roots = sorted(dag.root_steps)
+    if loaded and (loaders := [name for name in roots if type(steps[name]).__name__ in _LOADERS]):
+        raise JobError(f"step {loaders[0]!r}: it loads data, and dataset is given too; use one of them")
+    if not loaded and len(roots) != 1:
+        raise JobError(
+            f"the pipeline has {len(roots)} first steps; batchgen carries over one that loads data, or give dataset"
+        )
     for name in dag:
-        _check_step(name, steps[name], dag, is_root=name == roots[0])
+        _check_step(name, steps[name], dag, is_root=not loaded and name == roots[0])
     segments: list[Segment] = []
 
     def grow(parent: Segment | None, first: str) -> None:
@@ -96,7 +125,7 @@ def segments_of(dag: Any, steps: Mapping[str, Any]) -> list[Segment]:
         for name in following:
             grow(segment, name)
 
-    for name in sorted(dag.get_step_successors(roots[0])):
+    for name in roots if loaded else sorted(dag.get_step_successors(roots[0])):
         grow(None, name)
     if not segments:
         raise JobError(f"step {roots[0]!r}: nothing comes after it; connect it with >>")
@@ -109,7 +138,8 @@ def _check_step(name: str, step: Any, dag: Any, is_root: bool) -> None:
         raise JobError(f"step {name!r}: a routing function follows it; batchgen cannot carry that over")
     if is_root:
         if kind not in _LOADERS:
-            reason: str | None = LEFT_OUT.get(kind, f"batchgen starts from {', '.join(_LOADERS)}")
+            legal = f"a pipeline starts with one of {', '.join(_LOADERS)}, or dataset is given"
+            reason: str | None = LEFT_OUT.get(kind, legal)
             raise JobError(f"step {name!r} ({kind}) cannot be carried over: {reason}")
         return
     if len(list(dag.get_step_predecessors(name))) > 1:

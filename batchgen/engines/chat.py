@@ -8,17 +8,14 @@ as its content is rendered without a generation prompt and cut at the sentinel.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
-from batchgen.embedded import MODEL_PATH
 from batchgen.engines.base import Completion, Message, Prompt
+from batchgen.engines.repository import Repository, find_folder
 from batchgen.errors import ModelError, RowRejected
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SENTINEL = "batchgen0sentinel0batchgen"
 _ANSWER_SENTINEL = "batchgen1sentinel1batchgen"
 _SYSTEM_SENTINEL = "batchgen2sentinel2batchgen"
@@ -157,79 +154,29 @@ def _is_system_prompt(message: Message) -> bool:
     return message.keys() == {"role", "content"} and message["role"] == "system" and isinstance(message["content"], str)
 
 
-def resolve_path(path: str) -> str:
-    """The folder or Hub name behind a job's `model.path`."""
-    if path == "embedded":
-        return str(MODEL_PATH)
-    folder = Path(path).expanduser()
-    return str(folder) if folder.is_dir() else path
-
-
-def _on_hub(path: str, revision: str | None) -> bool:
-    """Whether the Hub has a model; False where the Hub cannot be asked, and a cached copy has to do.
-
-    Raises:
-        ModelError: it has none, or none that may be read with the token of the environment.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        HfApi().model_info(path, revision=revision, timeout=10)
-    except GatedRepoError as error:
-        raise ModelError(f"model.path: {path!r} is gated; accept its terms and set HF_TOKEN") from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"model.path: {path!r} is neither a folder here nor a model that the Hugging Face Hub lets this token read"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ModelError(f"model.revision: {path!r} has no revision {revision!r}") from error
-    except Exception:  # no network, offline mode, a proxy's answer: all of them mean "ask the cache"
-        return False
-    return True
-
-
 def load_tokenizer(
-    path: str,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    arguments: Mapping[str, Any] | None = None,
+    model: Repository, trust_remote_code: bool = False, arguments: Mapping[str, Any] | None = None
 ) -> Any:
     """The tokenizer of a model: its own, or the one that vLLM's engine arguments name.
 
     Raises:
-        ModelError: there is no such model.
+        ModelError: it cannot be loaded.
     """
-    target = resolve_path(path)
-    is_folder = Path(target).is_dir()
-    if is_folder and not (Path(target) / "config.json").is_file():
-        raise ModelError(f"model.path: the folder {path!r} holds no model (it has no config.json)")
-    if not is_folder and not _HUB_NAME.fullmatch(path):
-        raise ModelError(f"model.path: there is no folder {path!r}")
     from transformers import AutoTokenizer
 
-    reachable = is_folder or _on_hub(path, revision)
-    if named := (arguments or {}).get("tokenizer"):
-        target, revision = resolve_path(named), None
-    revision = (arguments or {}).get("tokenizer_revision") or revision
+    named, other = (arguments or {}).get("tokenizer"), (arguments or {}).get("tokenizer_revision")
     try:
         return AutoTokenizer.from_pretrained(
-            target,
-            revision=revision,
+            find_folder(named) if named else model.target,
+            revision=other or (None if named else model.revision),
             trust_remote_code=trust_remote_code,
-            local_files_only=not reachable,
             # Where a model of Mistral's has both: mistral-common, which vLLM brings along, knows no chat templates.
             mistral_format=False,
         )
     except Exception as error:  # transformers and the Hub client raise a dozen types here
-        if not (reachable or named):
-            raise ModelError(
-                f"model.path: {path!r} is neither a folder here nor in the local cache, and the Hugging Face Hub "
-                "cannot be reached"
-            ) from error
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         field = "model.engine.tokenizer" if named else "model.path"
-        raise ModelError(f"{field}: the tokenizer of {named or path!r} cannot be loaded: {reason}") from error
+        raise ModelError(f"{field}: the tokenizer of {named or model.path!r} cannot be loaded: {reason}") from error
 
 
 def has_chat_template(tokenizer: Any) -> bool:
@@ -237,18 +184,15 @@ def has_chat_template(tokenizer: Any) -> bool:
     return bool(getattr(tokenizer, "chat_template", None))
 
 
-def longest_context(path: str, revision: str | None = None, trust_remote_code: bool = False) -> int | None:
-    """The most tokens that vLLM lets a model take, where its config says so plainly; None where only vLLM can tell.
-
-    The tokenizer has been loaded, so the model is there.
-    """
+def longest_context(model: Repository, trust_remote_code: bool = False) -> int | None:
+    """The most tokens that vLLM lets a model take, where its config says so plainly; None where only vLLM can tell."""
     from transformers import AutoConfig
 
     if os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0") not in ("0", ""):
         return None
     try:
         config = AutoConfig.from_pretrained(
-            resolve_path(path), revision=revision, trust_remote_code=trust_remote_code
+            model.target, revision=model.revision, trust_remote_code=trust_remote_code
         ).get_text_config()
     except Exception:  # an architecture that only vLLM knows, files that are not there yet: vLLM will tell
         return None

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from batchgen.engines.base import Completion, EngineSpec, Request
-from batchgen.engines.chat import TemplateChat, chat_from_tokenizer, load_tokenizer, resolve_path
+from batchgen.engines.chat import TemplateChat, chat_from_tokenizer, load_tokenizer
 from batchgen.engines.options import TransformersOptions
+from batchgen.engines.repository import Repository, find_model
 from batchgen.errors import EngineDead, EngineStartError, RowRejected
 
 # vLLM's names for what `generate` can do as well; any other would be ignored without a word.
@@ -50,15 +51,16 @@ class TransformersEngine:
     async def start(self) -> None:
         """Loads the model; raises `EngineStartError`."""
         spec = self.spec
-        self._tokenizer = load_tokenizer(spec.path, spec.revision, spec.trust_remote_code)
+        repository = find_model(spec.path, spec.revision)
+        self._tokenizer = load_tokenizer(repository, spec.trust_remote_code)
         self._chat = chat_from_tokenizer(self._tokenizer, spec.pre_query_template, spec.chat_template_kwargs)
         try:
-            await asyncio.to_thread(self._load)
+            await asyncio.to_thread(self._load, repository)
         except Exception as error:
             raise EngineStartError(f"transformers did not load the model: {type(error).__name__}: {error}") from error
         self._loop = asyncio.create_task(self._serve())
 
-    def _load(self) -> None:
+    def _load(self, repository: Repository) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -68,8 +70,8 @@ class TransformersEngine:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model = AutoModelForCausalLM.from_pretrained(
-            resolve_path(spec.path),
-            revision=spec.revision,
+            repository.target,
+            revision=repository.revision,
             trust_remote_code=spec.trust_remote_code,
             dtype=self.options.dtype,
         )

@@ -14,7 +14,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from batchgen.engines.arguments import GPU_ARGUMENTS, Kind
 from batchgen.engines.base import Completion, EngineSpec, Request
-from batchgen.engines.chat import TemplateChat, chat_from_tokenizer, load_tokenizer, resolve_path
+from batchgen.engines.chat import TemplateChat, chat_from_tokenizer, load_tokenizer
+from batchgen.engines.repository import find_model
 from batchgen.errors import EngineDead, EngineStartError, RowRejected
 from batchgen.sockets import socket_folder
 
@@ -60,7 +61,8 @@ class VllmEngine:
             os.environ.setdefault(name, value)
         os.environ.setdefault("VLLM_RPC_BASE_PATH", socket_folder(room=_SOCKET_BYTES))
         spec = self.spec
-        tokenizer = load_tokenizer(spec.path, spec.revision, spec.trust_remote_code, spec.arguments)
+        model = find_model(spec.path, spec.revision)
+        tokenizer = load_tokenizer(model, spec.trust_remote_code, spec.arguments)
         self._chat = chat_from_tokenizer(tokenizer, spec.pre_query_template, spec.chat_template_kwargs)
         try:
             from vllm.engine.arg_utils import AsyncEngineArgs
@@ -92,8 +94,8 @@ class VllmEngine:
                 # Within Ray vLLM may take Ray for it, and would look for GPUs beside those that the actor has.
                 arguments["distributed_executor_backend"] = "mp"
             arguments |= {
-                "model": resolve_path(spec.path),
-                "revision": spec.revision,
+                "model": model.target,
+                "revision": model.revision,
                 "trust_remote_code": spec.trust_remote_code,
                 "seed": spec.seed % 2**31,
             }

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from batchgen.embedded import MODEL_PATH
 from batchgen.engines.chat import byte_chat, chat_from_tokenizer, has_chat_template, load_tokenizer
+from batchgen.engines.repository import find_model
 from batchgen.errors import ModelError, RowRejected
 
 LLAMA3 = (
@@ -108,9 +109,9 @@ def test_a_given_pre_query_template_overrides(tokenizer):
 
 def test_models_that_cannot_be_used_are_named(tmp_path):
     with pytest.raises(ModelError, match="there is no folder"):
-        load_tokenizer(str(tmp_path / "nope"))
+        find_model(str(tmp_path / "nope"))
     with pytest.raises(ModelError, match=r"has no config\.json"):
-        load_tokenizer(str(tmp_path))
+        find_model(str(tmp_path))
 
 
 def test_a_model_in_two_formats_is_read_in_the_one_with_a_chat_template(tmp_path):
@@ -121,16 +122,16 @@ def test_a_model_in_two_formats_is_read_in_the_one_with_a_chat_template(tmp_path
     (tmp_path / "model" / "tekken.json").write_text("{}")
     with pytest.raises(KeyError):
         AutoTokenizer.from_pretrained(tmp_path / "model")
-    assert has_chat_template(load_tokenizer(str(tmp_path / "model")))
+    assert has_chat_template(load_tokenizer(find_model(str(tmp_path / "model"))))
 
 
 def test_a_tokenizer_of_the_engine_arguments_is_the_one_that_prompts_are_written_with(tmp_path):
     shutil.copytree(MODEL_PATH, tmp_path / "tokenizer")
     (tmp_path / "tokenizer" / "chat_template.jinja").write_text(MISTRAL)
-    tokenizer = load_tokenizer("embedded", arguments={"tokenizer": str(tmp_path / "tokenizer")})
+    tokenizer = load_tokenizer(find_model("embedded"), arguments={"tokenizer": str(tmp_path / "tokenizer")})
     assert tokenizer.chat_template == MISTRAL
     with pytest.raises(ModelError, match=r"model\.engine\.tokenizer: the tokenizer of .*nope"):
-        load_tokenizer("embedded", arguments={"tokenizer": str(tmp_path / "nope")})
+        load_tokenizer(find_model("embedded"), arguments={"tokenizer": str(tmp_path / "nope")})
 
 
 def test_the_template_is_given_the_job_s_arguments(tokenizer):

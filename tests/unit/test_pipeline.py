@@ -5,13 +5,25 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from datasets import Dataset, DatasetDict
+from distilabel.distiset import Distiset
 from distilabel.models import InferenceEndpointsLLM, OpenAILLM, TransformersLLM, vLLM
 from distilabel.pipeline import Pipeline, routing_batch_function
-from distilabel.steps import KeepColumns, LoadDataFromDicts, LoadDataFromFileSystem, step
+from distilabel.steps import (
+    KeepColumns,
+    LoadDataFromDicts,
+    LoadDataFromDisk,
+    LoadDataFromFileSystem,
+    LoadDataFromHub,
+    make_generator_step,
+    step,
+)
 from distilabel.steps.tasks import EvolInstruct, Magpie, MagpieGenerator, TextGeneration, UltraFeedback
 
 from batchgen import JobError, from_pipeline
+from batchgen.errors import UserError
 from batchgen.translate import segments_of, translate
 
 # `chaos` is a model here: the engine that needs none.
@@ -219,3 +231,70 @@ def test_routing_functions_joins_and_generators_are_refused():
         MagpieGenerator(llm=generator, num_rows=3, name="magpie") >> TextGeneration(llm=llm())
     with pytest.raises(JobError, match=r"use magpie over `source: \{count: N\}`"):
         from_pipeline(pipeline, "unused", in_process=True)
+
+
+@pytest.mark.parametrize("kind", ["list", "pandas", "datasets"])
+def test_rows_are_given_as_pipeline_run_takes_them(tmp_path: Path, kind: str):
+    with Pipeline() as pipeline:
+        TextGeneration(llm=llm(), name="answer")
+        EvolInstruct(llm=llm(), num_evolutions=1, name="evolve")
+    selected = Dataset.from_list([*ROWS, *ROWS]).select(range(6))
+    dataset = {"list": ROWS, "pandas": pd.DataFrame(ROWS), "datasets": selected}
+    distiset = from_pipeline(pipeline, tmp_path / "out", in_process=True, dataset=dataset[kind])
+    assert {name: len(distiset[name]["train"]) for name in distiset} == {"answer": 6, "evolve": 6}
+
+
+def test_a_step_made_of_a_dataset_loads_it(tmp_path: Path):
+    with Pipeline() as pipeline:
+        rows = Dataset.from_list([{"prompt": f"Write {number}."} for number in range(3)])
+        make_generator_step(rows, output_mappings={"prompt": "instruction"}) >> TextGeneration(llm=llm())
+    made = from_pipeline(pipeline, tmp_path / "out", in_process=True)["default"]["train"]
+    assert sorted(made["instruction"]) == ["Write 0.", "Write 1.", "Write 2."]
+
+
+@pytest.mark.parametrize("kind", ["hub", "disk", "folder"])
+def test_runtime_parameters_are_set_as_pipeline_run_sets_them(tmp_path: Path, kind: str):
+    Dataset.from_list(ROWS).to_parquet(tmp_path / "files" / "rows.parquet")
+    Distiset({"default": DatasetDict({"train": Dataset.from_list(ROWS)})}).save_to_disk(tmp_path / "saved")
+    with Pipeline() as pipeline:
+        loader, given = {
+            "hub": (LoadDataFromHub, {"repo_id": str(tmp_path / "files"), "num_examples": 4}),
+            "disk": (LoadDataFromDisk, {"dataset_path": str(tmp_path / "saved"), "is_distiset": True}),
+            "folder": (LoadDataFromFileSystem, {"data_files": str(tmp_path / "files")}),
+        }[kind]
+        loader(name="load") >> TextGeneration(llm=llm(), name="answer")
+    parameters = {"load": given, "answer": {"llm": {"generation_kwargs": {"max_new_tokens": 3}}}}
+    made = from_pipeline(pipeline, tmp_path / "out", in_process=True, parameters=parameters)["default"]["train"]
+    assert len(made) == given.get("num_examples", 6)
+    (step,) = json.loads((tmp_path / "out/runs/answer/job.json").read_text())["steps"]
+    assert step["sampling"]["max_tokens"] == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "step 'load': repo_id is not set; give it to the step or in parameters"),
+        ({"dataset": ROWS}, "step 'load': it loads data, and dataset is given too"),
+        ({"parameters": {"lod": {}}}, "parameters: no step 'lod'; legal: answer, load"),
+        (
+            {"parameters": {"load": {"repo": "x"}}},
+            r"parameters\['load'\]: no .*'repo'; legal: .*repo_id",
+        ),
+        ({"parameters": {"answer": {"llm": {"max_new_tokens": 3}}}}, r"parameters\['answer'\]\['llm'\]: no .*'max_new"),
+        ({"parameters": {"load": {"repo_id": "no such folder"}}}, "step 'load': source.dataset: 'no such folder'"),
+    ],
+)
+def test_what_is_wrong_with_parameters_and_rows_is_named(tmp_path: Path, changes: dict, message: str):
+    with Pipeline() as pipeline:
+        LoadDataFromHub(name="load") >> TextGeneration(llm=llm(), name="answer")
+    with pytest.raises(UserError, match=message):
+        from_pipeline(pipeline, tmp_path / "out", in_process=True, **changes)
+
+
+def test_a_pipeline_without_rows_and_rows_of_an_odd_kind_are_refused(tmp_path: Path):
+    with Pipeline() as pipeline:
+        TextGeneration(llm=llm(), name="answer")
+    with pytest.raises(JobError, match=r"a pipeline starts with one of LoadDataFromDicts, .*, or dataset is given"):
+        from_pipeline(pipeline, tmp_path / "out", in_process=True)
+    with pytest.raises(JobError, match=r"dataset: expected a datasets\.Dataset, .*, got DatasetDict"):
+        from_pipeline(pipeline, tmp_path / "out", dataset=DatasetDict({"train": Dataset.from_list(ROWS)}))

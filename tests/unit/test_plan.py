@@ -10,6 +10,7 @@ import pytest
 
 from batchgen.api import plan_run
 from batchgen.embedded import MODEL_PATH
+from batchgen.engines import repository
 from batchgen.errors import JobError, ModelError, PlanMismatch, SeedError
 from batchgen.job import Job, Source
 from batchgen.plan import Plan, make_plan, read_plan, settle_plan, shard_bounds
@@ -216,3 +217,37 @@ def test_the_fingerprint_is_hashed_once(tmp_path: Path):
     """Each of thousands of manifests is compared with it, and it is over thousands of shards."""
     plan, _, _ = planned(chaos_job(tmp_path))
     assert plan.fingerprint is plan.fingerprint
+
+
+def test_a_model_folder_with_other_files_is_refused_and_named(tmp_path: Path):
+    shutil.copytree(MODEL_PATH, tmp_path / "model")
+    job = Job.of(
+        {
+            "name": "t",
+            "source": {"count": 3},
+            "model": {"path": str(tmp_path / "model")},
+            "steps": [{"task": "magpie"}],
+            "output": str(tmp_path / "run"),
+        }
+    )
+    store = LocalStore(job.output)
+    plan = settle_plan(store, plan_run(job)[0])
+    (tmp_path / "model" / "README.md").write_text("What training leaves beside a model does not count.")
+    (tmp_path / "model" / "optimizer.pt").write_bytes(b"state")
+    assert settle_plan(store, plan_run(job)[0]) == plan
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    with pytest.raises(PlanMismatch, match=r"model\.files: \"[0-9a-f]{32}\" then, \"[0-9a-f]{32}\" now"):
+        settle_plan(store, plan_run(job)[0])
+
+
+def test_of_large_model_files_both_ends_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(repository, "_WHOLE", 100)
+    monkeypatch.setattr(repository, "_END", 10)
+    weights = tmp_path / "model.safetensors"
+    digests = []
+    for content in (b"a" * 200, b"b" + b"a" * 199, b"a" * 199 + b"b", b"a" * 201, b"a" * 100 + b"b" + b"a" * 99):
+        weights.write_bytes(content)
+        digests.append(repository.files_digest(str(tmp_path)))
+    assert len(set(digests[:4])) == 4
+    assert digests[4] == digests[0], "the middle is not read: a model of hundreds of gigabytes is planned in seconds"

@@ -1,0 +1,210 @@
+"""Models and datasets by name, from a Hub on loopback: found, pinned, cached, refused, uploaded."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from batchgen.embedded import MODEL_PATH
+from tests.hubserver import HubServer, environment, hub_server
+
+MODEL = "org/tiny"
+SEEDS = "org/seeds"
+JOB = {
+    "name": "from-the-hub",
+    "source": {"rows": [{"instruction": f"What is {number} plus 2?"} for number in range(6)]},
+    "model": {"path": MODEL, "backend": "transformers", "engine": {"max_batch_size": 8}},
+    "sampling": {"max_tokens": 16},
+    "steps": [{"task": "text_generation"}],
+}
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    with hub_server() as server:
+        yield server
+
+
+@pytest.fixture
+def python(hub: HubServer, tmp_path: Path):
+    """Runs Python in a process that takes `hub` for the Hub: its client reads the environment when it is imported."""
+
+    def run(code: str, **more: str) -> str:
+        start = f"from batchgen import *\nfrom batchgen.errors import *\nJOB = {JOB!r}\n"
+        done = subprocess.run(
+            [sys.executable, "-c", start + textwrap.dedent(code)],
+            env={**os.environ, **environment(hub, tmp_path / "hf"), **more},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+RUN = """
+    result = run({**JOB, "output": "run"}, in_process=True)
+    from datasets import load_dataset
+    print(len(load_dataset(result.dataset)["train"]))
+"""
+
+
+def other_model() -> dict[str, bytes]:
+    """The embedded model's files with a template that says something else."""
+    files = {path.name: path.read_bytes() for path in MODEL_PATH.iterdir()}
+    return files | {"chat_template.jinja": b"{{ 'moved on' }}" + files["chat_template.jinja"]}
+
+
+def test_a_run_stays_with_the_commit_that_it_began_with(hub: HubServer, python, tmp_path: Path):
+    first = hub.add("models", MODEL, MODEL_PATH)
+    python("""
+        from batchgen.api import plan_run
+        from batchgen.plan import settle_plan
+        from batchgen.store import open_store
+        job = Job.of({**JOB, "output": "run"})
+        settle_plan(open_store(job.output), plan_run(job)[0])
+    """)
+    second = hub.add("models", MODEL, other_model())
+    hub.requests.clear()
+    assert python(RUN).strip() == "6"
+    assert any(first in request and "model.safetensors" in request for request in hub.requests)
+    assert not any(second in request and "model.safetensors" in request for request in hub.requests)
+    assert f"commit: {first}" in (tmp_path / "run/dataset/README.md").read_text()
+    said = python("""
+        from batchgen.api import plan_run
+        print(plan_run(Job.of({**JOB, "output": "other"}))[0].commit_of(None))
+    """)
+    assert said.strip() == second, "a run that begins now takes the model as it is now"
+
+
+def test_without_the_hub_its_cache_has_to_do(hub: HubServer, python, tmp_path: Path):
+    commit = hub.add("models", MODEL, MODEL_PATH)
+    python(RUN)
+    hub.close()
+    # By the name of the branch, as in a job; the first run had downloaded the files by their commit.
+    assert python(RUN.replace('"run"', '"again"')).strip() == "6"
+    assert f"commit: {commit}" in (tmp_path / "again/dataset/README.md").read_text()
+    said = python("""
+        from batchgen.api import plan_run
+        try:
+            plan_run(Job.of({**JOB, "model": {"path": "org/other"}, "output": "run"}))
+        except ModelError as error:
+            print(error)
+    """)
+    assert "neither a folder here nor in the local cache, and the Hugging Face Hub cannot be reached" in said
+
+
+def test_what_the_hub_refuses_is_named(hub: HubServer, python):
+    hub.add("models", MODEL, MODEL_PATH)
+    hub.add("models", "org/gated", MODEL_PATH, gated=True)
+    hub.add("models", "org/empty", {"README.md": b"soon"})
+    hub.add("datasets", SEEDS, {"data/train.jsonl": b'{"instruction": "a"}\n'})
+    said = python("""
+        from batchgen.api import plan_run
+        def attempt(**changes):
+            try:
+                plan_run(Job.of({**JOB, "output": "run", **changes}))
+            except UserError as error:
+                print(error)
+        attempt(model={"path": "org/gated"})
+        attempt(model={"path": "org/nope"})
+        attempt(model={"path": "org/empty"})
+        attempt(model={"path": "org/tiny", "revision": "v7"})
+        attempt(source={"dataset": "org/nope"})
+        attempt(source={"dataset": "org/seeds", "split": "test"})
+        attempt(source={"dataset": "org/seeds", "revision": "v7"})
+    """).splitlines()
+    assert said == [
+        "model.path: 'org/gated' is gated; accept its terms and set HF_TOKEN",
+        "model.path: 'org/nope' is neither a folder here nor a model that the Hugging Face Hub lets this token read",
+        "model.path: 'org/empty' holds no model (it has no config.json)",
+        "model.revision: 'org/tiny' has no revision 'v7'",
+        "source.dataset: 'org/nope' (split 'train') cannot be loaded: Dataset 'org/nope' doesn't exist on the Hub or "
+        "cannot be accessed.",
+        "source.dataset: 'org/seeds' (split 'test') cannot be loaded: "
+        "Unknown split \"test\". Should be one of ['train'].",
+        "source.dataset: 'org/seeds' (split 'train') cannot be loaded: Revision 'v7' doesn't exist for dataset "
+        "'org/seeds' on the Hub.",
+    ]
+
+
+def test_a_gated_model_is_read_with_the_token_of_the_environment(hub: HubServer, python):
+    hub.token = "hf_canary"
+    commit = hub.add("models", MODEL, MODEL_PATH, gated=True)
+    code = 'from batchgen.api import plan_run; print(plan_run(Job.of({**JOB, "output": "run"}))[0].commit_of(None))'
+    assert python(code, HF_TOKEN="hf_canary").strip() == commit
+
+
+def test_seeds_come_from_a_revision_and_go_back_as_the_readme_says(hub: HubServer, python, tmp_path: Path):
+    hub.add("models", MODEL, MODEL_PATH)
+    first = hub.add("datasets", SEEDS, {"data/train.jsonl": b'{"instruction": "Say hi."}\n' * 3})
+    hub.add("datasets", SEEDS, {"data/train.jsonl": b'{"instruction": "Say no."}\n' * 5})
+    hub.add(
+        "datasets", "org/made", {".gitattributes": b"", "data/train-00000-of-00009.parquet": b"of an earlier upload"}
+    )
+    python(f"""
+        source, merge = {{"dataset": "{SEEDS}", "revision": "{first}"}}, {{"exact": False, "near": None}}
+        run({{**JOB, "source": source, "merge": merge, "output": "run"}}, in_process=True)
+    """)
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    command = next(part for part in readme.split("`") if ".venv/bin/hf upload" in part)
+    command = command.replace("ORG/NAME", "org/made").replace("runs/magpie-math/dataset", "run/dataset")
+    script = str(Path(sys.executable).with_name("hf"))
+    subprocess.run(
+        command.replace(".venv/bin/hf", script),
+        shell=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, **environment(hub, tmp_path / "hf"), "HF_TOKEN": "hf_any"},
+        capture_output=True,
+        timeout=120,
+    )
+    said = python("""
+        from datasets import load_dataset
+        made = load_dataset("org/made")["train"]
+        print(len(made), set(made["instruction"]), made["messages"][0][0])
+    """)
+    assert said.strip() == "3 {'Say hi.'} {'role': 'user', 'content': 'Say hi.'}"
+
+
+def test_a_pipeline_loads_its_rows_by_name(hub: HubServer, python):
+    hub.add("datasets", SEEDS, {"data/train.jsonl": b'{"prompt": "Say hi."}\n' * 3})
+    said = python(f"""
+        from distilabel.models import vLLM
+        from distilabel.pipeline import Pipeline
+        from distilabel.steps import LoadDataFromHub
+        from distilabel.steps.tasks import TextGeneration
+        with Pipeline() as pipeline:
+            load = LoadDataFromHub(repo_id="{SEEDS}", split="train", output_mappings={{"prompt": "instruction"}})
+            load >> TextGeneration(llm=vLLM(model="chaos"))
+        print(from_pipeline(pipeline, "out", in_process=True)["default"]["train"]["instruction"][:])
+    """)
+    assert said.strip() == "['Say hi.', 'Say hi.', 'Say hi.']"
+
+
+def test_vllm_loads_a_model_by_its_name_and_commit(hub: HubServer, python):
+    first = hub.add("models", MODEL, MODEL_PATH)
+    hub.add("models", MODEL, {"config.json": b"{}"})
+    said = python(f"""
+        import asyncio
+        from batchgen.engines import build_engine
+        from batchgen.engines.base import EngineSpec, Request
+        async def main():
+            engine = build_engine(EngineSpec("{MODEL}", revision="{first}", arguments={{"max_model_len": 512}}))
+            await engine.start()
+            prompt = engine.chat.prompt([{{"role": "user", "content": "What is 1 plus 2?"}}])
+            completion = await engine.generate(Request(prompt.token_ids, {{"max_tokens": 16}}, 0))
+            print("said:", completion.text.strip() != "")
+            await engine.stop()
+        asyncio.run(main())
+    """)
+    assert "said: True" in said
