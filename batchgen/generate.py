@@ -17,7 +17,8 @@ from batchgen.plan import Plan, Shard
 from batchgen.progress import Progress, Receipt
 from batchgen.rows import OK, REJECTED, ResultRow, SeedRow, random_seed
 from batchgen.store.base import ObjectStore
-from batchgen.tasks.runner import CallLog, TaskRunner
+from batchgen.tasks.llm import CallLog
+from batchgen.tasks.runner import TaskRunner
 
 # Rows in flight per engine slot. A row between two of its calls holds no slot; at 1.1 the engine ran at 0.77 of its
 # speed for that reason, from 1.5 on at 0.98.
@@ -96,6 +97,7 @@ class Worker:
                 (others or {})[step.model] if step.model is not None else engine,
                 job.step_sampling(step),
                 step.logprobs,
+                step.reasoning,
             )
             for step in job.steps
         ]

@@ -36,7 +36,7 @@ from batchgen.engines.chaos import ChaosScript
 from batchgen.engines.options import OPTIONS
 from batchgen.errors import JobError
 from batchgen.problems import apply_override, problem
-from batchgen.tasks.spec import TaskParameters, TaskSpec, bare
+from batchgen.tasks.spec import Reasoning, TaskParameters, TaskSpec, bare
 from batchgen.tasks.table import TASKS
 from batchgen.yamlfile import YamlDocument, load_yaml
 
@@ -136,6 +136,7 @@ class Step(_Part):
     num_generations: PositiveInt = Field(1, description="times that every row goes through the step")
     group_generations: bool = Field(False, description="one row with lists, instead of a row a generation")
     logprobs: bool = Field(False, description="adds the log-probabilities of the completion's tokens")
+    reasoning: Reasoning = Field("drop", description="what becomes of a reasoning model's thoughts")
     explode: str | None = None
     _spec: TaskSpec | None = PrivateAttr(None)
 
@@ -172,12 +173,15 @@ class Step(_Part):
         self.spec.parameters.model_validate(given)
         check_mapping(self.input_mappings, self.inputs, "input_mappings", f"an input of {self.task}")
         check_mapping(self.output_mappings, self._task_outputs, "output_mappings", f"an output of {self.task}")
-        if self.spec.distilabel is None and (self.model or self.num_generations > 1 or self.group_generations):
+        if self.spec.distilabel is None and (
+            self.model or self.num_generations > 1 or self.group_generations or self.reasoning != "drop"
+        ):
             raise complaint(f"{self.task} calls no model and generates nothing")
         if self.num_generations > 1 and self.sampling.get("n", 1) not in (1, self.num_generations):
             raise complaint("num_generations and sampling.n are the same thing, and differ")
-        if self.logprobs and not self.spec.single_call:
-            raise complaint(f"{self.task} makes several calls a row; logprobs are of one call")
+        for name, asked in (("logprobs: true", self.logprobs), ("reasoning: column", self.reasoning == "column")):
+            if asked and not self.spec.single_call:
+                raise complaint(f"{self.task} makes several calls a row; {name} is of one call")
         return self
 
     @property
@@ -198,7 +202,8 @@ class Step(_Part):
     @property
     def _task_outputs(self) -> Mapping[str, str]:
         outputs = dict(self.spec.outputs(self.parameters))
-        return {**outputs, "logprobs": "list[number]"} if self.logprobs else outputs
+        outputs |= {"logprobs": "list[number]"} if self.logprobs else {}
+        return outputs | ({"reasoning": "text"} if self.reasoning == "column" else {})
 
     @property
     def outputs(self) -> Mapping[str, str]:

@@ -27,6 +27,8 @@ _BY_CLASS: Mapping[str, str] = {str(spec.distilabel): name for name, spec in TAS
 _LOADERS = ("LoadDataFromDicts", "LoadDataFromDisk", "LoadDataFromFileSystem", "LoadDataFromHub")
 # distilabel's generation arguments by vLLM's names; None: nothing to carry over.
 _GENERATION: Mapping[str, str | None] = {"max_new_tokens": "max_tokens", "do_sample": None, "echo": None}
+# What these write is the model's text as it comes, its thoughts included.
+_ANSWERS = ("chat_generation", "magpie", "text_generation")
 # Of distilabel's vLLM and TransformersLLM: what is an engine argument here as well.
 _ENGINE_FIELDS: Mapping[str, str] = {
     "dtype": "dtype",
@@ -174,6 +176,8 @@ def translate(segment: Segment, steps: Mapping[str, Any], folder: Path, settings
             models.append(model)
         task = _BY_CLASS[type(step).__name__]
         tree = {"task": task, "sampling": _sampling(name, step.llm), **_parameters(name, step, TASKS[task])}
+        if task in _ANSWERS:
+            tree["reasoning"] = "keep"
         reads = {task_input: step.input_mappings.get(task_input, task_input) for task_input in _inputs(step)}
         tree["input_mappings"] = {key: now.get(column, column) for key, column in reads.items()}
         writes = {output: step.output_mappings.get(output, output) for output in _outputs(step)}

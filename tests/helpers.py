@@ -16,7 +16,9 @@ from batchgen.plan import Plan, make_plan, settle_plan
 from batchgen.rows import SeedRow
 from batchgen.seeds import Seeds, load_seeds
 from batchgen.store import LocalStore
-from batchgen.tasks.runner import CallLog, TaskRunner
+from batchgen.tasks.llm import CallLog
+from batchgen.tasks.runner import TaskRunner
+from batchgen.tasks.spec import Reasoning
 from batchgen.tasks.table import TASKS
 
 
@@ -47,6 +49,7 @@ class ScriptedEngine:
 
     def __init__(self, answers: Sequence[str] | Callable[[str, int], str], finish_reason: str = "stop") -> None:
         self.chat = byte_chat()
+        self.decode: Callable[[Sequence[int]], str] = lambda ids: bytes(ids).decode()
         self.prompts: list[str] = []
         self.requests: list[Request] = []
         self._answers = answers
@@ -57,7 +60,7 @@ class ScriptedEngine:
 
     async def generate(self, request: Request) -> Completion:
         """The next answer."""
-        prompt = bytes(request.token_ids).decode()
+        prompt = self.decode(request.token_ids)
         number = len(self.prompts)
         self.prompts.append(prompt)
         self.requests.append(request)
@@ -75,11 +78,13 @@ def run_task(
     engine: ScriptedEngine,
     seed: int = 0,
     sampling: Mapping[str, Any] | None = None,
+    reasoning: Reasoning = "drop",
     **parameters: Any,
 ) -> dict[str, Any]:
     """One row through one task, on an engine."""
     spec = TASKS[name]
-    runner = TaskRunner(name, spec, spec.parameters.model_validate(parameters), {}, {}, engine, sampling or {})
+    given = spec.parameters.model_validate(parameters)
+    runner = TaskRunner(name, spec, given, {}, {}, engine, sampling or {}, reasoning=reasoning)
     return asyncio.run(runner.run(dict(row), CallLog("row", seed)))
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from batchgen.engines.reasoning import ReasoningMarks
+
 Message = Mapping[str, str]
 
 
@@ -56,6 +58,7 @@ class Completion:
         output_tokens: length of the completion.
         token_ids: of exactly `text`; empty where that is not known.
         logprobs: of the generated tokens, where `sampling` asks for them.
+        reasoning: thoughts that a server told from the text.
     """
 
     text: str
@@ -64,6 +67,7 @@ class Completion:
     output_tokens: int
     token_ids: Sequence[int] = ()
     logprobs: Sequence[float] = ()
+    reasoning: str | None = None
 
 
 class ChatFormat(Protocol):
@@ -81,6 +85,13 @@ class ChatFormat(Protocol):
 
     def continued(self, prompt: Prompt, completion: Completion) -> Prompt | None:
         """A prompt with its completion; None where the completion's text and tokens differ."""
+
+    @property
+    def reasoning(self) -> ReasoningMarks:
+        """What the model writes around its thoughts, if it has any."""
+
+    def without_special(self, text: str) -> str:
+        """A text without the special tokens in it."""
 
     @property
     def user_stop(self) -> tuple[Sequence[str], Sequence[int]]:

@@ -8,11 +8,13 @@ as its content is rendered without a generation prompt and cut at the sentinel.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
 from batchgen.engines.base import Completion, Message, Prompt
+from batchgen.engines.reasoning import marks_of
 from batchgen.engines.repository import Repository, find_folder
 from batchgen.errors import ModelError, RowRejected
 
@@ -32,6 +34,7 @@ class TemplateChat:
         encode: text to token ids, adding no special tokens of its own.
         special: single special tokens, text to id.
         pre_query_template: overrides the derived opening of a user turn.
+        hidden: the special tokens that are left out of a decoded text.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class TemplateChat:
         encode: Encode,
         special: Mapping[str, int],
         pre_query_template: str | None = None,
+        hidden: Collection[str] = (),
     ) -> None:
         self._template = render
         self._encode = encode
@@ -47,6 +51,8 @@ class TemplateChat:
         self._special_ids = frozenset(special.values())
         self._special_texts = tuple(text for text in special if text)
         self._override = pre_query_template
+        self._hidden = re.compile("|".join(re.escape(text) for text in sorted(hidden, key=len, reverse=True) if text))
+        self.reasoning = marks_of(hidden)
         # Most rows begin with the same system prompt, or one of a few.
         self._opening = lru_cache(maxsize=1024)(self._opened)
 
@@ -97,6 +103,10 @@ class TemplateChat:
         if not ids or "\ufffd" in completion.text or not self._special_ids.isdisjoint(ids):
             return None
         return Prompt(prompt.text + completion.text, [*prompt.token_ids, *ids])
+
+    def without_special(self, text: str) -> str:
+        """A text without the special tokens in it."""
+        return self._hidden.sub("", text).strip() if self._hidden.pattern else text
 
     def _tokenized(self, text: str, known: Prompt | None) -> Prompt:
         """Encodes a text; what follows `known` alone, where a special token divides the two."""
@@ -235,7 +245,8 @@ def chat_from_tokenizer(
         ids: list[int] = tokenizer(text, add_special_tokens=not is_chat, verbose=False)["input_ids"]
         return ids
 
-    return TemplateChat(render, encode, special, pre_query_template)
+    hidden = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return TemplateChat(render, encode, special, pre_query_template, hidden)
 
 
 def _only_text(messages: Sequence[Message]) -> str:

@@ -72,6 +72,8 @@ class OpenAIEngine:
             input_tokens=answer.usage.prompt_tokens if answer.usage else 0,
             output_tokens=answer.usage.completion_tokens if answer.usage else 0,
             logprobs=[token.logprob for token in logprobs],
+            # Two names for what is no part of OpenAI's API; vLLM's server has used both.
+            reasoning=getattr(choice.message, "reasoning", None) or getattr(choice.message, "reasoning_content", None),
         )
 
     async def _answer(self, request: Request, limit: str) -> Any:

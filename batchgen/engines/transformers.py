@@ -161,7 +161,7 @@ class TransformersEngine:
     def _completion(self, request: Request, answer: list[int], ends: set[int]) -> Completion:
         end = next((i for i, token in enumerate(answer) if token in ends), None)
         ids = answer if end is None else answer[:end]
-        text = self._tokenizer.decode(ids, skip_special_tokens=True)
+        text = self._tokenizer.decode(ids, skip_special_tokens=request.sampling.get("skip_special_tokens", True))
         stopped = end is not None
         for stop in _stop_texts(request):
             before, found, _ = text.partition(stop)

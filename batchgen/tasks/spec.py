@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 Row = dict[str, Any]
 OPTIONAL = "?"
+# What becomes of a reasoning model's thoughts: left out, left in the text, or put into a column of their own.
+Reasoning = Literal["drop", "keep", "column"]
 
 
 class TaskParameters(BaseModel):

@@ -16,7 +16,8 @@ from typing import Any
 
 from batchgen import bridge
 from batchgen.engines import build_engine
-from batchgen.tasks.runner import CallLog, TaskRunner
+from batchgen.tasks.llm import CallLog
+from batchgen.tasks.runner import TaskRunner
 from batchgen.tasks.table import TASKS
 from tests.bench.workload import ROWS, SLOTS, SPEC, SYSTEM_PROMPT, TURNS, FixedLengths, raw
 

@@ -42,7 +42,7 @@ def test_every_task_has_an_example():
 
 def built(name: str) -> Any:
     """distilabel's own object of a task with its example's parameters."""
-    from batchgen.tasks.runner import EngineLLM
+    from batchgen.tasks.llm import EngineLLM
 
     spec, example = TASKS[name], EXAMPLES[name]
     kind = getattr(distilabel_fixes, str(spec.distilabel), None) or getattr(tasks, str(spec.distilabel))
@@ -173,7 +173,8 @@ CHOOSING = {
 @pytest.mark.parametrize("name", sorted(CHOOSING))
 def test_random_choices_are_the_row_s_own_in_any_order_and_on_any_engine(name: str):
     """Eight rows, in two orders on two engines, beside one another: each asks the same both times."""
-    from batchgen.tasks.runner import CallLog, TaskRunner
+    from batchgen.tasks.llm import CallLog
+    from batchgen.tasks.runner import TaskRunner
 
     spec, example = TASKS[name], EXAMPLES[name]
     parameters = spec.parameters.model_validate({**example.parameters, **CHOOSING[name]})

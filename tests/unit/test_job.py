@@ -258,7 +258,7 @@ def test_a_judge_may_be_another_model(tmp_path: Path):
         (
             "only_instruction: true",
             "only_instruction: true\n    logprobs: true",
-            "steps[0]: magpie makes several calls a row; logprobs are of one call",
+            "steps[0]: magpie makes several calls a row; logprobs: true is of one call",
         ),
         (
             "only_instruction: true",

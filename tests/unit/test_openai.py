@@ -25,6 +25,7 @@ class Server:
     def __init__(self) -> None:
         self.statuses: list[int] = []
         self.unknown: str | None = None
+        self.told: dict[str, str] = {}
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.at_once = self.most = 0
@@ -57,7 +58,7 @@ class Server:
                 if status != 200:
                     self.send(status, {"error": {"message": f"refused, and quoting {body['messages']} {SECRET}"}})
                     return
-                message = {"role": "assistant", "content": "A fine answer."}
+                message = {"role": "assistant", "content": "A fine answer.", **server.told}
                 choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
                 if body.get("logprobs"):
                     choice["logprobs"] = {
@@ -108,6 +109,12 @@ def ask(server: Server, count: int = 1, path: str = "judge", sampling: dict[str,
 def test_a_conversation_is_completed_and_its_tokens_counted(server: Server):
     assert ask(server) == [Completion("A fine answer.", "stop", 7, 3, logprobs=[])]
     assert server.requests[0]["messages"] == [{"role": "user", "content": "Is it good?"}]
+
+
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+def test_thoughts_that_the_server_tells_apart_are_told_apart_here(server: Server, name: str):
+    server.told = {name: "Is it? It is."}
+    assert ask(server) == [Completion("A fine answer.", "stop", 7, 3, logprobs=[], reasoning="Is it? It is.")]
 
 
 def test_sampling_parameters_go_where_the_server_reads_them(server: Server):

@@ -11,7 +11,8 @@ import pytest
 from batchgen.errors import RowRejected
 from batchgen.tasks.distilabel_fixes import parse_data
 from batchgen.tasks.evolution import answer_elimination, elimination
-from batchgen.tasks.runner import CallLog, TaskRunner
+from batchgen.tasks.llm import CallLog
+from batchgen.tasks.runner import TaskRunner
 from batchgen.tasks.table import TASKS
 from tests.helpers import ScriptedEngine, run_task
 from tests.task_examples import EXAMPLES

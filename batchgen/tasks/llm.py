@@ -1,0 +1,195 @@
+"""distilabel's LLM contract over an engine, and what the calls of a row cost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pydantic import PrivateAttr
+
+from batchgen import bridge
+from batchgen.engines.base import Completion, Engine, Message, Prompt, Request
+from batchgen.engines.reasoning import THINK, ReasoningMarks
+from batchgen.errors import RowRejected
+from batchgen.rows import random_seed
+from batchgen.tasks.distilabel_api import LLM, MagpieChatTemplateMixin
+from batchgen.tasks.spec import Reasoning
+
+
+@dataclass(slots=True)
+class CallLog:
+    """What the calls of one row through one step cost.
+
+    Args:
+        key: names the row, step and attempt; request ids are made from it.
+        seed: of this row in this step.
+        calls: engine calls so far.
+        finish_reason: "length" where any completion was cut, else the last one's.
+        known: the last prompt with its completion, for the next turn of the same conversation.
+        logprobs: of the tokens of the last completion.
+        reasoning: the thoughts of the last completion; None where it had none.
+        notes: what happened that did not reject the row, a short code each.
+        watch: told of every completion as it comes, long before the row has ended.
+    """
+
+    key: str
+    seed: int
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    finish_reason: str | None = None
+    known: Prompt | None = None
+    logprobs: list[float] = field(default_factory=list)
+    reasoning: str | None = None
+    notes: list[str] = field(default_factory=list)
+    watch: Callable[[Completion], None] = lambda completion: None
+
+    def add(self, completion: Completion) -> None:
+        """Counts one completion."""
+        self.input_tokens += completion.input_tokens
+        self.output_tokens += completion.output_tokens
+        self.logprobs = list(completion.logprobs)
+        if self.finish_reason != "length":
+            self.finish_reason = completion.finish_reason
+        self.watch(completion)
+
+
+class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilabel is untyped
+    """distilabel's LLM contract over an `Engine`, for rows that run under `bridge.run_row`.
+
+    A completion that is empty, and a user turn that is cut off, end the row here: distilabel would store the next
+    text in its place.
+    """
+
+    # Truthy, so that tasks leave their default structured output to `TaskRunner`: they would ask for other packages.
+    structured_output: Any = "by batchgen"
+    _engine: Any = PrivateAttr(None)
+    _sampling: Any = PrivateAttr(None)
+    _reasoning: Any = PrivateAttr("drop")
+
+    @classmethod
+    def over(cls, engine: Engine, sampling: Mapping[str, Any], reasoning: Reasoning = "drop") -> EngineLLM:
+        """The LLM for one step."""
+        # The template text is never used: user turns are opened by the engine's own chat format.
+        llm = cls(magpie_pre_query_template="unused")
+        llm._engine = engine
+        llm._sampling = dict(sampling)
+        llm._reasoning = reasoning
+        return llm
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """vLLM's SamplingParams of every call, which may be added to before the first one."""
+        given: dict[str, Any] = self._sampling
+        return given
+
+    @property
+    def model_name(self) -> str:
+        """What the engine is called."""
+        return str(self._engine.model_name)
+
+    def generate(self, inputs: list[Any], num_generations: int = 1, **_: Any) -> list[dict[str, Any]]:
+        """Completes every input `num_generations` times and waits for all of them."""
+        log: CallLog = bridge.current_context()
+        calls = [self._complete(log, *_split(item)) for item in inputs for _ in range(num_generations)]
+        completions = [bridge.wait(calls[0])] if len(calls) == 1 else bridge.wait(_all(calls))
+        return [
+            {
+                "generations": [c.text for c in group],
+                "statistics": {
+                    "input_tokens": [c.input_tokens for c in group],
+                    "output_tokens": [c.output_tokens for c in group],
+                },
+            }
+            for start in range(0, len(completions), num_generations)
+            for group in [completions[start : start + num_generations]]
+        ]
+
+    async def _complete(self, log: CallLog, messages: list[Message], structure: Mapping[str, Any] | None) -> Completion:
+        engine: Engine = self._engine
+        opens_user_turn = self.use_magpie_template and (not messages or messages[-1]["role"] != "user")
+        number, log.calls = log.calls, log.calls + 1
+        prompt: Prompt | None = None
+        stop: Sequence[str] = ()
+        stop_token_ids: Sequence[int] = ()
+        if engine.chat is not None and opens_user_turn:
+            prompt, (stop, stop_token_ids) = engine.chat.user_prompt(messages, log.known), engine.chat.user_stop
+        elif engine.chat is not None:
+            prompt = engine.chat.prompt(messages, log.known)
+        marks = engine.chat.reasoning if engine.chat is not None else THINK
+        sampling = {**self._sampling, "structured_outputs": structure} if structure else self._sampling
+        if marks.special and not opens_user_turn:
+            sampling = {**sampling, "skip_special_tokens": False}
+        completion = await engine.generate(
+            Request(
+                token_ids=prompt.token_ids if prompt else (),
+                sampling=sampling,
+                seed=random_seed(log.seed, number),
+                stop=stop,
+                stop_token_ids=stop_token_ids,
+                key=f"{log.key}-{number}",
+                messages=messages,
+            )
+        )
+        log.add(completion)
+        if not opens_user_turn:
+            completion = self._answer(marks, prompt.text if prompt else "", completion, log)
+        if engine.chat is not None and prompt is not None:
+            log.known = engine.chat.continued(prompt, completion)
+        if not completion.text.strip():
+            raise RowRejected("empty_completion")
+        if opens_user_turn:
+            if completion.finish_reason == "length":
+                raise RowRejected("truncated_instruction")
+            # Models end a user turn with the white space that their template has before its end.
+            return replace(completion, text=completion.text.strip())
+        return completion
+
+    def _answer(self, marks: ReasoningMarks, prompt: str, completion: Completion, log: CallLog) -> Completion:
+        """A completion as its task reads it: without the thoughts, unless they are to be kept."""
+        cut = completion.finish_reason == "length"
+        thoughts, answer = marks.split(prompt, completion.text, cut)
+        log.reasoning = completion.reasoning if thoughts is None else thoughts
+        if thoughts is not None and answer == "":
+            raise RowRejected("empty_completion")
+        text = answer or ""
+        if thoughts is not None and self._reasoning == "keep":
+            # As most models write them, whatever this one's marks are, and whether or not its template opens them.
+            text = f"{THINK.start}\n{thoughts}\n" + (f"{THINK.end}\n\n{answer}" if answer is not None else "")
+        elif thoughts is not None:
+            if self._reasoning == "drop" and "reasoning_dropped" not in log.notes:
+                log.notes.append("reasoning_dropped")
+            if answer is None:
+                raise RowRejected("truncated_reasoning" if cut else "empty_completion")
+        if marks.special:
+            text = self._engine.chat.without_special(text)
+        return completion if text == completion.text else replace(completion, text=text, token_ids=())
+
+
+def _split(item: Any) -> tuple[list[Message], Mapping[str, Any] | None]:
+    """(messages, structure) of an input, which is the messages alone in most tasks."""
+    return (item[0], vllm_structure(item[1])) if isinstance(item, tuple) else (item, None)
+
+
+def vllm_structure(wanted: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The structured outputs that a row asks for, as vLLM takes them.
+
+    Args:
+        wanted: `{"json": schema}`, `{"regex": text}` or `{"choice": [texts]}`, or distilabel's
+            `{"format": "json" or "regex", "schema": ...}`.
+
+    Raises:
+        RowRejected: it is neither.
+    """
+    if "format" in wanted:
+        wanted = {str(wanted["format"]): wanted.get("schema")}
+    types = {"json": (dict, str), "regex": (str,), "choice": (list,)}
+    if len(wanted) != 1 or not all(name in types and isinstance(value, types[name]) for name, value in wanted.items()):
+        raise RowRejected("invalid_structured_output")
+    return wanted
+
+
+async def _all(calls: list[Any]) -> list[Completion]:
+    return list(await asyncio.gather(*calls))

@@ -1,0 +1,182 @@
+"""The thoughts of reasoning models: told from answers, left out, kept, or in a column of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AddedToken, AutoTokenizer
+
+from batchgen import Job, JobError, run
+from batchgen.embedded import MODEL_PATH
+from batchgen.engines.chat import chat_from_tokenizer
+from batchgen.engines.reasoning import THINK, marks_of
+from batchgen.errors import RowRejected
+from tests.helpers import ScriptedEngine, chaos_job, run_task
+
+HARMONY = "<|channel|>analysis<|message|>A sum.<|end|><|start|>assistant<|channel|>final<|message|>It is 4.<|return|>"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "cut", "split"),
+    [
+        ("assistant\n", "<think>\nA sum.\n</think>\n\nIt is 4.", False, ("A sum.", "It is 4.")),
+        ("assistant\n<think>\n", "A sum.\n</think>\n\nIt is 4.", False, ("A sum.", "It is 4.")),
+        ("assistant\n<think>\n", "\n</think>\n\nIt is 4.", False, (None, "\n\nIt is 4.")),
+        ("assistant\n", "<think>\n\n</think>\n\nIt is 4.", False, ("", "It is 4.")),
+        ("assistant\n<think>\n\n</think>\n\n", "It is 4.", False, (None, "It is 4.")),
+        ("assistant\n", "It is 4.", False, (None, "It is 4.")),
+        ("assistant\n", "Write <think>a</think> around it.", False, (None, "Write <think>a</think> around it.")),
+        ("assistant\n", "<think>\nA sum of", True, ("A sum of", None)),
+        ("assistant\n<think>\n", "A sum of", True, ("A sum of", None)),
+        ("assistant\n<think>\n", '{"answer": 4}', False, (None, '{"answer": 4}')),
+        ("assistant\n", "<think>a</think>b</think>c", False, ("a", "b</think>c")),
+    ],
+)
+def test_thoughts_are_told_from_the_answer(prompt: str, text: str, cut: bool, split: tuple):
+    assert THINK.split(prompt, text, cut) == split
+
+
+def test_channels_of_gpt_oss_are_told_apart():
+    marks = marks_of({"<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>"})
+    assert marks.split("<|start|>assistant", HARMONY, False) == ("A sum.", "It is 4.<|return|>")
+    assert marks.split("<|start|>assistant", "<|channel|>final<|message|>Hi.", False) == (None, "Hi.")
+    assert marks.split("<|start|>assistant", "<|channel|>analysis<|message|>A s", True) == ("A s", None)
+
+
+@pytest.mark.parametrize(
+    ("special", "start"),
+    [((), "<think>"), (("<s>", "<think>", "</think>"), "<think>"), (("[THINK]", "[/THINK]", "[INST]"), "[THINK]")],
+)
+def test_marks_are_those_of_the_tokenizer(special: tuple[str, ...], start: str):
+    marks = marks_of(special)
+    assert (marks.start, marks.special) == (start, bool(special))
+
+
+class _Thinker(ScriptedEngine):
+    """An engine whose answers have thoughts; user turns have none."""
+
+    def __init__(self, *answers: str, finish_reason: str = "stop") -> None:
+        super().__init__(lambda prompt, number: answers[number % len(answers)], finish_reason)
+
+
+THOUGHT = "<think>\n1. They want questions.\n2. I will write them.\n</think>\n\n"
+
+
+def test_what_a_model_thinks_is_no_instruction():
+    row = run_task("self_instruct", {"input": "Rain."}, _Thinker(THOUGHT + "1. Why is it wet?\n2. When?"))
+    assert row["instructions"] == ["Why is it wet?", "When?"]
+
+
+def test_a_rewritten_instruction_has_no_thoughts_in_it():
+    row = run_task("evol_instruct", {"instruction": "Add."}, _Thinker(THOUGHT + "Add two primes."), num_evolutions=1)
+    assert row["evolved_instruction"] == "Add two primes."
+
+
+def test_a_judge_s_thoughts_are_no_verdict():
+    thought = "<think>\nRating: 1\nRationale: no, more.\n\nRating: 2\nRationale: hm.\n</think>\n"
+    verdict = "#### Output for Text 1\nRating: 4\nRationale: fine\n\n#### Output for Text 2\nRating: 5\nRationale: good"
+    row = run_task("ultrafeedback", {"instruction": "q", "generations": ["a", "b"]}, _Thinker(thought + verdict))
+    assert row["ratings"] == [4.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "added"),
+    [
+        ("drop", {"generation": "It is 4."}),
+        ("keep", {"generation": "<think>\nA sum.\n</think>\n\nIt is 4."}),
+        ("column", {"generation": "It is 4.", "reasoning": "A sum."}),
+    ],
+)
+def test_a_step_says_what_becomes_of_thoughts(tmp_path: Path, reasoning: str, added: dict[str, str]):
+    job = chaos_job(
+        tmp_path / "run",
+        source={"rows": [{"instruction": "2 + 2?"}]},
+        model={"path": "chaos", "engine": {"reply": "<think>\nA sum.\n</think>\n\nIt is 4."}},
+        steps=[{"task": "text_generation", "reasoning": reasoning}],
+    )
+    result = run(job, in_process=True)
+    (row,) = _rows(result)
+    assert {name: row[name] for name in ("generation", "reasoning") if name in row} == added
+    assert row["messages"][1]["content"] == added["generation"]
+    assert row["notes"] == (["reasoning_dropped"] if reasoning == "drop" else [])
+    assert result.progress.notes == ({"reasoning_dropped": 1} if reasoning == "drop" else {})
+
+
+def _rows(result: Any) -> list[dict[str, Any]]:
+    from datasets import load_dataset
+
+    return load_dataset(result.dataset)["train"].to_list()
+
+
+def test_generations_have_their_thoughts_in_a_list(tmp_path: Path):
+    job = chaos_job(
+        tmp_path / "run",
+        source={"rows": [{"instruction": "2 + 2?"}]},
+        model={"path": "chaos", "engine": {"reply": "<think>\nA sum.\n</think>\n\nIt is 4."}},
+        steps=[
+            {"task": "text_generation", "reasoning": "column", "num_generations": 2, "group_generations": True},
+        ],
+    )
+    (row,) = _rows(run(job, in_process=True))
+    assert row["reasoning"] == ["A sum.", "A sum."]
+
+
+@pytest.mark.parametrize("reasoning", ["drop", "column"])
+def test_thoughts_that_never_end_reject_the_row(reasoning: str):
+    engine = _Thinker("<think>\nOn and on", finish_reason="length")
+    with pytest.raises(RowRejected, match=r"^truncated_reasoning$"):
+        run_task("text_generation", {"instruction": "q"}, engine, reasoning=reasoning)
+
+
+def test_thoughts_that_never_end_are_kept_as_they_are():
+    engine = _Thinker("<think>\nOn and on", finish_reason="length")
+    assert run_task("text_generation", {"instruction": "q"}, engine, reasoning="keep")["generation"] == (
+        "<think>\nOn and on\n"
+    )
+
+
+def test_a_thought_without_an_answer_rejects_the_row():
+    for reasoning in ("drop", "keep", "column"):
+        with pytest.raises(RowRejected, match=r"^empty_completion$"):
+            run_task("text_generation", {"instruction": "q"}, _Thinker("<think>\nHm.\n</think>\n"), reasoning=reasoning)
+
+
+def test_the_next_turn_goes_on_from_the_answer():
+    engine = _Thinker("Why?", THOUGHT + "Because.", "And then?", THOUGHT + "Nothing.")
+    row = run_task("magpie", {}, engine, n_turns=2)
+    assert [message["content"] for message in row["conversation"]] == ["Why?", "Because.", "And then?", "Nothing."]
+    assert "They want" not in engine.prompts[-1]
+
+
+def test_marks_that_are_special_tokens_are_asked_for_and_left_out_of_the_answer():
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_PATH)
+    names = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>")
+    tokenizer.add_tokens([AddedToken(name, special=True) for name in names])
+    engine = ScriptedEngine([HARMONY])
+    engine.chat = chat_from_tokenizer(tokenizer)
+    engine.decode = lambda ids: tokenizer.decode(ids)
+    row = run_task("text_generation", {"instruction": "2 + 2?"}, engine, reasoning="column")
+    assert row == {"generation": "It is 4.", "reasoning": "A sum."}
+    assert engine.requests[0].sampling["skip_special_tokens"] is False
+    again = ScriptedEngine([HARMONY])
+    again.chat, again.decode = engine.chat, engine.decode
+    kept = run_task("text_generation", {"instruction": "2 + 2?"}, again, reasoning="keep")
+    assert kept["generation"] == "<think>\nA sum.\n</think>\n\nIt is 4."
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ({"task": "magpie", "reasoning": "column"}, "magpie makes several calls a row; reasoning: column is of one"),
+        ({"task": "text_generation", "reasoning": "hide"}, "reasoning: .*'drop', 'keep' or 'column'"),
+        (
+            {"task": "preference_pair", "reasoning": "keep"},
+            "preference_pair calls no model",
+        ),
+    ],
+)
+def test_what_cannot_be_done_with_thoughts_is_refused(step: dict, message: str):
+    with pytest.raises(JobError, match=message):
+        Job.of({"name": "t", "source": {"count": 1}, "model": {"path": "chaos"}, "steps": [step], "output": "unused"})
