@@ -175,8 +175,10 @@ def _run(options: argparse.Namespace) -> int:
                 print(tail, file=sys.stderr)
         raise
     sample = sample_rows(open_store(job.output), result.version)
+    notes = ", ".join(f"{note} {count:,}" for note, count in result.progress.notes.items())
     lines = [
         describe_version(result.version),
+        *([f"notes: {notes}"] if notes else []),
         *(["sample rows:", *sample] if sample else []),
         f"\ndataset: {result.dataset}",
         f"  load_dataset({str(result.dataset)!r})",
