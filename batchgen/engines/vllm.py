@@ -5,6 +5,7 @@ Run as a program it prints the argument names that `arguments.py` freezes.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -100,7 +101,8 @@ class VllmEngine:
                 "seed": spec.seed % 2**31,
             }
             # vLLM's sizes for offline batches: on an H100 1,024 requests at once, where it would take 128 otherwise.
-            self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), usage_context=UsageContext.LLM_CLASS)
+            given = AsyncEngineArgs(**_with_configs(arguments, AsyncEngineArgs))
+            self._llm = AsyncLLM.from_engine_args(given, usage_context=UsageContext.LLM_CLASS)
         except Exception as error:
             raise EngineStartError(f"vLLM did not start: {_reason(error)}") from error
         if spec.lora is not None:
@@ -157,6 +159,16 @@ class VllmEngine:
             self._llm = None
 
 
+def _with_configs(arguments: dict[str, Any], kind: Any) -> dict[str, Any]:
+    """Arguments with vLLM's config objects where a job has mappings: vLLM makes only some of them itself."""
+    made = dict(arguments)
+    for field in dataclasses.fields(kind):
+        config = next((part for part in (field.type, *get_args(field.type)) if dataclasses.is_dataclass(part)), None)
+        if isinstance(config, type) and isinstance(value := made.get(field.name), dict):
+            made[field.name] = config(**value)
+    return made
+
+
 def _reason(error: Exception) -> str:
     """Why vLLM did not start; of what pydantic complains about, without the arguments it quotes."""
     if hasattr(error, "errors"):
@@ -198,8 +210,6 @@ def _sampling_options(request: Request) -> dict[str, Any]:
 
 def argument_names() -> dict[str, dict[str, Kind]]:
     """Names and kinds of what the installed vLLM takes: engine and sampling arguments, structured outputs."""
-    import dataclasses
-
     from vllm import SamplingParams
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.sampling_params import StructuredOutputsParams

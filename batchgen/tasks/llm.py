@@ -159,7 +159,7 @@ class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilab
             # As most models write them, whatever this one's marks are, and whether or not its template opens them.
             text = f"{THINK.start}\n{thoughts}\n" + (f"{THINK.end}\n\n{answer}" if answer is not None else "")
         elif thoughts is not None:
-            if self._reasoning == "drop" and "reasoning_dropped" not in log.notes:
+            if thoughts and self._reasoning == "drop" and "reasoning_dropped" not in log.notes:
                 log.notes.append("reasoning_dropped")
             if answer is None:
                 raise RowRejected("truncated_reasoning" if cut else "empty_completion")

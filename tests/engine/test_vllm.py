@@ -36,19 +36,39 @@ def test_on_a_cpu_the_engine_is_one_process_and_needs_no_shared_memory(vllm_engi
     assert vllm_engine._llm.vllm_config.parallel_config.distributed_executor_backend == "uni"
 
 
-def test_an_engine_has_vllm_s_sizes_for_offline_batches(monkeypatch: pytest.MonkeyPatch):
+def configured(monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> Any:
+    """vLLM's configuration of an engine that is not started."""
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    slots = []
+    made = []
 
     def configure(arguments: Any, usage_context: Any) -> None:
-        slots.append(arguments.create_engine_config(usage_context).scheduler_config.max_num_seqs)
+        made.append(arguments.create_engine_config(usage_context))
         raise RuntimeError("configured")
 
     monkeypatch.setattr(AsyncLLM, "from_engine_args", configure)
     with pytest.raises(EngineStartError, match="configured"):
-        asyncio.run(build_engine(EngineSpec("embedded", arguments={"max_model_len": 512}, seed=1)).start())
-    assert slots == [256], "an `AsyncLLM` that is not told what it is for takes 128"
+        asyncio.run(build_engine(EngineSpec("embedded", arguments={"max_model_len": 512, **arguments}, seed=1)).start())
+    return made[0]
+
+
+def test_an_engine_has_vllm_s_sizes_for_offline_batches(monkeypatch: pytest.MonkeyPatch):
+    slots = configured(monkeypatch).scheduler_config.max_num_seqs
+    assert slots == 256, "an `AsyncLLM` that is not told what it is for takes 128"
+
+
+def test_mappings_of_a_job_become_vllm_s_configs(monkeypatch: pytest.MonkeyPatch):
+    config = configured(
+        monkeypatch,
+        reasoning_parser="granite",
+        kv_events_config={"enable_kv_cache_events": False},
+        compilation_config={"mode": 0},
+        speculative_config={"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3},
+    )
+    assert config.structured_outputs_config.reasoning_parser == "granite"
+    assert config.structured_outputs_config.disable_any_whitespace
+    assert config.kv_events_config.enable_kv_cache_events is False
+    assert config.speculative_config.num_speculative_tokens == 2
 
 
 def test_sampling_parameters_reach_the_engine(vllm_engine: Engine, loop_thread):

@@ -130,6 +130,17 @@ def test_thoughts_that_never_end_reject_the_row(reasoning: str):
         run_task("text_generation", {"instruction": "q"}, engine, reasoning=reasoning)
 
 
+def test_where_a_model_was_told_not_to_think_nothing_was_left_out(tmp_path: Path):
+    job = chaos_job(
+        tmp_path / "run",
+        source={"rows": [{"instruction": "2 + 2? /no_think"}]},
+        model={"path": "chaos", "engine": {"reply": "<think>\n\n</think>\n\nIt is 4."}},
+        steps=[{"task": "text_generation"}],
+    )
+    (row,) = _rows(run(job, in_process=True))
+    assert (row["generation"], row["notes"]) == ("It is 4.", [])
+
+
 def test_thoughts_that_never_end_are_kept_as_they_are():
     engine = _Thinker("<think>\nOn and on", finish_reason="length")
     assert run_task("text_generation", {"instruction": "q"}, engine, reasoning="keep")["generation"] == (
