@@ -189,7 +189,11 @@ def saved_job(store: ObjectStore) -> Job:
     data = store.read(JOB_KEY)
     if data is None:
         raise UserError(f"{store.location} is no run of batchgen: it has no {JOB_KEY}")
-    return Job.of(json.loads(data))
+    try:
+        return Job.of(json.loads(data))
+    except ValueError as error:
+        why = f"cannot be read ({type(error).__name__}); the job's own command writes it again"
+        raise UserError(f"{store.location}: {JOB_KEY} {why}") from error
 
 
 def progress_of(manifests: dict[int, Manifest]) -> Progress:

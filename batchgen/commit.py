@@ -8,7 +8,7 @@ written has a valid footer, and a flipped bit in a page reads back silently.
 from __future__ import annotations
 
 import hashlib
-import json
+import re
 import tempfile
 import uuid
 from collections import Counter
@@ -25,10 +25,12 @@ from batchgen.faultpoints import reach
 from batchgen.parquet import read_parquet
 from batchgen.plan import Plan, Shard
 from batchgen.progress import Progress
+from batchgen.records import read_record
 from batchgen.rows import OK, ResultRow, SeedRow, canonical_json
 from batchgen.store.base import ObjectStore
 
 FORMAT = 1
+_COMMIT_KEY = re.compile(r"commits/(\d{6,})/(\d{4,})\.(json|revoked)")
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,11 @@ class Manifest:
             CorruptShard: it is torn, of another format, or names a file that is not the shard's.
         """
         try:
-            tree = json.loads(data)
-            if tree["format"] != FORMAT:
-                raise CorruptShard(f"shard {shard.name}: manifest of format {tree['format']}, not {FORMAT}")
-            manifest = cls(**tree)
-        except (ValueError, KeyError, TypeError) as error:
+            manifest = read_record(cls, data)
+        except ValueError as error:
             raise CorruptShard(f"shard {shard.name}: manifest cannot be read: {type(error).__name__}") from error
+        if manifest.format != FORMAT:
+            raise CorruptShard(f"shard {shard.name}: manifest of format {manifest.format}, not {FORMAT}")
         if manifest.key != attempt_key(shard, manifest.attempt) or "/" in manifest.attempt:
             raise CorruptShard(f"shard {shard.name}: manifest names a file that is not this shard's")
         if (manifest.shard, manifest.start, manifest.stop) != (shard.index, shard.start, shard.stop):
@@ -277,11 +278,12 @@ def current_generations(store: ObjectStore) -> dict[str, int]:
     manifests: set[tuple[str, int]] = set()
     revoked: Counter[str] = Counter()
     for key in store.list("commits"):
-        _, name, file = key.split("/")
-        number, _, kind = file.partition(".")
+        if (found := _COMMIT_KEY.fullmatch(key)) is None:
+            continue  # not ours: an editor's backup, somebody's notes
+        name, number, kind = found.groups()
         if kind == "revoked":
             revoked[name] += 1
-        elif kind == "json":
+        else:
             manifests.add((name, int(number)))
     return {name: number for name, number in manifests if number == revoked[name]}
 

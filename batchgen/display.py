@@ -174,7 +174,7 @@ def sample_rows(store: ObjectStore, version: Version, rows: int = 3) -> list[str
     """The first conversations of a version, a line a message; none where its rows are no conversations."""
     from batchgen.parquet import first_rows
 
-    key = next(file["key"] for name, file in sorted(version.files.items()) if name.startswith("data/"))
+    key = next(file.key for name, file in sorted(version.files.items()) if name.startswith("data/"))
     with store.open(key) as file:
         batch = first_rows(file, rows)
     if batch is None or "messages" not in batch.schema.names:

@@ -114,14 +114,14 @@ class Plan:
                 raise PlanMismatch(f"plan.json has format {tree['format']}; this batchgen reads format {FORMAT}")
             plan = cls(
                 inputs=tree["inputs"],
-                rows=tree["rows"],
-                shards=tuple(Shard(*shard) for shard in tree["shards"]),
+                rows=tree["shards"][-1][2],
+                shards=tuple(Shard(index, start, stop) for index, (_, start, stop) in enumerate(tree["shards"])),
                 schema=pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(tree["schema"]))),
-                step_columns=tree["step_columns"],
+                step_columns={str(name): str(kind) for name, kind in tree["step_columns"].items()},
             )
-        except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, pa.ArrowException) as error:
             raise PlanMismatch(f"plan.json cannot be read: {type(error).__name__}") from error
-        if plan.fingerprint != tree["fingerprint"]:
+        if (plan.fingerprint, plan.rows) != (tree.get("fingerprint"), tree.get("rows")):
             raise PlanMismatch("plan.json was changed after it was written")
         return plan
 
@@ -183,11 +183,16 @@ def trace_columns(job: Job, seed_columns: Mapping[str, str]) -> dict[str, str]:
             del columns[column]
             added.pop(column, None)
             add(new, kind[5:-1], f"{where}.explode")
+    check_merge_columns(job, columns)
+    return added
+
+
+def check_merge_columns(job: Job, columns: Mapping[str, str]) -> None:
+    """Refuses a `merge` that names columns which are not there, or cannot be messages."""
     for given, kinds in ((job.merge.prompt, ("text", "conversation")), (job.merge.answer, ("text",))):
         fitting = {name: kind for name, kind in columns.items() if kind in kinds}
         if given is not None and given not in fitting:
             raise JobError(f"merge: no {' or '.join(kinds)} column {given!r}; {_existing(fitting, given)}")
-    return added
 
 
 def _check_inputs(step: Step, columns: Mapping[str, str], where: str) -> None:

@@ -10,12 +10,11 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from batchgen.card import render_configs
 from batchgen.errors import CorruptShard, StoreError, UserError
 from batchgen.faultpoints import reach
-from batchgen.merge.version import CARD, Version
+from batchgen.merge.version import CARD, DataFile, Version
 from batchgen.store.base import ObjectStore
 
 
@@ -55,10 +54,13 @@ def publish_store(store: ObjectStore, version: Version) -> str:
     return f"{store.location}/dataset"
 
 
-def _checked(store: ObjectStore, version: Version, name: str, file: Mapping[str, Any]) -> bytes:
-    with store.open(file["key"]) as source:
-        data = source.read()
-    if hashlib.sha256(data).hexdigest() != file["sha256"]:
+def _checked(store: ObjectStore, version: Version, name: str, file: DataFile) -> bytes:
+    try:
+        with store.open(file.key) as source:
+            data = source.read()
+    except FileNotFoundError:
+        raise CorruptShard(f"version {version.number}: {name} is gone; merge again") from None
+    if hashlib.sha256(data).hexdigest() != file.sha256:
         raise CorruptShard(f"version {version.number}: {name} is not what was merged; merge again")
     return data
 

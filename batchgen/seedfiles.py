@@ -124,11 +124,13 @@ def _read_file(path: Path, name: str, wanted: Sequence[str] | None) -> tuple[lis
             columns: dict[str, None] = {}
             return list(_read_jsonl(path, name, wanted, columns)), list(columns)
         table = _read_csv(path) if path.suffix == ".csv" else read_parquet(path)
+        names = [field.name for field in table.schema]
+    except UnicodeDecodeError as error:
+        raise SeedError(f"source.path: {name}: the name of a column is not UTF-8") from error
     except OSError as error:
         raise SeedError(f"source.path: {name}: cannot be read: {error}") from error
     except pa.ArrowException as error:
         raise SeedError(f"source.path: {name}: {error}") from error
-    names = table.column_names
     if twice := [column for column, count in Counter(names).items() if count > 1]:
         raise SeedError(f"source.path: {name}: there are two columns {twice[0]!r}")
     if wanted is not None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 
 from batchgen.commit import (
     Manifest,
@@ -18,10 +18,12 @@ from batchgen.commit import (
     revocation_key,
 )
 from batchgen.errors import CorruptShard, PlanMismatch, UserError
-from batchgen.merge.version import latest_version, read_version
+from batchgen.merge.version import latest_version, read_version, version_numbers
 from batchgen.plan import Plan, Shard
 from batchgen.rows import OK
 from batchgen.store.base import ObjectStore
+
+_STAGED = re.compile(r"versions/(\d{4,})/")
 
 
 @dataclass
@@ -139,12 +141,14 @@ def garbage(store: ObjectStore, plan: Plan) -> Iterator[tuple[str, int]]:
     Files are listed before the manifests, so that an attempt which begins meanwhile is not among them.
     """
     attempts = list(store.list("attempts"))
-    staged = [key for key in store.list("versions") if key.count("/") > 1]
+    staged = [(key, int(found[1])) for key in store.list("versions") if (found := _STAGED.match(key))]
     # Read once: a shard that is committed after this is none whose attempts could be garbage.
     current = current_generations(store)
     by_name = {shard.name: shard for shard in plan.shards}
     named: set[str] = set()
     for name, generation in current.items():
+        if name not in by_name:
+            continue  # not ours
         for number in range(generation + 1):
             try:
                 manifest = read_manifest(store, plan, by_name[name], number)
@@ -154,19 +158,15 @@ def garbage(store: ObjectStore, plan: Plan) -> Iterator[tuple[str, int]]:
                 continue
             named |= {manifest.key} if manifest is not None else set()
     for key in attempts:
-        if key not in named and key.split("/")[1] in current:
+        if key not in named and key.split("/")[1] in current.keys() & by_name:
             yield key, store.size(key)
     latest = latest_version(store)
     if latest is None:
         return
-    kept = {file["key"] for number in _versions(store) for file in read_version(store, number).files.values()}
-    for key in staged:
-        if key not in kept and int(key.split("/")[1]) <= latest.number:
+    kept = {file.key for number in version_numbers(store) for file in read_version(store, number).files.values()}
+    for key, number in staged:
+        if key not in kept and number <= latest.number:
             yield key, store.size(key)
-
-
-def _versions(store: ObjectStore) -> list[int]:
-    return [int(PurePosixPath(key).stem) for key in store.list("versions") if key.count("/") == 1]
 
 
 def collect(store: ObjectStore, plan: Plan, dry_run: bool = False) -> tuple[int, int]:

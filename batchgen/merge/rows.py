@@ -16,7 +16,7 @@ from batchgen.commit import Manifest, check_shard
 from batchgen.errors import JobError
 from batchgen.job import Job, Merge, Step
 from batchgen.merge import near
-from batchgen.plan import Plan
+from batchgen.plan import Plan, check_merge_columns
 from batchgen.rows import CONVERSATION, OK, kind_of
 from batchgen.store.base import ObjectStore
 
@@ -84,8 +84,8 @@ def chat_columns(job: Job, plan: Plan) -> ChatColumns | None:
     A prompt may be a conversation that the answer continues.
 
     Raises:
-        JobError: `merge.answer` is given without anything to answer, or a column has a name that the dataset gives to
-            one of its own.
+        JobError: `merge` names a column that is not there, or `merge.answer` has nothing to answer, or a column has a
+            name that the dataset gives to one of its own.
     """
     found = _found_columns(job, plan)
     if found is not None and CLUSTER_SIZE in plan.schema.names:
@@ -97,6 +97,7 @@ def chat_columns(job: Job, plan: Plan) -> ChatColumns | None:
 
 def _found_columns(job: Job, plan: Plan) -> ChatColumns | None:
     kinds = {field.name: kind_of(field.type) for field in plan.schema}
+    check_merge_columns(job, kinds)
     if job.merge.prompt:
         return job.merge.prompt, job.merge.answer
     if is_preference(plan):

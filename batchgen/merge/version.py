@@ -7,7 +7,7 @@ same run, merged again with the same settings, gives the version that exists alr
 from __future__ import annotations
 
 import hashlib
-import json
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -23,12 +23,24 @@ from batchgen.faultpoints import reach
 from batchgen.job import Job
 from batchgen.merge.rows import Merged, merge_rows
 from batchgen.plan import Plan
+from batchgen.records import read_record
 from batchgen.rows import canonical_json
 from batchgen.store.base import ObjectStore
 
 ROWS_PER_FILE = 250_000
 ROWS_PER_GROUP = 20_000
 CARD = "README.md"
+_VERSION_KEY = re.compile(r"versions/(\d{4,})\.json")
+_DATA_FILE = re.compile(r"data/train-\d{5,}-of-\d{5,}\.parquet")
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """Where a file of a version is, and what is in it."""
+
+    key: str
+    size: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -37,7 +49,7 @@ class Version:
 
     Args:
         number: from 1.
-        files: path within the dataset -> {key in the store, size in bytes, sha256}.
+        files: by their paths within the dataset.
         read: rows in the committed shards.
         kept: rows of the dataset.
         dropped: rows left out, by reason.
@@ -46,7 +58,7 @@ class Version:
 
     number: int
     fingerprint: str
-    files: Mapping[str, Mapping[str, Any]]
+    files: Mapping[str, DataFile]
     merge: Mapping[str, Any]
     read: int
     kept: int
@@ -57,7 +69,7 @@ class Version:
     @property
     def content(self) -> dict[str, Any]:
         """What makes two versions the same: everything but their numbers and their files' places."""
-        files = {path: file["sha256"] for path, file in self.files.items()}
+        files = {path: file.sha256 for path, file in self.files.items()}
         return {**{k: v for k, v in asdict(self).items() if k not in ("number", "files")}, "files": files}
 
 
@@ -103,7 +115,7 @@ def merge_run(store: ObjectStore, plan: Plan, job: Job, partial: bool = False) -
             if before is not None and before.content == version.content:
                 return before
             for name, path in paths.items():
-                store.upload(files[name]["key"], path)
+                store.upload(files[name].key, path)
         reach("version uploaded")
         if store.put_if_absent(_version_key(number), canonical_json(asdict(version))):
             reach("version named")
@@ -134,9 +146,9 @@ def _write_files(job: Job, plan: Plan, merged: Merged, details: Mapping[str, Any
     return {CARD: card, **paths}
 
 
-def _described(path: Path, prefix: str, name: str) -> dict[str, Any]:
+def _described(path: Path, prefix: str, name: str) -> DataFile:
     sha256 = _sha256(path)
-    return {"size": path.stat().st_size, "sha256": sha256, "key": f"{prefix}/{sha256[:16]}/{name}"}
+    return DataFile(key=f"{prefix}/{sha256[:16]}/{name}", size=path.stat().st_size, sha256=sha256)
 
 
 def _sha256(path: Path) -> str:
@@ -146,8 +158,13 @@ def _sha256(path: Path) -> str:
 
 def latest_version(store: ObjectStore) -> Version | None:
     """The newest version of a run, or None where there is none."""
-    numbers = [int(Path(key).stem) for key in store.list("versions") if key.count("/") == 1 and key.endswith(".json")]
+    numbers = version_numbers(store)
     return read_version(store, max(numbers)) if numbers else None
+
+
+def version_numbers(store: ObjectStore) -> list[int]:
+    """The numbers of a run's versions."""
+    return [int(found[1]) for key in store.list("versions") if (found := _VERSION_KEY.fullmatch(key))]
 
 
 def read_version(store: ObjectStore, number: int) -> Version:
@@ -158,6 +175,14 @@ def read_version(store: ObjectStore, number: int) -> Version:
     """
     data = store.read(_version_key(number))
     try:
-        return Version(**json.loads(data or b""))
-    except (ValueError, TypeError) as error:
-        raise CorruptShard(f"{_version_key(number)} cannot be read: {type(error).__name__}") from error
+        version = read_record(Version, data or b"")
+    except ValueError as error:
+        why = f"cannot be read ({type(error).__name__}); remove it and merge again"
+        raise CorruptShard(f"{_version_key(number)} {why}") from error
+    if version.number != number:
+        raise CorruptShard(
+            f"{_version_key(number)} says that it is version {version.number}; remove it and merge again"
+        )
+    if not all(name == CARD or _DATA_FILE.fullmatch(name) for name in version.files):
+        raise CorruptShard(f"{_version_key(number)} names a file that is none of a dataset; remove it and merge again")
+    return version

@@ -316,11 +316,11 @@ class Simulation:
         for number in numbers:
             version = read_version(self.store, number)
             for name, file in version.files.items():
-                data = self.store.objects.get(file["key"])
-                if data is None or hashlib.sha256(data).hexdigest() != file["sha256"]:
+                data = self.store.objects.get(file.key)
+                if data is None or hashlib.sha256(data).hexdigest() != file.sha256:
                     raise Violation(f"version {number}: {name} is not what was merged")
-                if name.endswith(".parquet") and (number, file["sha256"]) not in self.merged:
-                    self.merged.add((number, file["sha256"]))
+                if name.endswith(".parquet") and (number, file.sha256) not in self.merged:
+                    self.merged.add((number, file.sha256))
                     self.check_rows(number, pq.read_table(io.BytesIO(data), use_threads=False).to_pylist())
 
     def check_rows(self, number: int, rows: list[dict[str, Any]]) -> None:

@@ -160,6 +160,8 @@ def test_merge_changes_only_merge_fields(folder: Path, capsys):
     run(Job.load("job.yaml"), in_process=True)
     assert "only merge.* fields can change" in refused(capsys, "merge", "run", "--set", "seed=3")
     assert "did you mean 'near'" in refused(capsys, "merge", "run", "--set", "merge.nera=1")
+    said = refused(capsys, "merge", "run", "--set", "merge.prompt=instructions")
+    assert "merge: no text or conversation column 'instructions'; did you mean 'instruction'?" in said
 
 
 def test_unknown_commands_and_versions():

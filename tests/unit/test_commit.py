@@ -143,7 +143,15 @@ def test_damaged_bytes_are_named_and_never_read(run, kind: str):
 
 @pytest.mark.parametrize(
     "change",
-    [{"key": "../../etc/passwd"}, {"attempt": "../x"}, {"format": 2}, {"start": 5}, {"shard": 3}, {"extra": 1}],
+    [
+        {"key": "../../etc/passwd"},
+        {"attempt": "../x"},
+        {"format": 2},
+        {"start": 5},
+        {"shard": 3},
+        {"ok": "4"},
+        {"notes": 1},
+    ],
 )
 def test_a_manifest_that_is_not_the_shard_s_is_refused(run, change: dict):
     import json

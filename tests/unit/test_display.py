@@ -15,7 +15,7 @@ from rich.console import Console
 
 from batchgen.display import Display, describe, noise_to, sample_rows, stdout_console
 from batchgen.drive import Status
-from batchgen.merge.version import Version
+from batchgen.merge.version import DataFile, Version
 from batchgen.progress import Progress
 from batchgen.store import LocalStore
 
@@ -103,7 +103,7 @@ def test_sample_rows_are_shown_as_they_are_and_command_no_terminal(tmp_path: Pat
     text = "a :smile: [bold]b[/bold]\x1b[31m c\x07\n\nd \u202e\u2603"
     messages = [{"role": "user", "content": text}, {"role": "assistant", "content": "x" * 300}]
     pq.write_table(pa.table({"messages": [messages]}), tmp_path / "rows.parquet")
-    file = {"key": "rows.parquet"}
+    file = DataFile("rows.parquet", 0, "")
     files = {"data/train-00000-of-00001.parquet": file}
     version = Version(1, "", files, {}, read=1, kept=1, dropped={}, shards=1, of_shards=1)
     lines = sample_rows(LocalStore(tmp_path), version)

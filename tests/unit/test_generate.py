@@ -300,7 +300,7 @@ def test_preferences_from_end_to_end(tmp_path: Path):
     version, store = asyncio.run(go())
     import pyarrow.parquet as pq
 
-    key = next(file["key"] for name, file in version.files.items() if name.startswith("data/"))
+    key = next(file.key for name, file in version.files.items() if name.startswith("data/"))
     table = pq.read_table(store.path(key))
     assert "messages" not in table.column_names
     assert version.dropped == {"exact duplicate": 1}
@@ -328,7 +328,7 @@ def test_a_conversation_and_its_answer_are_the_messages(tmp_path: Path):
     version, store = asyncio.run(go())
     import pyarrow.parquet as pq
 
-    key = next(file["key"] for name, file in version.files.items() if name.startswith("data/"))
+    key = next(file.key for name, file in version.files.items() if name.startswith("data/"))
     (row,) = pq.read_table(store.path(key)).to_pylist()
     assert row["messages"] == [*turns, {"role": "assistant", "content": "Well."}]
 

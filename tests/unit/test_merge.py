@@ -237,7 +237,7 @@ def test_rows_are_worked_on_in_batches_and_that_changes_nothing(tmp_path: Path, 
 
 def _rows(store: LocalStore, version: Version) -> list[dict]:
     names = sorted(name for name in version.files if name.endswith(".parquet"))
-    return [row for name in names for row in pq.read_table(store.path(version.files[name]["key"])).to_pylist()]
+    return [row for name in names for row in pq.read_table(store.path(version.files[name].key)).to_pylist()]
 
 
 def test_switches_of_the_merge(tmp_path: Path):
@@ -250,7 +250,7 @@ def test_switches_of_the_merge(tmp_path: Path):
 
 def test_the_same_run_merges_to_the_same_bytes_and_the_same_version(tmp_path: Path):
     results = [answered(tmp_path / name, ["a b c", "d e f", "g h i"]) for name in ("1", "2")]
-    files = [{k: v["sha256"] for k, v in result.version.files.items()} for result in results]
+    files = [{k: v.sha256 for k, v in result.version.files.items()} for result in results]
     assert files[0] == files[1]
     store = LocalStore(results[0].run)
     again = merge_run(store, read_plan(store), chaos_job(results[0].run, **_same(results[0])))

@@ -101,6 +101,7 @@ def test_limit_keeps_the_first_rows_and_their_ids():
         ("a.csv", b"x\n", "a.csv: the file has no rows"),
         ("a.csv", b"x,y\n1,2\n1,2,3\n", "a.csv: "),
         ("a.csv", b"x\nfine\n\xff\xfe\n", "a.csv: row 2: column 'x' is not UTF-8"),
+        ("a.csv", b"x,\xff\nfine,1\n", "a.csv: the name of a column is not UTF-8"),
         ("a.txt", b"x", "a.txt: not one of .jsonl, .csv, .parquet"),
     ],
 )

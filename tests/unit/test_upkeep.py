@@ -196,7 +196,7 @@ def test_gc_takes_nothing_from_a_merge_that_lost_its_number_to_another(job, monk
     monkeypatch.setattr("batchgen.merge.version.reach", between)
     version = merge_run(store, plan, second)
     assert version.number == 3
-    assert all(store.size(file["key"]) == file["size"] for file in version.files.values())
+    assert all(store.size(file.key) == file.size for file in version.files.values())
 
 
 def test_gc_keeps_all_that_a_torn_revoked_manifest_may_have_named(job, tmp_path: Path):
