@@ -21,6 +21,7 @@ from batchgen.fleet import Fleet, HostConfig, place_engines
 from batchgen.job import Job, Model, OwnTasks, Step
 from batchgen.merge.rows import chat_columns
 from batchgen.merge.version import Version, merge_run
+from batchgen.paths import expanded
 from batchgen.plan import ModelVersion, Plan, make_plan, settle_plan
 from batchgen.progress import Progress
 from batchgen.publish import check_target, publish_folder, publish_store
@@ -82,7 +83,7 @@ def _check_model(model: Model, steps: Sequence[Step], trust_remote_code: bool) -
         return {}
     if trust_remote_code and model.revision is None and not Path(model.path).is_dir():
         raise JobError("--trust-remote-code: runs the model's own code; pin it with model.revision")
-    if model.lora is not None and not (Path(model.lora).expanduser() / "adapter_config.json").is_file():
+    if model.lora is not None and not (expanded(model.lora) / "adapter_config.json").is_file():
         raise ModelError(f"model.lora: the folder {model.lora!r} holds no LoRA adapter (it has no adapter_config.json)")
     from batchgen.engines.chat import chat_from_tokenizer, has_chat_template, load_tokenizer, longest_context
     from batchgen.engines.repository import files_digest, find_model
@@ -152,7 +153,7 @@ def run(
     version = merge_run(store, plan, job)
     if is_remote(job.output):
         return Result(job.output, progress, version, publish_store(store, version))
-    folder = publish_folder(store, version, Path(job.output).expanduser() / "dataset")
+    folder = publish_folder(store, version, expanded(job.output) / "dataset")
     return Result(job.output, progress, version, str(folder))
 
 
@@ -165,7 +166,7 @@ def check_output(output: str) -> None:
     if is_remote(output):
         return  # `probe` asks the store itself
     try:
-        folder = Path(output).expanduser().resolve()
+        folder = expanded(output).resolve()
         # Nothing is made and removed again under a name that another driver of this run may be using.
         there = next(path for path in (folder, *folder.parents) if path.exists())
         with tempfile.TemporaryFile(dir=there):

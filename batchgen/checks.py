@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -16,6 +18,7 @@ from pydantic_core import PydanticCustomError
 
 from batchgen.engines import arguments
 from batchgen.engines.transformers import SAMPLING as TRANSFORMERS_SAMPLING
+from batchgen.store import is_remote
 
 Path = tuple[str | int, ...]
 
@@ -73,6 +76,15 @@ _SAMPLING_RANGES: Mapping[str, tuple[float, float]] = {
 }
 
 
+# Lists whose items vLLM would find out at the first request. (name, type of an item, words for them)
+_ITEMS: tuple[tuple[str, type, str], ...] = (
+    ("stop", str, "texts that are not empty"),
+    ("bad_words", str, "texts that are not empty"),
+    ("stop_token_ids", int, "token ids"),
+    ("allowed_token_ids", int, "token ids"),
+)
+
+
 def check_options(given: Mapping[str, Any], options: type[BaseModel], what: str) -> None:
     """Checks the options of an engine that has a model of its own for them."""
     try:
@@ -112,6 +124,13 @@ def check_sampling(sampling: Mapping[str, Any]) -> None:
             legal = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
             message = f"must be {legal}, got {value!r}"
             raise complaint(message, (name,))
+    for name, item, what in _ITEMS:
+        values = [sampling[name]] if isinstance(sampling.get(name), str) else sampling.get(name) or []
+        if odd := [value for value in values if not isinstance(value, item) or isinstance(value, bool) or value == ""]:
+            raise complaint(f"expected {what}, got {odd[0]!r} among them", (name,))
+    for token, bias in (sampling.get("logit_bias") or {}).items():
+        if not (str(token).isdecimal() and isinstance(bias, int | float) and not isinstance(bias, bool)):
+            raise complaint(f"expected token ids and numbers, got {token!r}: {bias!r} among them", ("logit_bias",))
     if (structured := sampling.get("structured_outputs")) is not None:
         _check_structured(structured)
 
@@ -138,6 +157,23 @@ def _check_structured(given: Any) -> None:
             raise complaint(f"not JSON: {error}", (where, "json")) from None
         if not isinstance(schema, dict):
             raise complaint(f"expected a JSON schema, got {value!r}", (where, "json"))
+
+
+def check_columns(names: Sequence[str], where: str) -> None:
+    """Checks the names of the columns that a step writes."""
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise complaint(f"two outputs would be the column {twice[0]!r}", (where,))
+    if "" in names:
+        raise complaint("a column has to have a name", (where,))
+
+
+def check_place(output: str) -> None:
+    """Checks that a run's place is a folder or a bucket."""
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", output)
+    if scheme and not is_remote(output):
+        raise complaint(f"no store for {scheme[1]!r}; legal: a folder that all machines share, or s3://bucket/prefix")
+    if "$" in output:
+        raise complaint(f'variables are not replaced in a job, got {output!r}; a shell does it: --output "$NAME/..."')
 
 
 def check_mapping(mapping: Mapping[str, str], legal: Iterable[str], where: str, what: str) -> None:

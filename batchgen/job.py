@@ -24,8 +24,10 @@ from pydantic import (
 
 from batchgen.checks import (
     check_arguments,
+    check_columns,
     check_mapping,
     check_options,
+    check_place,
     check_sampling,
     check_transformers,
     complaint,
@@ -61,7 +63,7 @@ class Source(_Part):
     path: str | list[str] | None = Field(None, description="jsonl, csv or parquet files; * and ** match")
     dataset: str | None = Field(None, description="a dataset saved with save_to_disk, or a Hub dataset")
     config: str | None = Field(None, description="of a dataset that has several")
-    revision: str | None = Field(None, description="of a Hub dataset")
+    revision: str | None = Field(None, min_length=1, description="of a Hub dataset")
     split: str = Field("train", description="of the dataset")
     columns: list[str] | None = Field(None, min_length=1, description="use only these columns")
     limit: PositiveInt | None = Field(None, description="use only the first rows")
@@ -84,7 +86,7 @@ class Model(_Part):
 
     path: str = Field(min_length=1, description="a Hub name, a folder, `embedded` or `chaos`; the name on a server")
     backend: Literal["vllm", "openai", "transformers"] = Field("vllm", description="what runs the model")
-    revision: str | None = Field(None, description="of a Hub model")
+    revision: str | None = Field(None, min_length=1, description="of a Hub model")
     lora: str | None = Field(None, description="folder of a LoRA adapter that every request uses (vLLM)")
     pre_query_template: str | None = Field(None, description="opens a user turn, where it cannot be derived (Magpie)")
     chat_template_kwargs: dict[str, bool | int | float | str | None] = Field(
@@ -173,6 +175,7 @@ class Step(_Part):
         self.spec.parameters.model_validate(given)
         check_mapping(self.input_mappings, self.inputs, "input_mappings", f"an input of {self.task}")
         check_mapping(self.output_mappings, self._task_outputs, "output_mappings", f"an output of {self.task}")
+        check_columns([self.output_mappings.get(name, name) for name in self._task_outputs], "output_mappings")
         if self.spec.distilabel is None and (
             self.model or self.num_generations > 1 or self.group_generations or self.reasoning != "drop"
         ):
@@ -286,6 +289,12 @@ class Job(_Part):
     def _known_sampling(cls, sampling: dict[str, Any]) -> dict[str, Any]:
         check_sampling(sampling)
         return sampling
+
+    @field_validator("output")
+    @classmethod
+    def _known_place(cls, output: str) -> str:
+        check_place(output)
+        return output
 
     @model_validator(mode="after")
     def _known_models(self) -> Job:

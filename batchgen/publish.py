@@ -15,6 +15,7 @@ from batchgen.card import render_configs
 from batchgen.errors import CorruptShard, StoreError, UserError
 from batchgen.faultpoints import reach
 from batchgen.merge.version import CARD, DataFile, Version
+from batchgen.paths import expanded
 from batchgen.store.base import ObjectStore
 
 
@@ -106,7 +107,7 @@ def check_target(folder: str | Path) -> Path:
     Raises:
         UserError: it holds something that is no dataset.
     """
-    target = Path(folder).expanduser().resolve()
+    target = expanded(folder).resolve()
     if not _replaceable(target):
         raise UserError(f"{folder}: exists and is no published dataset; it is left as it is")
     return target

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from batchgen.errors import SeedError
 from batchgen.parquet import read_parquet
+from batchgen.paths import expanded
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 # Rows that are Python objects at a time: they take several times what they take in Arrow.
@@ -48,7 +49,7 @@ def read_files(patterns: Sequence[str], base: Path, wanted: Sequence[str] | None
     parts: list[Part] = []
     names: list[str] = []
     for pattern in patterns:
-        paths = sorted(glob.glob(str(Path(pattern).expanduser()), root_dir=base, recursive=True))
+        paths = sorted(glob.glob(str(expanded(pattern)), root_dir=base, recursive=True))
         if not paths:
             raise SeedError(f"source.path: no file matches {pattern!r} (looked in {base.resolve()})")
         for path in paths:

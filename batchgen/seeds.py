@@ -12,6 +12,7 @@ import pyarrow as pa
 from batchgen.errors import SeedError
 from batchgen.job import Source
 from batchgen.parquet import stored_type
+from batchgen.paths import expanded
 from batchgen.rows import META_NAMES, SeedRow, is_publishable, row_id
 from batchgen.seedfiles import Part, check_wanted, from_records, join, read_files
 
@@ -131,7 +132,7 @@ def _from_dataset(source: Source, base: Path) -> pa.Table:
     from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
     name, config, split = str(source.dataset), source.config, source.split
-    folder = base / Path(name).expanduser()
+    folder = base / expanded(name)
     if folder.is_dir() and source.revision is not None:
         raise SeedError(f"source.revision: {name!r} is a folder here, and has none")
     try:

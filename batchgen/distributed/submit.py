@@ -21,6 +21,7 @@ import yaml
 import batchgen
 from batchgen.errors import BatchgenError, Stopped, UserError
 from batchgen.job import Job, Source
+from batchgen.paths import expanded
 from batchgen.seeds import load_seeds
 from batchgen.store import is_remote
 
@@ -123,7 +124,7 @@ def _copy_seeds(source: Source, folder: Path) -> list[str]:
     names: list[str] = []
     folder.mkdir()
     for pattern in patterns:
-        for path in sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True)):
+        for path in sorted(glob.glob(str(expanded(pattern)), recursive=True)):
             # The order of the files is the order of the rows.
             name = f"{len(names):05d}-{Path(path).name}"
             shutil.copyfile(path, folder / name)

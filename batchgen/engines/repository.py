@@ -9,6 +9,7 @@ from pathlib import Path
 
 from batchgen.embedded import MODEL_PATH
 from batchgen.errors import ModelError
+from batchgen.paths import expanded
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_SECONDS = 10.0
@@ -41,7 +42,7 @@ def find_folder(path: str) -> str:
     """The folder behind a job's `model.path`, or the path as it is where there is none."""
     if path == "embedded":
         return str(MODEL_PATH)
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     return str(folder) if folder.is_dir() else path
 
 
@@ -115,7 +116,7 @@ def files_digest(folder: str) -> str:
     Of large files only the size and both ends count, which differ between any two trainings.
     """
     digest = hashlib.blake2b(digest_size=16)
-    files = (path for path in Path(folder).expanduser().iterdir() if _MODEL_FILES.fullmatch(path.name))
+    files = (path for path in expanded(folder).iterdir() if _MODEL_FILES.fullmatch(path.name))
     for path in sorted(path for path in files if path.is_file()):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())

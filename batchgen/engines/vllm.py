@@ -18,6 +18,7 @@ from batchgen.engines.base import Completion, EngineSpec, Request
 from batchgen.engines.chat import TemplateChat, chat_from_tokenizer, load_tokenizer
 from batchgen.engines.repository import find_model
 from batchgen.errors import EngineDead, EngineStartError, RowRejected
+from batchgen.paths import expanded
 from batchgen.sockets import socket_folder
 
 _SOCKET_BYTES = len("/01234567-89ab-cdef-0123-456789abcdef")
@@ -108,7 +109,7 @@ class VllmEngine:
         if spec.lora is not None:
             from vllm.lora.request import LoRARequest
 
-            self._lora = LoRARequest(lora_name="adapter", lora_int_id=1, lora_path=str(Path(spec.lora).expanduser()))
+            self._lora = LoRARequest(lora_name="adapter", lora_int_id=1, lora_path=str(expanded(spec.lora)))
         config = self._llm.vllm_config
         self.slots = config.scheduler_config.max_num_seqs
         self._max_model_len = config.model_config.max_model_len
@@ -178,7 +179,7 @@ def _reason(error: Exception) -> str:
 
 def _lora_arguments(folder: str) -> dict[str, Any]:
     """The engine arguments that an adapter needs."""
-    rank = json.loads((Path(folder).expanduser() / "adapter_config.json").read_text())["r"]
+    rank = json.loads((expanded(folder) / "adapter_config.json").read_text())["r"]
     # vLLM takes a few ranks only, and keeps room for the largest.
     ranks = (8, 16, 32, 64, 128, 256, 320, 512)
     return {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(r for r in ranks if r >= rank)}

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from batchgen.paths import expanded
 from batchgen.store.base import ObjectStore, probe
 from batchgen.store.local import LocalStore
 
@@ -16,7 +17,7 @@ def is_remote(location: str) -> bool:
 def log_folder(location: str) -> Path:
     """Where the logs of a run go: into its folder, or, where that is a bucket, into one of this machine."""
     if not is_remote(location):
-        return Path(location).expanduser() / "logs"
+        return expanded(location) / "logs"
     return Path("runs") / location.removeprefix("s3://").strip("/").replace("/", "-") / "logs"
 
 

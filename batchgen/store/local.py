@@ -16,13 +16,14 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from batchgen.errors import StoreError
+from batchgen.paths import expanded
 
 
 class LocalStore:
     """An `ObjectStore` in a folder, which is made when something is first written."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.root = Path(folder).expanduser().resolve()
+        self.root = expanded(folder).resolve()
 
     @property
     def location(self) -> str:

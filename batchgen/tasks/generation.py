@@ -89,8 +89,8 @@ class Magpie(TaskParameters):
         for value in weighted:
             if not isinstance(value[0], str) or isinstance(value[1], bool) or not isinstance(value[1], int | float):
                 raise PydanticCustomError("weights", "a weighted system prompt reads [text, weight]")
-            if value[1] < 0:
-                raise PydanticCustomError("weights", "weights must not be negative")
+            if not 0 <= value[1] < float("inf"):
+                raise PydanticCustomError("weights", "weights must be numbers from 0 on")
         if weighted and len(weighted) != len(prompts):
             raise PydanticCustomError("weights", "give every system prompt a weight, or none of them")
         if weighted and not sum(value[1] for value in weighted) > 0:

@@ -148,6 +148,12 @@ def test_plan_status_merge_publish_draw(folder: Path, capsys):
     assert capsys.readouterr().out.startswith("flowchart LR\n")
 
 
+def test_a_user_that_there_is_not_has_no_home(folder: Path, capsys):
+    message = "'~nobody-of-that-name/x': ~nobody-of-that-name has no home directory here"
+    for field in ("output", "source.path", "model.path"):
+        assert message in refused(capsys, "plan", "job.yaml", "--set", f"{field}=~nobody-of-that-name/x")
+
+
 @pytest.mark.parametrize("command", ["status", "merge", "publish"])
 def test_a_folder_that_is_no_run_is_refused(folder: Path, capsys, command: str):
     message = refused(capsys, command, str(folder), *(["--to", "x"] if command == "publish" else []))

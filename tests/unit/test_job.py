@@ -88,6 +88,10 @@ def test_a_job_cannot_be_changed(tmp_path: Path):
         ("top_p: 0.95", "structured_outputs: {json: nonsense}", "sampling.structured_outputs.json: not JSON"),
         ("top_p: 0.95", "structured_outputs: {json: '[1]'}", "structured_outputs.json: expected a JSON schema"),
         ("top_p: 0.95", "structured_outputs: {choice: []}", "structured_outputs.choice: expected a list of texts"),
+        ("top_p: 0.95", "stop: [END, 1]", "sampling.stop: expected texts that are not empty, got 1 among them"),
+        ("top_p: 0.95", "stop: ''", "sampling.stop: expected texts that are not empty, got '' among them"),
+        ("top_p: 0.95", "stop_token_ids: [a]", "sampling.stop_token_ids: expected token ids, got 'a' among them"),
+        ("top_p: 0.95", "logit_bias: {a: 1}", "logit_bias: expected token ids and numbers, got 'a': 1 among them"),
         ("top_p: 0.95", "structured_outputs: {regex: 3}", "structured_outputs.regex: expected null or str, got 3"),
         ("top_p: 0.95", "structured_outputs: json", "expected a mapping with one of json, regex"),
         ("task: magpie", "model: judge\n    task: magpie", "unknown model 'judge'; there is none"),
@@ -265,7 +269,7 @@ def test_a_judge_may_be_another_model(tmp_path: Path):
             "system_prompt: {a: [x, 1], b: y}",
             "steps[0].system_prompt: give every system prompt a weight, or none of them",
         ),
-        ("only_instruction: true", "system_prompt: {a: [x, -1]}", "weights must not be negative"),
+        ("only_instruction: true", "system_prompt: {a: [x, -1]}", "weights must be numbers from 0 on"),
         ("only_instruction: true", "system_prompt: {a: [x, 0]}", "at least one weight must be above zero"),
         (
             "model: judge\n    input_mappings: {responses: answers}",
@@ -273,6 +277,29 @@ def test_a_judge_may_be_another_model(tmp_path: Path):
             "preference_pair calls no model and generates nothing",
         ),
         ("task: quality_scorer", "task: quality_score", "did you mean 'quality_scorer'"),
+        ("only_instruction: true", "system_prompt: {a: [x, .inf]}", "weights must be numbers from 0 on"),
+        (
+            "only_instruction: true",
+            "output_mappings: {instruction: response}",
+            "two outputs would be the column 'response'",
+        ),
+        ("only_instruction: true", "output_mappings: {instruction: ''}", "a column has to have a name"),
+        ("path: embedded", "path: embedded, revision: ''", "model.revision: string should have at least 1 character"),
+        (
+            "output: runs/judged",
+            "output: gs://bucket/run",
+            "/job.yaml:12: output: no store for 'gs'; legal: a folder",
+        ),
+        (
+            "output: runs/judged",
+            "output: s3:/bucket/run",
+            "output: no store for 's3'; legal: a folder that all",
+        ),
+        (
+            "output: runs/judged",
+            "output: $SCRATCH/run",
+            "output: variables are not replaced in a job, got '$S",
+        ),
     ],
 )
 def test_mistakes_in_models_and_steps_are_named(tmp_path: Path, old: str, new: str, message: str):

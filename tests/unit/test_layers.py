@@ -13,7 +13,7 @@ ROOT = Path(batchgen.__file__).parent
 # Lower layers first: a module imports only from its own layer and those above it in this list.
 LAYERS = [
     ["errors"],
-    ["rows", "yamlfile", "embedded", "faultpoints", "parquet", "store", "progress", "sockets", "records"],
+    ["rows", "yamlfile", "embedded", "faultpoints", "parquet", "store", "progress", "sockets", "records", "paths"],
     ["engines"],
     ["bridge"],
     ["tasks"],
