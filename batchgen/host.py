@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import platform
+import time
 
 from batchgen.commit import new_attempt
 from batchgen.engines import build_engine
 from batchgen.engines.base import Engine
-from batchgen.errors import EngineDead, EngineUnavailable, PlanMismatch, StoreError
+from batchgen.errors import EngineDead, EngineStartError, EngineUnavailable, PlanMismatch, StoreError
 from batchgen.fleet import Answer, HostConfig, Work
 from batchgen.generate import Worker
+from batchgen.plan import PLAN_KEY, Plan
 from batchgen.progress import Progress
-from batchgen.store import open_store
+from batchgen.store import ObjectStore, open_store
+
+_VISIBLE_SECONDS = 90.0
 
 
 class EngineHost:
@@ -26,11 +31,13 @@ class EngineHost:
 
     async def start(self) -> int:
         """Loads the models; returns how many requests the job's engine works on at once."""
+        config = self._config
+        store = open_store(config.store)
+        await _check_shared(store, config.plan)
         # Servers first: where one does not answer, no model has been loaded for nothing.
         for engine in (*self._others.values(), self._engine):
             await engine.start()
-        config = self._config
-        self._worker = Worker(config.job, config.plan, open_store(config.store), self._engine, self._others)
+        self._worker = Worker(config.job, config.plan, store, self._engine, self._others)
         return self._engine.slots
 
     async def run(self, work: Work) -> Answer:
@@ -62,6 +69,24 @@ class EngineHost:
         """Ends the engines."""
         for engine in (self._engine, *self._others.values()):
             await engine.stop()
+
+
+async def _check_shared(store: ObjectStore, plan: Plan) -> None:
+    """Refuses to work where the run's folder is another than the driver's: what is committed there nobody would find.
+
+    Raises:
+        EngineStartError: says so.
+    """
+    until = time.monotonic() + _VISIBLE_SECONDS
+    # NFS shows a new file to other machines up to a minute late.
+    while (data := await asyncio.to_thread(store.read, PLAN_KEY)) is None and time.monotonic() < until:
+        await asyncio.sleep(1)
+    if data is None or Plan.parse(data).fingerprint != plan.fingerprint:
+        found = "holds another run" if data is not None else "is not there"
+        raise EngineStartError(
+            f"output: {store.location} {found} on the machine of this engine ({platform.node()}); it has to be a "
+            "folder that all machines share, or s3://bucket/prefix"
+        )
 
 
 def _where(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from batchgen.commit import committed, read_shard
 from batchgen.drive import Driver, Status
 from batchgen.errors import BatchgenError, EngineDead, EngineStartError, Stopped, StoreError
 from batchgen.fleet import Answer, HostConfig, Work
-from batchgen.host import LocalFleet
+from batchgen.host import EngineHost, LocalFleet
 from batchgen.job import Job
 from batchgen.progress import Progress
 from batchgen.schedule import Scheduler
@@ -194,11 +194,39 @@ def test_a_run_that_loses_too_many_engines_fails_with_a_list_of_them(tmp_path: P
 
 
 def test_a_store_that_fails_ends_the_run_resumable_and_blames_no_row(tmp_path: Path):
-    (tmp_path / "full").write_text("in the way")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "attempts").write_text("in the way")
     with pytest.raises(Stopped, match="cannot write") as caught:
-        drive(chaos_job(tmp_path / "run"), store=str(tmp_path / "full"))
+        drive(chaos_job(tmp_path / "run"))
     assert caught.value.exit_code == 75
     assert issubclass(StoreError, Stopped)
+
+
+@pytest.mark.parametrize(("other", "found"), [(None, "is not there"), (50, "holds another run")])
+def test_an_engine_that_does_not_find_the_run_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: int | None, found: str
+):
+    monkeypatch.setattr("batchgen.host._VISIBLE_SECONDS", 0.0)
+    if other:
+        planned(chaos_job(tmp_path / "elsewhere", source={"count": other}))
+    with pytest.raises(EngineStartError, match=f"elsewhere {found} on the machine of .* that all machines share"):
+        drive(chaos_job(tmp_path / "run"), store=str(tmp_path / "elsewhere"))
+
+
+def test_an_engine_waits_until_it_sees_the_run(tmp_path: Path):
+    job = chaos_job(tmp_path / "run")
+    plan, _, store = planned(job)
+    hidden = tmp_path / "run" / ".plan.json"
+    store.path("plan.json").rename(hidden)
+
+    async def start() -> int:
+        starting = asyncio.create_task(EngineHost(HostConfig(job, plan, store.location, 0)).start())
+        await asyncio.sleep(0.1)
+        assert not starting.done()
+        hidden.rename(store.path("plan.json"))
+        return await starting
+
+    assert asyncio.run(start()) == 16
 
 
 def test_a_defect_of_a_fleet_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
