@@ -89,6 +89,9 @@ def find_model(path: str, revision: str | None = None) -> Repository:
         ) from error
     except EntryNotFoundError as error:
         raise ModelError(f"model.path: {path!r} holds no model (it has no config.json)") from error
+    except Exception as error:  # a full disk, a proxy, an answer that the client does not know
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ModelError(f"model.path: the config of {path!r} cannot be loaded: {reason}") from error
     snapshot = Path(config).parent
     if offline:
         # As a folder: vLLM asks the Hub for a name's files even where all of them are in the cache.

@@ -114,6 +114,16 @@ def test_models_that_cannot_be_used_are_named(tmp_path):
         find_model(str(tmp_path))
 
 
+def test_whatever_keeps_the_hub_s_client_from_a_model_is_named(monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
+    monkeypatch.setattr("batchgen.engines.repository._hub_answers", lambda *_: True)
+    with pytest.raises(ModelError, match=r"the config of 'org/tiny' cannot be loaded: .*No space left on device"):
+        find_model("org/tiny")
+
+
 def test_a_model_in_two_formats_is_read_in_the_one_with_a_chat_template(tmp_path):
     """Mistral's newer models have `tekken.json` beside `tokenizer.json`, and transformers would take the former."""
     shutil.copytree(MODEL_PATH, tmp_path / "model")
