@@ -154,6 +154,7 @@ def _load(options: argparse.Namespace) -> Job:
 def _run(options: argparse.Namespace) -> int:
     from batchgen import api
     from batchgen.display import Display, describe_version, log_tail, noise_to, sample_rows, stdout_console
+    from batchgen.drive import Status
     from batchgen.store import log_folder, open_store
 
     job = _load(options)
@@ -162,8 +163,13 @@ def _run(options: argparse.Namespace) -> int:
         f"job {job.name}: {' -> '.join(step.task for step in job.steps)} on {job.model.path}", highlight=False
     )
     try:
-        with noise_to(log_folder(job.output) / "driver.log"), Display(console) as display:
-            result = api.run(job, options.address, display.show, options.trust_remote_code)
+        with noise_to(log_folder(job.output) / "driver.log") as keep, Display(console) as display:
+
+            def watch(status: Status) -> None:
+                keep()
+                display.show(status)
+
+            result = api.run(job, options.address, watch, options.trust_remote_code)
     except Stopped as error:
         again = shlex.join(["batchgen", *sys.argv[1:]])
         raise type(error)(

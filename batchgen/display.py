@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, TextIO, cast
@@ -109,34 +109,46 @@ class Display:
 
 
 @contextlib.contextmanager
-def noise_to(log: Path) -> Iterator[None]:
+def noise_to(log: Path) -> Iterator[Callable[[], None]]:
     """Sends what this process's libraries print, Ray's C++ parts too, to a file; consoles made before go on.
 
-    It is written at the end, and only where its run exists: a refused job leaves nothing behind.
+    It is written at the end, and only where its run exists: a refused job leaves nothing behind. What is yielded is to
+    be called once the run has begun: from then on everything is in the file at once, whatever kills this process.
     """
     saved = os.dup(2)
+    kept = False
+
+    def keep() -> None:
+        nonlocal kept
+        if not kept and log.parent.parent.is_dir():
+            kept = True
+            sys.stderr.flush()
+            _append(log, buffer)
+
     try:
         with tempfile.TemporaryFile() as buffer:
             os.dup2(buffer.fileno(), 2)
             try:
                 with contextlib.redirect_stdout(sys.stderr):
-                    yield
+                    yield keep
             finally:
                 sys.stderr.flush()
+                if os.fstat(buffer.fileno()).st_size:
+                    keep()
                 os.dup2(saved, 2)
-                _append(log, buffer)
     finally:
         os.close(saved)
 
 
 def _append(log: Path, buffer: IO[bytes]) -> None:
-    buffer.seek(0)
-    text = buffer.read()
-    if text and log.parent.parent.is_dir():
-        with contextlib.suppress(OSError):
-            log.parent.mkdir(exist_ok=True)
-            with log.open("ab") as file:
-                file.write(text)
+    """Puts what is in the buffer into the log, and the process's standard error behind it."""
+    with contextlib.suppress(OSError):
+        log.parent.mkdir(exist_ok=True)
+        with log.open("ab", buffering=0) as file:
+            # At a place: a seek would move where others write, who share the buffer's position.
+            file.write(os.pread(buffer.fileno(), size := os.fstat(buffer.fileno()).st_size, 0))
+            os.dup2(file.fileno(), 2)
+            file.write(os.pread(buffer.fileno(), os.fstat(buffer.fileno()).st_size - size, size))
 
 
 class _Unbreakable:

@@ -69,6 +69,24 @@ def test_what_libraries_print_goes_to_the_log_of_a_run_and_leaves_no_run_behind(
     assert capfd.readouterr().err == "mine\n"
 
 
+def test_once_a_run_has_begun_noise_is_in_its_log_at_once(tmp_path: Path):
+    log = tmp_path / "run" / "logs" / "driver.log"
+    code = (
+        "import os, signal, sys; from pathlib import Path; from batchgen.display import noise_to\n"
+        "with noise_to(Path(sys.argv[1])) as keep:\n"
+        "    print('before')\n"
+        "    keep()\n"
+        "    Path(sys.argv[1]).parent.parent.mkdir()\n"
+        "    print('early')\n"
+        "    keep(); keep()\n"
+        "    os.write(2, b'late\\n')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, log], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-9, "", "")
+    assert log.read_text() == "before\nearly\nlate\n"
+
+
 def test_what_libraries_print_to_standard_output_goes_to_the_log_too(tmp_path: Path):
     code = """
 import sys
