@@ -151,7 +151,9 @@ class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilab
         """A completion as its task reads it: without the thoughts, unless they are to be kept."""
         cut = completion.finish_reason == "length"
         thoughts, answer = marks.split(prompt, completion.text, cut)
-        log.reasoning = completion.reasoning if thoughts is None else thoughts
+        if thoughts is None and completion.reasoning is not None:
+            thoughts, answer = completion.reasoning.strip(), completion.text.strip() or (None if cut else "")
+        log.reasoning = thoughts
         if thoughts is not None and answer == "":
             raise RowRejected("empty_completion")
         text = answer or ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import AddedToken, AutoTokenizer
 
 from batchgen import Job, JobError, run
 from batchgen.embedded import MODEL_PATH
+from batchgen.engines.base import Completion, Request
 from batchgen.engines.chat import chat_from_tokenizer
 from batchgen.engines.reasoning import THINK, marks_of
 from batchgen.errors import RowRejected
@@ -152,6 +154,33 @@ def test_a_thought_without_an_answer_rejects_the_row():
     for reasoning in ("drop", "keep", "column"):
         with pytest.raises(RowRejected, match=r"^empty_completion$"):
             run_task("text_generation", {"instruction": "q"}, _Thinker("<think>\nHm.\n</think>\n"), reasoning=reasoning)
+
+
+class _Server(ScriptedEngine):
+    """An engine that tells thoughts apart by itself, as servers with a reasoning parser do."""
+
+    async def generate(self, request: Request) -> Completion:
+        return replace(await super().generate(request), reasoning="A sum.")
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "added"),
+    [
+        ("drop", {"generation": "It is 4."}),
+        ("keep", {"generation": "<think>\nA sum.\n</think>\n\nIt is 4."}),
+        ("column", {"generation": "It is 4.", "reasoning": "A sum."}),
+    ],
+)
+def test_thoughts_that_a_server_tells_apart_are_treated_alike(reasoning: str, added: dict[str, str]):
+    engine = _Server(["It is 4."])
+    engine.chat = None
+    engine.decode = lambda ids: ""
+    assert run_task("text_generation", {"instruction": "2 + 2?"}, engine, reasoning=reasoning) == added
+    cut = _Server([""], finish_reason="length")
+    cut.chat, cut.decode = None, engine.decode
+    if reasoning != "keep":
+        with pytest.raises(RowRejected, match=r"^truncated_reasoning$"):
+            run_task("text_generation", {"instruction": "2 + 2?"}, cut, reasoning=reasoning)
 
 
 def test_the_next_turn_goes_on_from_the_answer():
