@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,6 +39,7 @@ from batchgen.errors import JobError
 from batchgen.problems import apply_override, problem
 from batchgen.tasks.spec import Reasoning, TaskParameters, TaskSpec, bare
 from batchgen.tasks.table import TASKS
+from batchgen.trees import plain_tree
 from batchgen.yamlfile import YamlDocument, load_yaml
 
 # vLLM's own default of 16 would cut nearly every completion.
@@ -50,7 +50,7 @@ OwnTasks = Mapping[str, TaskSpec]
 class _Part(BaseModel):
     """Base of a job's parts: immutable, unknown keys refused, no conversions."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, ser_json_bytes="base64")
 
 
 class Source(_Part):
@@ -340,7 +340,7 @@ class Job(_Part):
         Raises:
             JobError: with field, value and what is legal.
         """
-        data = json.loads(json.dumps(dict(tree)))
+        data = plain_tree(tree)
         return cls._validated(data, None, "job", [apply_override(data, override) for override in overrides], tasks)
 
     @classmethod

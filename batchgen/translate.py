@@ -8,7 +8,6 @@ caller, and are told apart by the names of their classes.
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from batchgen.errors import JobError
 from batchgen.job import Job
 from batchgen.tasks.spec import TaskSpec
 from batchgen.tasks.table import LEFT_OUT, TASKS
+from batchgen.trees import plain_tree
 
 _BY_CLASS: Mapping[str, str] = {str(spec.distilabel): name for name, spec in TASKS.items() if spec.distilabel}
 _LOADERS = ("LoadDataFromDicts", "LoadDataFromDisk", "LoadDataFromFileSystem", "LoadDataFromHub")
@@ -232,8 +232,7 @@ def _own_parameters(step: Any, spec: TaskSpec) -> dict[str, Any]:
         value = getattr(step, field, None)
         if info is not None and value is not None and (info.is_required() or value != info.default):
             given[field] = value
-    # Tuples of weights become lists, as YAML has them.
-    return dict(json.loads(json.dumps(given)))
+    return plain_tree(given)
 
 
 def _parameters(name: str, step: Any, spec: TaskSpec) -> dict[str, Any]:

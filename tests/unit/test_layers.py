@@ -13,7 +13,19 @@ ROOT = Path(batchgen.__file__).parent
 # Lower layers first: a module imports only from its own layer and those above it in this list.
 LAYERS = [
     ["errors"],
-    ["rows", "yamlfile", "embedded", "faultpoints", "parquet", "store", "progress", "sockets", "records", "paths"],
+    [
+        "rows",
+        "yamlfile",
+        "embedded",
+        "faultpoints",
+        "parquet",
+        "store",
+        "progress",
+        "sockets",
+        "records",
+        "paths",
+        "trees",
+    ],
     ["engines"],
     ["bridge"],
     ["tasks"],

@@ -1,0 +1,38 @@
+"""A caller's own objects as the plain values that a YAML file would give."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import date, time
+from decimal import Decimal
+from typing import Any
+
+from batchgen.errors import JobError
+
+_PLAIN = (str, int, float, bytes, date, time, Decimal, type(None))
+_TABLES = "save it with `datasets` (save_to_disk) or as Parquet, and name it in source.dataset or source.path"
+
+
+def plain_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a job's tree: mappings as dicts, sequences as lists, paths as text, numpy's numbers as Python's.
+
+    Raises:
+        JobError: names the field that holds anything else, and its type.
+    """
+    return {str(key): _plain(value, str(key)) for key, value in tree.items()}
+
+
+def _plain(value: Any, field: str) -> Any:
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{field}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item, f"{field}[{index}]") for index, item in enumerate(value)]
+    if hasattr(value, "tolist"):  # arrays and scalars of numpy
+        return _plain(value.tolist(), field)
+    hint = f"; {_TABLES}" if hasattr(value, "columns") or hasattr(value, "column_names") else ""
+    raise JobError(f"job: {field}: {type(value).__name__} cannot stand in a job{hint}")

@@ -1,0 +1,81 @@
+"""Jobs that a program makes, out of its own objects."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from batchgen import Job, run
+from batchgen.errors import JobError
+from batchgen.seeds import load_seeds
+
+TREE = {
+    "name": "own",
+    "source": {"rows": [{"instruction": "a"}]},
+    "model": {"path": "chaos"},
+    "steps": [{"task": "text_generation"}],
+    "output": "out",
+}
+
+
+def test_paths_arrays_and_numbers_of_numpy_stand_for_what_a_file_says():
+    job = Job.of(
+        TREE
+        | {
+            "output": Path("some/run"),
+            "sampling": {"temperature": np.float32(0.5), "max_tokens": np.int64(7)},
+            "steps": ({"task": "text_generation"},),
+        }
+    )
+    assert job.output == "some/run"
+    assert job.sampling == {"temperature": 0.5, "max_tokens": 7}
+    assert type(job.sampling["max_tokens"]) is int
+
+
+def test_rows_of_a_data_frame_keep_their_values():
+    frame = pd.DataFrame({"instruction": ["a"], "day": [pd.Timestamp("2024-01-02")], "array": [np.arange(2)]})
+    rows = frame.to_dict("records")
+    rows[0] |= {"price": Decimal("1.5"), "raw": b"\xff", "set": date(2024, 1, 2)}
+    seeds = load_seeds(Job.of(TREE | {"source": {"rows": rows}}).source)
+    assert seeds.table.to_pylist() == [
+        {
+            "instruction": "a",
+            "day": datetime(2024, 1, 2),
+            "array": [0, 1],
+            "price": Decimal("1.5"),
+            "raw": b"\xff",
+            "set": date(2024, 1, 2),
+        }
+    ]
+
+
+def test_bytes_among_the_rows_of_a_job_do_not_end_its_run(tmp_path: Path):
+    output = tmp_path / "run"
+    result = run(
+        TREE | {"source": {"rows": [{"instruction": "a", "raw": b"\xff"}]}, "output": output},
+        in_process=True,
+    )
+    assert result.progress.ok == 1
+    assert '"raw": "_w=="' in (output / "job.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": object()}, "job: steps: object cannot stand in a job"),
+        ({"source": {"rows": [{"x": pd.NA}]}}, "job: source.rows[0].x: NAType cannot stand in a job"),
+        ({"source": {"rows": pd.DataFrame({"x": [1]})}}, "job: source.rows: DataFrame cannot stand in a job; save"),
+        ({"source": {"rows": pa.table({"x": [1]})}}, "job: source.rows: Table cannot stand in a job; save"),
+    ],
+)
+def test_what_cannot_stand_in_a_job_is_named(change: dict[str, Any], message: str):
+    with pytest.raises(JobError) as caught:
+        Job.of(TREE | change)
+    assert str(caught.value).startswith(message)
