@@ -88,6 +88,15 @@ def run_task(
     return asyncio.run(runner.run(dict(row), CallLog("row", seed)))
 
 
+def run_with_log(
+    name: str, row: dict[str, Any], engine: ScriptedEngine, seed: int = 0, **parameters: Any
+) -> tuple[dict[str, Any], list[str]]:
+    """(added columns, notes) of a row."""
+    spec, log = TASKS[name], CallLog("row", seed)
+    runner = TaskRunner(name, spec, spec.parameters.model_validate(parameters), {}, {}, engine, {})
+    return asyncio.run(runner.run(row, log)), log.notes
+
+
 def worker_on(engine: Any, job: Job) -> tuple[Worker, Plan, Seeds, LocalStore]:
     """A worker for a job on an engine."""
     plan, seeds, store = planned(job)

@@ -6,39 +6,20 @@ for it. `tests/unit/test_task_fixes.py` has a test for every difference.
 
 from __future__ import annotations
 
-import ast
 import json
 import random
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from batchgen import bridge
 from batchgen.errors import RowRejected
+from batchgen.tasks import completions
+from batchgen.tasks.completions import parse_data
 from batchgen.tasks.distilabel_api import tasks
 from batchgen.tasks.evolution import answer_elimination, elimination
 from batchgen.tasks.generation import render_template
 
-_FENCE = re.compile(r"```(?:json|python)?\s*\n(.*?)```", re.DOTALL)
 _RATIONALE_LENGTH = 1000
-_LITERAL_LIMIT, _NESTING_LIMIT = 50_000, 20
-
-
-def parse_data(text: str) -> Any:
-    """The JSON, or Python literal, in a completion; None where there is none. distilabel calls `eval` on it."""
-    if fenced := _FENCE.search(text):
-        text = fenced[1]
-    try:
-        return json.loads(text, strict=False)
-    except (ValueError, RecursionError):
-        pass
-    # The parser behind literal_eval can be made to exhaust the stack, which would end the process.
-    if len(text) > _LITERAL_LIMIT or sum(text.count(bracket) for bracket in "([{") > _NESTING_LIMIT:
-        return None
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return None
 
 
 class TextGeneration(tasks.TextGeneration):  # type: ignore[misc]  # distilabel is untyped
@@ -104,7 +85,8 @@ class _Evolving:
     def _evolved(self: Any, row: Mapping[str, Any]) -> dict[str, Any]:
         texts = [row["instruction"]]
         for _ in range(self.num_evolutions):
-            text = _ask(self, self._apply_random_mutation(texts[-1])).split("Prompt#:")[-1].strip()
+            text = _ask(self, self._apply_random_mutation(texts[-1])).split("Prompt#:")[-1]
+            text = completions.without_lead(text)
             if self.eliminate and (reason := elimination(text, texts[-1])):
                 self._dropped(reason)
                 text = texts[-1]
@@ -169,7 +151,7 @@ class EvolQuality(tasks.EvolQuality):  # type: ignore[misc]
         texts = [row["response"]]
         for _ in range(self.num_evolutions):
             answer = _ask(self, self._apply_random_mutation(row["instruction"], texts[-1]))
-            texts.append(answer.split("Rewritten Response#:")[-1].strip())
+            texts.append(completions.without_lead(answer.split("Rewritten Response#:")[-1]))
             if not texts[-1]:
                 raise RowRejected("empty_completion")
         if not self.store_evolutions:
@@ -218,44 +200,103 @@ def sized(schema: Mapping[str, Any], number: int) -> dict[str, Any]:
     return {**schema, "properties": properties}
 
 
-class _ScoredByLine(_OneForEach):
-    """Blank lines between scores are no scores."""
+class _Scored(_OneForEach):
+    """Scores go by their numbers: distilabel takes line by line, whatever comes before, between or in another order."""
 
     def format_output(self: Any, output: str | None, input: dict[str, Any]) -> dict[str, Any]:
-        """One score a line."""
-        lines = [line for line in (output or "").splitlines() if line.strip()]
-        scores: dict[str, Any] = super().format_output("\n".join(lines), input)  # type: ignore[misc]
-        return scores
+        """One score a text."""
+        if self.use_default_structured_output:
+            return dict(super().format_output(output, input))  # type: ignore[misc]
+        judged = input["responses" if "responses" in input else "instructions"]
+        return {"scores": completions.numbered_scores(output or "", len(judged))}
 
 
-class ComplexityScorer(_ScoredByLine, tasks.ComplexityScorer):  # type: ignore[misc]
-    """See `_ScoredByLine`."""
+class ComplexityScorer(_Scored, tasks.ComplexityScorer):  # type: ignore[misc]
+    """See `_Scored`."""
 
 
-class QualityScorer(_ScoredByLine, tasks.QualityScorer):  # type: ignore[misc]
-    """See `_ScoredByLine`."""
+class QualityScorer(_Scored, tasks.QualityScorer):  # type: ignore[misc]
+    """See `_Scored`."""
 
 
 class UltraFeedback(_OneForEach, tasks.UltraFeedback):  # type: ignore[misc]
-    """Text before, between and after the ratings is no rating."""
+    """Reads Markdown around its labels and remarks around its ratings; ratings are 1 to 5."""
 
     def format_output(self, output: str | None, input: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Ratings and rationales, one a text."""
+        """Ratings and rationales, and types where the aspect has them, one a text."""
+        if self.use_default_structured_output:
+            return dict(super().format_output(output, input))
+        typed = self.aspect in ("helpfulness", "truthfulness")
+        fields = ["type", "rationale"] * typed + ["rating", "rationale"]
+        found = completions.annotations(output or "", fields, len((input or {})["generations"]))
+        if found is None:
+            return {}
+        named = {"ratings": [completions.number_in(values[-2], 1, 5) for values in found]}
+        if not typed:
+            return {**named, "rationales": [values[1] for values in found]}
+        # One text can be of several types ("1, 3"); the column holds the first, as distilabel's does.
+        types = [completions.number_in(values[0], 1, 5) for values in found]
+        of_types, of_ratings = [values[1] for values in found], [values[3] for values in found]
+        return {**named, "types": types, "rationales": of_types, "rationales-for-ratings": of_ratings}
+
+
+class PrometheusEval(tasks.PrometheusEval):  # type: ignore[misc]
+    """Reads `**[RESULT]** (4)`, and the last result where the feedback speaks of results."""
+
+    def format_output(self, output: str | None, input: dict[str, Any]) -> dict[str, Any]:
+        """Feedback, and a score or which of the two."""
+        feedback, result = completions.feedback_and_result(output or "") or (None, None)
+        if result is None or result.isdigit() != (self.mode == "absolute"):
+            return {"feedback": None, "result": None}
+        return {"feedback": feedback, "result": int(result) if result.isdigit() else result}
+
+
+class InstructionBacktranslation(tasks.InstructionBacktranslation):  # type: ignore[misc]
+    """Takes the last score, which the prompt asks for; distilabel the first digit of the first one."""
+
+    def format_output(self, output: str | None, input: dict[str, Any]) -> dict[str, Any]:
+        """Score and reason."""
+        reason, score = completions.reason_and_score(output or "") or (None, None)
+        return {"score": score, "reason": reason}
+
+
+class CLAIR(tasks.CLAIR):  # type: ignore[misc]
+    """Splits at the solution's heading, however it is written, and not where the reasoning speaks of the solution."""
+
+    def format_output(self, output: str | None, input: dict[str, Any]) -> dict[str, Any]:
+        """Reasoning and corrected solution."""
+        found = completions.reasoning_and_solution(output or "")
+        if found is None:
+            return dict(super().format_output(output, input))
+        return {"revision": found[1], "rational": found[0]}
+
+
+class GenerateSentencePair(tasks.GenerateSentencePair):  # type: ignore[misc]
+    """Reads headings however they are written."""
+
+    def format_output(self, output: str | None, input: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The sentences under their headings."""
         if output is not None and not self.use_default_structured_output:
-            sections = [section for section in output.split("\n\n") if "Rationale:" in section]
-            output = "\n\n".join(sections)
-        formatted: dict[str, Any] = super().format_output(output, input)
-        return formatted
+            output = completions.pair_headings(output)
+        return dict(super().format_output(output, input))
+
+
+class SelfInstruct(tasks.SelfInstruct):  # type: ignore[misc]
+    """Instructions without list marks, and without what a model says around them."""
+
+    def format_output(self, output: str | None, input: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The instructions."""
+        found, around = completions.listed_instructions(output or "")
+        bridge.current_context().notes += ["line_left_out"] * around
+        return {"instructions": found}
 
 
 class _Unfenced:
-    """A fence that names its language is a fence."""
+    """Reads JSON with words around it, or in a fence that names its language."""
 
     def format_output(self: Any, output: str | None, input: dict[str, Any]) -> dict[str, Any]:
-        """What is inside the fence."""
-        fenced = _FENCE.search(output or "")
-        formatted: dict[str, Any] = super().format_output(fenced[1] if fenced else output, input)  # type: ignore[misc]
-        return formatted
+        """What the JSON says."""
+        return dict(super().format_output(completions.data_text(output or ""), input))  # type: ignore[misc]
 
 
 class APIGenGenerator(_Unfenced, tasks.APIGenGenerator):  # type: ignore[misc]

@@ -110,22 +110,8 @@ class Magpie(TaskParameters):
         return given
 
 
-# "1. ", "2) ", "- ", "* ", "Query 3: " in front of an instruction.
-_LIST_MARK = re.compile(r"^\s*(?:(?:(?:query|instruction|task)\s+)?\d{1,3}\s*[.):]|[-*•])\s+", re.IGNORECASE)
-
-
-def clean_instructions(lines: list[str]) -> list[str]:
-    """Lines of a SelfInstruct completion without list marks, code fences and empty ones."""
-    cleaned = []
-    for line in lines:
-        text = _LIST_MARK.sub("", line).strip()
-        if text and not text.startswith("```"):
-            cleaned.append(text)
-    return cleaned
-
-
 def _finish_self_instruct(row: Row, parameters: SelfInstruct, notes: list[str]) -> Row:
-    instructions = clean_instructions(row["instructions"])
+    instructions = row["instructions"]
     if not instructions:
         raise RowRejected("no_instructions")
     notes += ["instruction_missing"] * (parameters.num_instructions - len(instructions))

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from typing import Any
 
 import pytest
 
 from batchgen.errors import RowRejected
-from batchgen.tasks.distilabel_fixes import parse_data
+from batchgen.tasks.completions import parse_data
 from batchgen.tasks.evolution import answer_elimination, elimination
-from batchgen.tasks.llm import CallLog
-from batchgen.tasks.runner import TaskRunner
-from batchgen.tasks.table import TASKS
-from tests.helpers import ScriptedEngine, run_task
+from tests.helpers import ScriptedEngine, run_task, run_with_log
 from tests.task_examples import EXAMPLES
-
-
-def run_with_log(name: str, row: dict[str, Any], engine: ScriptedEngine, seed: int = 0, **parameters: Any):
-    """(added columns, notes) of a row."""
-    spec, log = TASKS[name], CallLog("row", seed)
-    runner = TaskRunner(name, spec, spec.parameters.model_validate(parameters), {}, {}, engine, {})
-    return asyncio.run(runner.run(row, log)), log.notes
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import sys
 import pytest
 
 from batchgen.errors import RowRejected
-from batchgen.tasks.generation import clean_instructions
 from batchgen.tasks.llm import CallLog
 from batchgen.tasks.runner import TaskRunner
 from batchgen.tasks.table import TASKS
@@ -68,7 +67,9 @@ def test_a_failing_request_rejects_the_row_without_quoting_it():
 
 # Fault 7: list numbers and code fences stay in SelfInstruct's lines.
 def test_self_instruct_lines_lose_list_marks_and_fences():
-    text = "```\n1. Name a river.\n2) Sort 3 words.\n- Add 2 and 3.\n\n* Why?\nQuery 5: Explain it.\n3.5 is what?\n```"
+    text = (
+        "```\n1. Name a river.\n2) Sort 3 words.\n- Add 2 and 3.\n\n* Why?\nQuery 5: Explain it.\n6. 3.5 is what?\n```"
+    )
     row = run_task("self_instruct", {"input": "text"}, ScriptedEngine([text]))
     expected = ["Name a river.", "Sort 3 words.", "Add 2 and 3.", "Why?", "Explain it.", "3.5 is what?"]
     assert row == {"instructions": expected}
@@ -77,10 +78,6 @@ def test_self_instruct_lines_lose_list_marks_and_fences():
 def test_self_instruct_without_any_instruction_is_rejected():
     with pytest.raises(RowRejected, match="no_instructions"):
         run_task("self_instruct", {"input": "text"}, ScriptedEngine(["```\n1. \n```"]))
-
-
-def test_clean_instructions_keeps_numbers_that_are_no_marks():
-    assert clean_instructions(["2024 was what year?", "10 times 3 is?"]) == ["2024 was what year?", "10 times 3 is?"]
 
 
 # Fault 1: a user turn that fails is not noticed, and the next text becomes the assistant's.

@@ -1,0 +1,207 @@
+"""Reads what was asked for out of completions, in the shapes that chat models really give it.
+
+A prompt says "Rating: 4"; models write `**Rating:** 4/5`, say "Sure! Here are five queries:" before a list, and wish
+good luck after it. Nothing here guesses: what is not found, found twice or out of range is None, and the row rejected.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+_FENCE = re.compile(r"```(?:json|python)?\s*\n(.*?)```", re.DOTALL)
+_LITERAL_LIMIT, _NESTING_LIMIT = 50_000, 20
+
+
+def data_text(text: str) -> str:
+    """The JSON of a completion: in its fence, or the first value that starts with a bracket; else all of it."""
+    if fenced := _FENCE.search(text):
+        return fenced[1]
+    if start := re.search(r"[\[{]", text):
+        try:
+            _, end = json.JSONDecoder(strict=False).raw_decode(text, start.start())
+        except (ValueError, RecursionError):
+            return text
+        return text[start.start() : end]
+    return text
+
+
+def parse_data(text: str) -> Any:
+    """The JSON, or Python literal, in a completion; None where there is none. distilabel calls `eval` on it."""
+    text = data_text(text)
+    try:
+        return json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        pass
+    # The parser behind literal_eval can be made to exhaust the stack, which would end the process.
+    if len(text) > _LITERAL_LIMIT or sum(text.count(bracket) for bracket in "([{") > _NESTING_LIMIT:
+        return None
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+
+
+# A line of its own before what was asked for: "Sure! Here is the rewritten prompt:", "**#Rewritten Prompt#:**".
+_LEAD = re.compile(
+    r"\A[\s#*]*(?:(?:sure|certainly|of course|okay|here(?:'s|’s| is| are)) *[^\n]{0,150}|"
+    r"(?:the )?(?:rewritten|created|given|new|improved|evolved) (?:prompt|response|instruction|answer))"
+    r"[\s#*]*:[ #*]*\n",
+    re.IGNORECASE,
+)
+
+
+def without_lead(text: str) -> str:
+    """A text without the line that only announces it."""
+    rest = _LEAD.sub("", text, count=1).strip()
+    return rest or text.strip()
+
+
+# "1. ", "2) ", "Query 3: ", "**4.** ", "- ", "* " in front of an instruction.
+_MARK = re.compile(
+    r"(?:[*_]*(?:(?:user )?(?:query|question|instruction|task|prompt) *)?#?\d{1,3}[*_]* *[.):][*_]*|[-*•])(?:[ \t]+|$)",
+    re.IGNORECASE,
+)
+_QUOTED = (('"', '"'), ("“", "”"), ("**", "**"))
+
+
+def listed_instructions(text: str) -> tuple[list[str], int]:
+    """The instructions of a completion, one a line or one an item of a list, and the number of lines around them.
+
+    Where most lines are items of a list, lines before and after it are no instructions; what is indented, and bullets
+    after a colon, belong to the item above. An announcement ("Here are five queries:") is none either.
+    """
+    lines = [line.rstrip() for line in text.splitlines() if line.strip() and not line.strip().startswith("```")]
+    items = sum(_MARK.match(line) is not None for line in lines)
+    parts = sum(line[0] in " \t" for line in lines)
+    listed = items > 0 and 2 * items >= len(lines) - parts
+    found: list[str] = []
+    left_out = 0
+    for at, line in enumerate(lines):
+        mark = _MARK.match(line)
+        if (
+            listed
+            and found
+            and (line[0] in " \t" or (line[0] in "-*•" and mark and found[-1].split("\n")[0].endswith(":")))
+        ):
+            found[-1] += "\n" + line.strip()
+        elif mark or not (listed or (at == 0 and len(lines) > 1 and line.endswith(":"))):
+            found.append(_bare(line[mark.end() if mark else 0 :]))
+        else:
+            left_out += 1
+    return [text for text in found if text], left_out
+
+
+def _bare(text: str) -> str:
+    text = text.strip()
+    for opening, closing in _QUOTED:
+        inner = text[len(opening) : -len(closing)]
+        if text.startswith(opening) and text.endswith(closing) and inner and opening not in inner:
+            text = inner.strip()
+    return text
+
+
+_HEADER = re.compile(r"^[^\w\n]*output for text (\d{1,4})[^\w\n]*$", re.IGNORECASE | re.MULTILINE)
+_FIELD = re.compile(r"^[^\w\n]*(type|rationale|rating)[*_ ]*:[*_]*", re.IGNORECASE | re.MULTILINE)
+
+
+def annotations(text: str, fields: Sequence[str], number: int) -> list[list[str]] | None:
+    """The fields of each judged text, in the order of the texts: UltraFeedback's answers.
+
+    Args:
+        fields: names in lower case, in the order that the prompt asks for.
+        number: of texts.
+
+    Returns:
+        The values, a list a text; None where the answer has not just these for just these texts.
+    """
+    headers = [int(header[1]) for header in _HEADER.finditer(text)]
+    if headers != list(range(number + 1 - len(headers), number + 1)):
+        return None
+    marks = [*_FIELD.finditer(text)]
+    if [mark[1].lower() for mark in marks] != [*fields] * number:
+        return None
+    stops = sorted(
+        [*(mark.start() for mark in marks), *(header.start() for header in _HEADER.finditer(text)), len(text)]
+    )
+    values = [text[mark.end() : next(stop for stop in stops if stop >= mark.end())] for mark in marks]
+    # A value ends at a blank line: what follows is a remark on all of them.
+    values = [re.split(r"\n\s*\n", value.strip())[0].strip() for value in values]
+    return [values[at : at + len(fields)] for at in range(0, len(values), len(fields))]
+
+
+def number_in(text: str, low: float, high: float) -> float | None:
+    """The first number of a text, where it is on the scale."""
+    found = re.search(r"-?\d+(?:\.\d+)?", text)
+    return float(found[0]) if found and low <= float(found[0]) <= high else None
+
+
+_SCORE_LINE = re.compile(r"^[^\w\n]*(\d{1,4})[^\w\n]*score[^\w\n]*(\d{1,4}(?:\.\d+)?)", re.IGNORECASE | re.MULTILINE)
+
+
+def numbered_scores(text: str, number: int) -> list[float] | None:
+    """The scores of `[1] Score: 3` lines by their numbers; None where one is missing or given twice.
+
+    Not every model keeps to the prompt's scale of 1 to number + 1: a score is comparable to those beside it, whatever
+    it is.
+    """
+    scores: dict[int, float] = {}
+    for line in _SCORE_LINE.finditer(text):
+        index, score = int(line[1]), float(line[2])
+        if not (1 <= index <= number and scores.setdefault(index, score) == score):
+            return None
+    return [scores[index] for index in sorted(scores)] if len(scores) == number else None
+
+
+_LAST_SCORE = re.compile(r"\bscore[^\w\n]*(\d+(?:\.\d+)?)", re.IGNORECASE)
+
+
+def reason_and_score(text: str) -> tuple[str, float] | None:
+    """The reasoning before the last `Score: 4`, and the score, 1 to 5."""
+    found = [*_LAST_SCORE.finditer(text)]
+    if not found or not 1 <= float(found[-1][1]) <= 5:
+        return None
+    before, after = text[: found[-1].start()], text[found[-1].end() :]
+    return before.strip("#*_ \n") or after.strip("#*_ \n"), float(found[-1][1])
+
+
+_FEEDBACK = re.compile(r"\A[\s#*]*feedback[ *]*:[ *]*", re.IGNORECASE)
+_VERDICT = re.compile(r"[^\w\n]*(?:(?:score|response)[^\w\n]*)?([1-5]|[AB])(?: */ *5)?[^\w\n]*", re.IGNORECASE)
+
+
+def feedback_and_result(text: str) -> tuple[str, str] | None:
+    """Prometheus' feedback and what follows its last `[RESULT]`: 1 to 5, A or B."""
+    feedback, mark, rest = text.rpartition("[RESULT]")
+    lines = rest.strip("*: \n").splitlines()
+    verdict = _VERDICT.fullmatch(lines[0]) if mark and lines else None
+    if verdict is None:
+        return None
+    return _FEEDBACK.sub("", feedback).strip().rstrip("#*_ \n"), verdict[1].upper()
+
+
+_SOLUTION = re.compile(
+    r"^[ \t#*{]*(?:corrected|worsened)[_ ]student[_ ]solution[}*` ]*(?::\**|$)", re.IGNORECASE | re.MULTILINE
+)
+_REASONING = re.compile(r"\A[^\w\n]*teacher[_ ]reasoning[^\w\n:]*:?[*} ]*", re.IGNORECASE)
+
+
+def reasoning_and_solution(text: str) -> tuple[str, str] | None:
+    """CLAIR's reasoning and the solution under its own heading."""
+    heading = _SOLUTION.search(text)
+    if heading is None:
+        return None
+    solution = text[heading.end() :].strip()
+    return _REASONING.sub("", text[: heading.start()]).strip(), solution
+
+
+_PAIR_HEADING = re.compile(
+    r"^[^\w\n]*(positive|negative)(?: sentence)?[*_ ]*(?::[*_]*[ \t]*|$)\n?", re.IGNORECASE | re.MULTILINE
+)
+
+
+def pair_headings(text: str) -> str:
+    """A text with the headings `## Positive` and `## Negative` as GenerateSentencePair looks for them."""
+    return _PAIR_HEADING.sub(lambda heading: f"## {heading[1].capitalize()}\n\n", text)

@@ -1,0 +1,251 @@
+"""Completions in the shapes that chat models give them, read without guessing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from batchgen.errors import RowRejected
+from batchgen.tasks.completions import listed_instructions, parse_data, without_lead
+from tests.helpers import ScriptedEngine, run_task, run_with_log
+
+TWO = {"instruction": "Add.", "generations": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "found", "left_out"),
+    [
+        ("What is 2 + 2?\nSort these.", ["What is 2 + 2?", "Sort these."], 0),
+        ("1. Add.\n2) Sort.\n```", ["Add.", "Sort."], 0),
+        ("Here are 2 user queries:\n\n1. Add.\n2. Sort.\n\nLet me know if you want more!", ["Add.", "Sort."], 2),
+        ("Sure! Here are the queries:\nAdd.\nSort.", ["Add.", "Sort."], 1),
+        ("**1.** Add.\n**2.** Sort.", ["Add.", "Sort."], 0),
+        ("**Query 1:** Add.\n\n**Query 2:** Sort.", ["Add.", "Sort."], 0),
+        ("User Query 1: Add.\nUser Query 2: Sort.", ["Add.", "Sort."], 0),
+        ("- Add.\n- Sort.", ["Add.", "Sort."], 0),
+        ('1. "Add."\n2. “Sort.”\n3. **Why?**', ["Add.", "Sort.", "Why?"], 0),
+        ('1. Say "a" or "b"', ['Say "a" or "b"'], 0),
+        ("1. Compare:\n- cats\n- dogs\n2. Sort.", ["Compare:\n- cats\n- dogs", "Sort."], 0),
+        ("1. Compare:\n   - cats\n   - dogs\n2. Sort.", ["Compare:\n- cats\n- dogs", "Sort."], 0),
+        ("Here is one:\n\n1. Add.", ["Add."], 1),
+        ("2024 was what year?\n10 times 3 is?", ["2024 was what year?", "10 times 3 is?"], 0),
+        ("Which of these is largest:", ["Which of these is largest:"], 0),
+        ("* Add.", ["Add."], 0),
+        ("1. \n2. ", [], 0),
+        ("```\n```", [], 0),
+        ("", [], 0),
+    ],
+)
+def test_instructions_are_told_from_what_is_said_around_them(text: str, found: list[str], left_out: int):
+    assert listed_instructions(text) == (found, left_out)
+
+
+def test_lines_that_are_no_instructions_are_noted():
+    answer = "Here are two queries:\n1. Add.\n2. Sort."
+    row, notes = run_with_log("self_instruct", {"input": "x"}, ScriptedEngine([answer]), num_instructions=2)
+    assert row == {"instructions": ["Add.", "Sort."]}
+    assert notes == ["line_left_out"]
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        ("Prove it twice.", "Prove it twice."),
+        ("Sure! Here is the rewritten prompt:\n\nProve it twice.", "Prove it twice."),
+        ("Here's a more complex version of the prompt:\nProve it:\n1. twice", "Prove it:\n1. twice"),
+        ("**Rewritten Prompt:**\nProve it.", "Prove it."),
+        ("**#New Prompt#**:\n\nProve it.", "Prove it."),
+        ("Here is a list of numbers: 1, 2. Sort it.", "Here is a list of numbers: 1, 2. Sort it."),
+        ("Answer these:\n1. a", "Answer these:\n1. a"),
+        ("Here is the prompt:\n", "Here is the prompt:"),
+    ],
+)
+def test_an_announcement_is_no_part_of_a_text(text: str, rest: str):
+    assert without_lead(text) == rest
+
+
+def test_evolutions_lose_their_announcement():
+    answer = "Sure, here is the rewritten prompt:\n\nProve it twice."
+    row, notes = run_with_log("evol_instruct", {"instruction": "Prove it."}, ScriptedEngine([answer]))
+    assert (row, notes) == ({"evolved_instruction": "Prove it twice."}, [])
+    row = run_task(
+        "evol_quality",
+        {"instruction": "Add.", "response": "5"},
+        ScriptedEngine(["Here is the rewritten response:\n\nIt is 5."]),
+    )
+    assert row == {"evolved_response": "It is 5."}
+
+
+PLAIN = "#### Output for Text 1\nRating: 2\nRationale: Short.\n\n#### Output for Text 2\nRating: 5\nRationale: Right."
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        PLAIN,
+        PLAIN.replace("Rating:", "**Rating:**").replace("Rationale:", "**Rationale**:"),
+        PLAIN.replace("Rating: 2", "Rating: 2/5 (low quality)").replace("Rating: 5", "Rating: [5]"),
+        PLAIN.replace("\nRationale", "\n\nRationale"),
+        PLAIN.replace("\n\n####", "\n####"),
+        PLAIN.replace("#### Output", "**Output").replace("Text 1", "Text 1**").replace("Text 2", "Text 2:**"),
+        PLAIN.removeprefix("#### Output for Text 1\n"),
+        f"I compared both.\n\n{PLAIN}\n\nOverall, the second text is better.",
+        PLAIN.replace("Rating:", "- Rating:").replace("Rationale:", "- Rationale:"),
+    ],
+)
+def test_ultrafeedback_reads_ratings_however_they_are_set_out(answer: str):
+    row = run_task("ultrafeedback", TWO, ScriptedEngine([answer]))
+    assert row == {"ratings": [2.0, 5.0], "rationales": ["Short.", "Right."]}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        PLAIN.replace("Text 1", "Text 3"),
+        PLAIN.replace("Rating: 2", "Rating: 9"),
+        PLAIN.replace("Rating: 2", "Rating: N/A"),
+        PLAIN + "\n\n#### Output for Text 3\nRating: 1\nRationale: None.",
+        PLAIN.replace("Text 1", "Text 0").replace("Text 2", "Text 1").replace("Text 0", "Text 2"),
+        "Rating: 4",
+        "",
+    ],
+)
+def test_ultrafeedback_takes_no_rating_of_another_text(answer: str):
+    with pytest.raises(RowRejected):
+        run_task("ultrafeedback", TWO, ScriptedEngine([answer]))
+
+
+def test_ultrafeedback_reads_types_with_their_own_rationales():
+    part = "**Type:** {}\n**Rationale:** Clear.\n**Rating:** {}\n**Rationale:** Right."
+    answer = "\n\n".join([part.format("1, 3", 4), part.format("None", 2)])
+    assert run_task("ultrafeedback", TWO, ScriptedEngine([answer]), aspect="helpfulness") == {
+        "types": [1.0, None],
+        "rationales": ["Clear.", "Clear."],
+        "ratings": [4.0, 2.0],
+        "rationales-for-ratings": ["Right.", "Right."],
+    }
+
+
+@pytest.mark.parametrize(
+    ("answer", "scores"),
+    [
+        ("[1] Score: 1\n[2] Score: 3", [1.0, 3.0]),
+        ("Here are the scores:\n\n**[1] Score: 1**\n**[2] Score: 3**\n\nThe second is better.", [1.0, 3.0]),
+        ("[2] Score: 3\n[1] Score: 1", [1.0, 3.0]),
+        ("[1] **Score:** 1\n[2] **Score:** 3", [1.0, 3.0]),
+        ("1. Score: 1\n2. Score: 3", [1.0, 3.0]),
+        ("[1] Score: 1\n[1] Score: 1\n[2] Score: 3", [1.0, 3.0]),
+        ("[1] Score: 1\n[2] Score: 2\n...\n[1] Score: 2\n[2] Score: 3", None),
+        ("[1] Score: 1", None),
+        ("[1] Score: 1\n[3] Score: 3", None),
+        ("[1] Score: 1\n[2] Score: 9", [1.0, 9.0]),
+        ("Score: 1\nScore: 3", None),
+    ],
+)
+@pytest.mark.parametrize("task", ["quality_scorer", "complexity_scorer"])
+def test_scores_go_by_their_numbers(task: str, answer: str, scores: list[float] | None):
+    row = {"instruction": "Add.", "responses": ["a", "b"], "instructions": ["a", "b"]}
+    if scores is None:
+        with pytest.raises(RowRejected):
+            run_task(task, row, ScriptedEngine([answer]))
+    else:
+        assert run_task(task, row, ScriptedEngine([answer])) == {"scores": scores}
+
+
+@pytest.mark.parametrize(
+    ("mode", "answer", "row"),
+    [
+        ("absolute", "Feedback: Good. [RESULT] 4", ("Good.", 4.0)),
+        ("absolute", "**Feedback:** Good.\n\n**[RESULT]** 4", ("Good.", 4.0)),
+        ("absolute", "The [RESULT] is below. [RESULT] (4).", ("The [RESULT] is below.", 4.0)),
+        ("absolute", "Good.\n[RESULT]: Score: 4/5\nThank you.", ("Good.", 4.0)),
+        ("absolute", "Good. [RESULT] 7", None),
+        ("absolute", "Good. [RESULT] 4 or 5", None),
+        ("absolute", "Good. [RESULT] A", None),
+        ("absolute", "Good. 4", None),
+        ("absolute", "Good. [RESULT]", None),
+        ("relative", "B is better. [RESULT] Response B", ("B is better.", "B")),
+        ("relative", "B is better. [RESULT] **B**", ("B is better.", "B")),
+        ("relative", "[RESULT] A better answer is B", None),
+        ("relative", "Good. [RESULT] 1", None),
+    ],
+)
+def test_prometheus_results(mode: str, answer: str, row: tuple[str, Any] | None):
+    given = {"instruction": "Add.", "generation": "3", "generations": ["3", "4"]}
+    parameters = {"mode": mode, "rubric": "helpfulness"}
+    if row is None:
+        with pytest.raises(RowRejected):
+            run_task("prometheus_eval", given, ScriptedEngine([answer]), **parameters)
+    else:
+        expected = {"feedback": row[0], "result": row[1]}
+        assert run_task("prometheus_eval", given, ScriptedEngine([answer]), **parameters) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "score", "reason"),
+    [
+        ("It fits well. Score: 4", 4.0, "It fits well."),
+        ("A score: 1 would be harsh.\n\n**Score: <4>**", 4.0, "A score: 1 would be harsh."),
+        ("Score: 4\n\nIt fits.", 4.0, "It fits."),
+        ("It fits.\n\nScore: 10", None, ""),
+        ("It fits.", None, ""),
+    ],
+)
+def test_backtranslation_takes_the_last_score(answer: str, score: float | None, reason: str):
+    row = {"instruction": "Add.", "generation": "3"}
+    if score is None:
+        with pytest.raises(RowRejected, match="invalid_output"):
+            run_task("instruction_backtranslation", row, ScriptedEngine([answer]))
+    else:
+        found = run_task("instruction_backtranslation", row, ScriptedEngine([answer]))
+        assert found == {"score": score, "score_reason": reason}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "{teacher_reasoning}: Off by one.\n\n{corrected_student_solution}: -3",
+        "**Teacher Reasoning:** Off by one.\n\n**Corrected Student Solution:**\n-3",
+        "**{teacher_reasoning}:** Off by one.\n\n**{corrected_student_solution}:** -3",
+        "teacher_reasoning: Off by one.\n\ncorrected_student_solution: -3",
+    ],
+)
+def test_clair_splits_at_the_solution_s_heading(answer: str):
+    row = {"task": "1 + 2?", "student_solution": "4"}
+    assert run_task("clair", row, ScriptedEngine([answer])) == {"revision": "-3", "rational": "Off by one."}
+
+
+def test_clair_s_reasoning_may_speak_of_the_solution():
+    answer = "{teacher_reasoning}: See {corrected_student_solution}: it is 3.\n\n{corrected_student_solution}: 3"
+    found = run_task("clair", {"task": "1 + 2?", "student_solution": "4"}, ScriptedEngine([answer]))
+    assert found == {"revision": "3", "rational": "See {corrected_student_solution}: it is 3."}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "## Positive\n\nA cat.\n\n## Negative\n\nA dog.",
+        "**Positive:** A cat.\n\n**Negative:** A dog.",
+        "### Positive:\nA cat.\n### Negative:\nA dog.",
+        "Positive\n\nA cat.\n\nNegative\n\nA dog.",
+    ],
+)
+def test_sentence_pairs_stand_under_headings_of_any_make(answer: str):
+    parameters = {"action": "paraphrase", "triplet": True}
+    row = run_task("generate_sentence_pair", {"anchor": "The cat."}, ScriptedEngine([answer]), **parameters)
+    assert row == {"positive": "A cat.", "negative": "A dog."}
+
+
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [
+        ('Here is the JSON:\n\n{"a": [1, 2]}\n\nI hope it helps.', {"a": [1, 2]}),
+        ('["a"] and more', ["a"]),
+        ("Here it is: {'a': 'b'}", None),
+        ("It is [1, 2", None),
+        ("{" * 100_000, None),
+    ],
+)
+def test_data_with_words_around_it(text: str, data: Any):
+    assert parse_data(text) == data
