@@ -108,7 +108,7 @@ _HEADER = re.compile(r"^[^\w\n]*output for text (\d{1,4})[^\w\n]*$", re.IGNORECA
 _FIELD = re.compile(r"^[^\w\n]*(type|rationale|rating)[*_ ]*:[*_]*", re.IGNORECASE | re.MULTILINE)
 
 
-def annotations(text: str, fields: Sequence[str], number: int) -> list[list[str]] | None:
+def judgements(text: str, fields: Sequence[str], number: int) -> list[list[str]] | None:
     """The fields of each judged text, in the order of the texts: UltraFeedback's answers.
 
     Args:

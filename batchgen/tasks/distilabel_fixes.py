@@ -228,7 +228,7 @@ class UltraFeedback(_OneForEach, tasks.UltraFeedback):  # type: ignore[misc]
             return dict(super().format_output(output, input))
         typed = self.aspect in ("helpfulness", "truthfulness")
         fields = ["type", "rationale"] * typed + ["rating", "rationale"]
-        found = completions.annotations(output or "", fields, len((input or {})["generations"]))
+        found = completions.judgements(output or "", fields, len((input or {})["generations"]))
         if found is None:
             return {}
         named = {"ratings": [completions.number_in(values[-2], 1, 5) for values in found]}
