@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from batchgen.engines.base import Completion, EngineSpec, Request
@@ -14,11 +15,31 @@ from batchgen.errors import EngineStartError, EngineUnavailable, RowRejected
 
 # Parameters of OpenAI's own API; vLLM's others travel in the request's body, which vLLM's server reads.
 _STANDARD = ("frequency_penalty", "max_tokens", "presence_penalty", "stop", "temperature", "top_p")
-# What a server calls the length of a completion: most know the first, OpenAI's newer models only the second.
-_LIMITS = ("max_tokens", "max_completion_tokens")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,39}")
 # Statuses that one request, and not the server or the key, is to blame for.
 _ROW_STATUSES = (400, 413, 422)
+
+
+@dataclass(frozen=True)
+class _Dialect:
+    """What servers differ in; an engine learns its server's from what that refuses.
+
+    Args:
+        limit: the name for the length of a completion; most know `max_tokens`, OpenAI's newer models only the other.
+        strict: whether a JSON schema is to be followed to the letter. OpenAI takes only some schemas for that, and
+            others without it; vLLM follows all of them in any case.
+    """
+
+    limit: str = "max_tokens"
+    strict: bool = True
+
+    def without(self, refused: str | None) -> _Dialect | None:
+        """The dialect of a server that refuses a parameter; None where there is no other way to say it."""
+        if refused == self.limit == "max_tokens":
+            return replace(self, limit="max_completion_tokens")
+        if refused == "response_format" and self.strict:
+            return replace(self, strict=False)
+        return None
 
 
 class OpenAIEngine:
@@ -34,7 +55,7 @@ class OpenAIEngine:
         self.model_name = spec.path
         self.slots = self.options.max_concurrency
         self._free = asyncio.Semaphore(self.slots)
-        self._limit = _LIMITS[0]
+        self._dialect = _Dialect()
         self._template = dict(spec.chat_template_kwargs)
         self._client: Any = None
 
@@ -61,7 +82,7 @@ class OpenAIEngine:
     async def generate(self, request: Request) -> Completion:
         """Completes one conversation."""
         async with self._free:
-            answer = await self._answer(request, self._limit)
+            answer = await self._answer(request, self._dialect)
         if not answer.choices:
             raise RowRejected("refused_by_server")
         choice = answer.choices[0]
@@ -76,20 +97,20 @@ class OpenAIEngine:
             reasoning=getattr(choice.message, "reasoning", None) or getattr(choice.message, "reasoning_content", None),
         )
 
-    async def _answer(self, request: Request, limit: str) -> Any:
-        """The server's answer; `limit` is what it calls the number of tokens that a completion may have."""
+    async def _answer(self, request: Request, dialect: _Dialect) -> Any:
         import openai
 
         try:
             return await self._client.chat.completions.create(
                 model=self.model_name,
                 messages=[dict(message) for message in request.messages],
-                **_body(request.sampling, limit, self._template),
+                **_body(request.sampling, dialect, self._template),
             )
         except openai.APIStatusError as error:
-            if error.param == limit == _LIMITS[0]:
-                self._limit = _LIMITS[1]
-                return await self._answer(request, self._limit)
+            if other := dialect.without(error.param):
+                # Requests that were under way in the old one may have learnt something else in the meantime.
+                self._dialect = self._dialect.without(error.param) or self._dialect
+                return await self._answer(request, other)
             if error.status_code in _ROW_STATUSES:
                 raise RowRejected(_refusal(error)) from None
             raise EngineUnavailable(self._told(error)) from None
@@ -116,18 +137,18 @@ def _refusal(error: Any) -> str:
     return ":".join(["refused_by_server", *names])
 
 
-def _body(sampling: Mapping[str, Any], limit: str, template: Mapping[str, Any]) -> dict[str, Any]:
+def _body(sampling: Mapping[str, Any], dialect: _Dialect, template: Mapping[str, Any]) -> dict[str, Any]:
     """vLLM's SamplingParams, and arguments of the chat template, as arguments of the client's `create`."""
     body: dict[str, Any] = {name: value for name, value in sampling.items() if name in _STANDARD}
-    if _LIMITS[0] in body:
-        body[limit] = body.pop(_LIMITS[0])
+    if "max_tokens" in body:
+        body[dialect.limit] = body.pop("max_tokens")
     extra = {name: value for name, value in sampling.items() if name not in _STANDARD}
     if "logprobs" in extra:
         body["logprobs"] = True
         del extra["logprobs"]
     if structure := extra.pop("structured_outputs", None):
         if "json" in structure:
-            schema = {"name": "answer", "schema": structure["json"], "strict": True}
+            schema = {"name": "answer", "schema": structure["json"], "strict": dialect.strict}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         else:
             extra["structured_outputs"] = dict(structure)

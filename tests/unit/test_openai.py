@@ -20,11 +20,12 @@ SECRET = "sk-canary-0815"
 
 class Server:
     """An OpenAI-compatible server: `statuses` are given to the next requests, then 200; `unknown` is a parameter that
-    it refuses."""
+    it refuses, and `loose` whether it refuses schemas that are to be followed to the letter."""
 
     def __init__(self) -> None:
         self.statuses: list[int] = []
         self.unknown: str | None = None
+        self.loose = False
         self.told: dict[str, str] = {}
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
@@ -51,8 +52,10 @@ class Server:
                 threading.Event().wait(0.01)
                 with server.lock:
                     server.at_once -= 1
-                if server.unknown in body:
-                    refusal = {"message": SECRET, "code": "unsupported_parameter", "param": server.unknown}
+                strict = body.get("response_format", {}).get("json_schema", {}).get("strict")
+                if server.unknown in body or (server.loose and strict):
+                    param = server.unknown if server.unknown in body else "response_format"
+                    refusal = {"message": SECRET, "code": "unsupported_parameter", "param": param}
                     self.send(400, {"error": refusal})
                     return
                 if status != 200:
@@ -177,6 +180,23 @@ def test_a_server_that_has_another_name_for_the_limit_is_given_that(server: Serv
     server.unknown = "max_tokens"
     assert [completion.text for completion in ask(server, count=9)] == ["A fine answer."] * 9
     assert [body["max_completion_tokens"] for body in server.requests if "max_tokens" not in body] == [5] * 9
+
+
+def test_a_server_that_takes_no_strict_schema_is_given_a_loose_one(server: Server):
+    server.loose, server.unknown = True, "max_tokens"
+    sampling = {"max_tokens": 5, "structured_outputs": {"json": {"type": "object"}}}
+    assert [completion.text for completion in ask(server, sampling=sampling, count=9)] == ["A fine answer."] * 9
+    taken = [body for body in server.requests if "max_tokens" not in body]
+    loose = [body for body in taken if not body["response_format"]["json_schema"]["strict"]]
+    assert len(loose) == 9
+    assert {body["max_completion_tokens"] for body in loose} == {5}
+
+
+def test_a_server_that_takes_no_schema_rejects_the_row(server: Server):
+    server.unknown = "response_format"
+    with pytest.raises(RowRejected) as caught:
+        ask(server, sampling={"max_tokens": 5, "structured_outputs": {"json": {"type": "object"}}})
+    assert caught.value.reason == "refused_by_server:unsupported_parameter:response_format"
 
 
 def test_a_refusal_has_the_server_s_names_for_what_is_wrong_and_not_its_words(server: Server):
