@@ -15,7 +15,7 @@ import pyarrow as pa
 from batchgen.errors import JobError, PlanMismatch, SeedError
 from batchgen.faultpoints import reach
 from batchgen.job import Job, Step
-from batchgen.rows import META_NAMES, canonical_json, kind_of, shard_schema
+from batchgen.rows import META_NAMES, canonical_json, in_words, kind_of, shard_schema
 from batchgen.seeds import Seeds
 from batchgen.store.base import ObjectStore
 from batchgen.tasks.spec import bare, is_required
@@ -200,9 +200,8 @@ def _check_inputs(step: Step, columns: Mapping[str, str], where: str) -> None:
         column = step.input_mappings.get(task_input, task_input)
         if column in columns:
             if columns[column] != bare(kind):
-                raise JobError(
-                    f"{where}: input {task_input!r} is {bare(kind)}, and column {column!r} is {columns[column]}"
-                )
+                holds, wanted = in_words(columns[column]), in_words(bare(kind))
+                raise JobError(f"{where}: input {task_input!r} takes {wanted}, and column {column!r} holds {holds}")
         elif is_required(kind) or task_input in step.input_mappings:
             raise JobError(
                 f"{where}: reads column {column!r}, which nobody writes; {_existing(columns, column)} "

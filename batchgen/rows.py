@@ -61,6 +61,20 @@ def kind_of(type: pa.DataType) -> str:
     return "other"
 
 
+_WORDS: Mapping[str, str] = {
+    "text": "texts",
+    "number": "numbers",
+    "boolean": "booleans",
+    "conversation": "conversations (lists of messages with `role` and `content`)",
+    "other": "values of a type that no task reads",
+}
+
+
+def in_words(kind: str) -> str:
+    """What a column of a kind holds, for messages."""
+    return f"lists of {in_words(kind[5:-1])}" if kind.startswith("list[") else _WORDS[kind]
+
+
 _UNREADABLE = (
     pa.types.is_map,
     pa.types.is_interval,

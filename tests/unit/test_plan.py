@@ -165,6 +165,15 @@ def test_columns_are_those_of_the_steps():
             [{"task": "magpie", "output_mappings": {"response": "reason"}}],
             "'reason' is one that batchgen writes itself",
         ),
+        (
+            [{"task": "chat_generation", "input_mappings": {"messages": "text"}}],
+            r"input 'messages' takes conversations \(lists of messages with `role` and `content`\), and column 'text' "
+            "holds texts",
+        ),
+        (
+            [{"task": "quality_scorer", "input_mappings": {"instruction": "text", "responses": "text"}}],
+            "input 'responses' takes lists of texts, and column 'text' holds texts",
+        ),
     ],
 )
 def test_steps_that_do_not_fit_are_refused(steps: list, message: str):
