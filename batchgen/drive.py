@@ -187,9 +187,9 @@ class Driver:
             self._events.put_nowait(lambda: self._scheduler.engine_lost(engine, message, machine=True))
             return
         except EngineError as error:
-            message = str(error)
+            message, final = str(error), getattr(error, "final", False)
             self._note(f"engine {engine} did not start: {message.partition(chr(10))[0]}")
-            self._events.put_nowait(lambda: self._scheduler.engine_start_failed(engine, message))
+            self._events.put_nowait(lambda: self._scheduler.engine_start_failed(engine, message, final))
             return
         self._moved[engine] = time.monotonic()
         self._events.put_nowait(lambda: self._scheduler.engine_ready(engine, slots))

@@ -70,7 +70,15 @@ class EngineError(BatchgenError):
 
 
 class EngineStartError(EngineError):
-    """An engine could not be started."""
+    """An engine could not be started.
+
+    Args:
+        final: whether what it was told is wrong, so that another start would fail as well.
+    """
+
+    def __init__(self, message: str, final: bool = False) -> None:
+        super().__init__(message)
+        self.final = final
 
 
 class EngineDead(EngineError):

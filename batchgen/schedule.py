@@ -141,6 +141,7 @@ class Scheduler:
         self._suspects = Suspects()
         self._deaths: list[str] = []
         self._start_failures = 0
+        self._came_up = False
         self._next_engine = 0
         self._stopping: str | None = None
         self.finished = False
@@ -164,16 +165,23 @@ class Scheduler:
         if self.finished or engine not in self._engines:
             return []
         self._start_failures = 0
+        self._came_up = True
         self._engines[engine] = _Engine(slots=slots, ready=True)
         return self._fill()
 
-    def engine_start_failed(self, engine: int, error: str) -> list[Action]:
-        """An engine did not come up."""
+    def engine_start_failed(self, engine: int, error: str, final: bool = False) -> list[Action]:
+        """An engine did not come up.
+
+        Args:
+            final: another start would fail as well. Where one has come up before, it is given the benefit of the doubt.
+        """
         if self.finished or engine not in self._engines:
             return []
         del self._engines[engine]
         self._start_failures += 1
         kill: list[Action] = [KillEngine(engine)]
+        if final and not self._came_up:
+            return kill + self._finish(EngineStartError(error))
         if self._start_failures >= self._max_start_failures:
             message = f"engines failed to start {self._start_failures} times in a row; the last time: {error}"
             return kill + self._finish(EngineStartError(message))

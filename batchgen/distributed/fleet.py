@@ -51,12 +51,12 @@ class _Actor:
     async def placed(self) -> None:
         """Answers as soon as the actor runs somewhere."""
 
-    async def start(self) -> int | str:
-        """The engine's slots, or why it did not start."""
+    async def start(self) -> int | EngineStartError:
+        """The engine's slots, or why it did not start, without what it came from: that may not unpickle elsewhere."""
         try:
             return await self._host.start()
         except Exception as error:
-            return str(error) or type(error).__name__
+            return EngineStartError(str(error) or type(error).__name__, getattr(error, "final", False))
 
     async def run(self, work: Work) -> Answer:
         return await self._host.run(work)
@@ -157,8 +157,8 @@ class RayFleet:
         """Starts an engine that has its place and returns its slots."""
         actor = self._actors[engine]
         answer = await self._answer(actor, actor.start)
-        if isinstance(answer, str):
-            raise EngineStartError(answer)
+        if isinstance(answer, EngineStartError):
+            raise answer
         return int(answer)
 
     @staticmethod

@@ -77,7 +77,8 @@ class OpenAIEngine:
             raise EngineStartError(self._told(error)) from None
         if self.model_name not in models:
             served = ", ".join(models[:10])
-            raise EngineStartError(f"{options.base_url} serves no model {self.model_name!r}; it serves: {served}")
+            message = f"{options.base_url} serves no model {self.model_name!r}; it serves: {served}"
+            raise EngineStartError(message, final=True)
 
     async def generate(self, request: Request) -> Completion:
         """Completes one conversation."""

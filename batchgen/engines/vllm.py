@@ -105,7 +105,7 @@ class VllmEngine:
             given = AsyncEngineArgs(**_with_configs(arguments, AsyncEngineArgs))
             self._llm = AsyncLLM.from_engine_args(given, usage_context=UsageContext.LLM_CLASS)
         except Exception as error:
-            raise EngineStartError(f"vLLM did not start: {_reason(error)}") from error
+            raise EngineStartError(f"vLLM did not start: {_reason(error)}", _is_final(error)) from error
         if spec.lora is not None:
             from vllm.lora.request import LoRARequest
 
@@ -173,8 +173,19 @@ def _with_configs(arguments: dict[str, Any], kind: Any) -> dict[str, Any]:
 def _reason(error: Exception) -> str:
     """Why vLLM did not start; of what pydantic complains about, without the arguments it quotes."""
     if hasattr(error, "errors"):
-        return "; ".join(str(item["msg"]) for item in error.errors())
+        return "; ".join(str((item.get("ctx") or {}).get("error") or item["msg"]) for item in error.errors())
     return f"{type(error).__name__}: {error}"
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether vLLM's configuration, which is pydantic's and made before anything is loaded, does not take what it got.
+
+    What came of something else, such as a Hub that did not answer, may be otherwise the next time.
+    """
+    if not hasattr(error, "errors"):
+        return False
+    complaints = [(item.get("ctx") or {}).get("error") for item in error.errors()]
+    return all(complaint is None or complaint.__cause__ is None for complaint in complaints)
 
 
 def _lora_arguments(folder: str) -> dict[str, Any]:

@@ -47,9 +47,18 @@ def configured(monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> Any:
         raise RuntimeError("configured")
 
     monkeypatch.setattr(AsyncLLM, "from_engine_args", configure)
-    with pytest.raises(EngineStartError, match="configured"):
+    with pytest.raises(EngineStartError, match="configured") as caught:
         asyncio.run(build_engine(EngineSpec("embedded", arguments={"max_model_len": 512, **arguments}, seed=1)).start())
+    assert not caught.value.final  # nothing but vLLM's configuration says that a start can never work
     return made[0]
+
+
+def test_what_vllm_s_configuration_refuses_is_not_tried_again():
+    arguments = {"max_model_len": 512, "max_num_seqs": 4, "max_num_batched_tokens": 2}
+    with pytest.raises(EngineStartError) as caught:
+        asyncio.run(build_engine(EngineSpec("embedded", arguments=arguments, seed=1)).start())
+    assert caught.value.final
+    assert str(caught.value).startswith("vLLM did not start: max_num_batched_tokens (2) must be greater than or equal")
 
 
 def test_an_engine_has_vllm_s_sizes_for_offline_batches(monkeypatch: pytest.MonkeyPatch):

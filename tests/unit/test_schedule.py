@@ -115,6 +115,22 @@ def test_engines_that_never_start_fail_the_run_with_the_cause():
     assert "3 times in a row; the last time: no memory" in str(error)
 
 
+def test_an_engine_that_was_told_something_wrong_is_started_once():
+    scheduler = Scheduler(shards(3), 2)
+    scheduler.start()
+    error = finish(scheduler.engine_start_failed(0, "no such quantization", final=True)).error
+    assert isinstance(error, EngineStartError)
+    assert str(error) == "no such quantization"
+
+
+def test_where_an_engine_came_up_another_is_given_the_benefit_of_the_doubt():
+    scheduler = Scheduler(shards(3), 1)
+    scheduler.start()
+    scheduler.engine_ready(0, 1)
+    scheduler.engine_lost(0, "y")
+    assert scheduler.engine_start_failed(1, "x", final=True) == [KillEngine(1), StartEngine(2)]
+
+
 def test_a_start_that_succeeds_resets_the_count():
     scheduler = Scheduler(shards(9), 1, max_start_failures=2, max_attempts=9)
     scheduler.start()
