@@ -45,11 +45,18 @@ def parse_data(text: str) -> Any:
         return None
 
 
-# A line of its own before what was asked for: "Sure! Here is the rewritten prompt:", "**#Rewritten Prompt#:**".
+# A line of its own before what was asked for: "Sure! Here is the rewritten prompt:", "**#Rewritten Prompt#:**". It
+# has to speak of the rewriting: "Here is a list of numbers:" may be how the text begins.
 _LEAD = re.compile(
-    r"\A[\s#*]*(?:(?:sure|certainly|of course|okay|here(?:'s|’s| is| are)) *[^\n]{0,150}|"
-    r"(?:the )?(?:rewritten|created|given|new|improved|evolved) (?:prompt|response|instruction|answer))"
+    r"\A[\s#*]*(?:(?:sure|certainly|of course|okay)\b[^\n]{0,150}|"
+    r"here(?:'s|’s| is)\b[^\n]{0,100}\b(?:prompt|response|version|rewritten|improved|revised|more \w+)\b[^\n]{0,100}|"
+    r"(?:the )?(?:rewritten|created|new|improved|evolved) (?:prompt|response|instruction|answer))"
     r"[\s#*]*:[ #*]*\n",
+    re.IGNORECASE,
+)
+_ANNOUNCES = re.compile(
+    r"\W*(?:sure|certainly|of course|okay|here|below|the following|output|"
+    r"(?:user )?(?:queries|questions|instructions))\b.*:$",
     re.IGNORECASE,
 )
 
@@ -88,7 +95,7 @@ def listed_instructions(text: str) -> tuple[list[str], int]:
             and (line[0] in " \t" or (line[0] in "-*•" and mark and found[-1].split("\n")[0].endswith(":")))
         ):
             found[-1] += "\n" + line.strip()
-        elif mark or not (listed or (at == 0 and len(lines) > 1 and line.endswith(":"))):
+        elif mark or not (listed or (at == 0 and len(lines) > 1 and _ANNOUNCES.match(line))):
             found.append(_bare(line[mark.end() if mark else 0 :]))
         else:
             left_out += 1

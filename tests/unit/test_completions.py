@@ -30,6 +30,7 @@ TWO = {"instruction": "Add.", "generations": ["a", "b"]}
         ("1. Compare:\n   - cats\n   - dogs\n2. Sort.", ["Compare:\n- cats\n- dogs", "Sort."], 0),
         ("Here is one:\n\n1. Add.", ["Add."], 1),
         ("2024 was what year?\n10 times 3 is?", ["2024 was what year?", "10 times 3 is?"], 0),
+        ("Translate this:\nIs it late?", ["Translate this:", "Is it late?"], 0),
         ("Which of these is largest:", ["Which of these is largest:"], 0),
         ("* Add.", ["Add."], 0),
         ("1. \n2. ", [], 0),
@@ -58,6 +59,9 @@ def test_lines_that_are_no_instructions_are_noted():
         ("**#New Prompt#**:\n\nProve it.", "Prove it."),
         ("Here is a list of numbers: 1, 2. Sort it.", "Here is a list of numbers: 1, 2. Sort it."),
         ("Answer these:\n1. a", "Answer these:\n1. a"),
+        ("Here are three numbers:\n1, 2, 3\nSort them.", "Here are three numbers:\n1, 2, 3\nSort them."),
+        ("Here is a passage:\nIt rains.\nSum it up.", "Here is a passage:\nIt rains.\nSum it up."),
+        ("Surely true:\nIt rains.", "Surely true:\nIt rains."),
         ("Here is the prompt:\n", "Here is the prompt:"),
     ],
 )
