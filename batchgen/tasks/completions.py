@@ -81,20 +81,20 @@ def listed_instructions(text: str) -> tuple[list[str], int]:
     Where most lines are items of a list, lines before and after it are no instructions; what is indented, and bullets
     after a colon, belong to the item above. An announcement ("Here are five queries:") is none either.
     """
-    lines = [line.rstrip() for line in text.splitlines() if line.strip() and not line.strip().startswith("```")]
-    items = sum(_MARK.match(line) is not None for line in lines)
-    parts = sum(line[0] in " \t" for line in lines)
-    listed = items > 0 and 2 * items >= len(lines) - parts
+    lines = [line.rstrip() for line in text.expandtabs().splitlines() if line.strip(" \t`") and "```" not in line[:6]]
+    indents = [len(line) - len(line.lstrip()) for line in lines]
+    lines = [line.lstrip() for line in lines]
+    marks = [_MARK.match(line) for line in lines]
+    outermost = min((indent for indent, mark in zip(indents, marks, strict=True) if mark), default=0)
+    inside = [indent > outermost for indent in indents]
+    items = sum(mark is not None and not inner for mark, inner in zip(marks, inside, strict=True))
+    listed = items > 0 and 2 * items >= len(lines) - sum(inside)
     found: list[str] = []
     left_out = 0
-    for at, line in enumerate(lines):
-        mark = _MARK.match(line)
-        if (
-            listed
-            and found
-            and (line[0] in " \t" or (line[0] in "-*•" and mark and found[-1].split("\n")[0].endswith(":")))
-        ):
-            found[-1] += "\n" + line.strip()
+    for at, (line, mark, inner) in enumerate(zip(lines, marks, inside, strict=True)):
+        after_colon = mark is not None and line[0] in "-*•" and found and found[-1].partition("\n")[0].endswith(":")
+        if listed and found and (inner or after_colon):
+            found[-1] += "\n" + line
         elif mark or not (listed or (at == 0 and len(lines) > 1 and _ANNOUNCES.match(line))):
             found.append(_bare(line[mark.end() if mark else 0 :]))
         else:
