@@ -113,6 +113,8 @@ def _submit_patiently(client: JobSubmissionClient, entrypoint: str, folder: str,
 def _pack(job: Job, folder: Path) -> None:
     """Lays out what the job needs there: the job, its seed files and this package."""
     tree = job.tree()
+    if job.source.rows is not None:
+        tree["source"]["rows"] = job.source.rows  # dates and bytes as YAML has them: as text they would be other rows
     if job.source.path is not None:
         tree["source"]["path"] = _copy_seeds(job.source, folder / "seeds")
     (folder / "job.yaml").write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")

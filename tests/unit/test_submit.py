@@ -1,17 +1,21 @@
-"""Following a submitted job: its log is shown once and to its end, whatever becomes of the connection."""
+"""A submitted job is the same job, and its log is shown once and to its end, whatever becomes of the connection."""
 
 from __future__ import annotations
 
 import asyncio
 import io
 from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from ray.job_submission import JobStatus
 
-from batchgen.distributed.submit import follow
+from batchgen.distributed.submit import _pack, follow
 from batchgen.errors import BatchgenError
+from batchgen.job import Job
+from batchgen.plan import make_plan
+from batchgen.seeds import load_seeds
 
 LOG = "".join(f"[0:{i:02d}] {i}/10 rows\n" for i in range(10))
 
@@ -88,3 +92,31 @@ def test_a_cluster_that_never_answers_again_is_told():
         BatchgenError, match=r"not answered for 0 s .*ray job status --address http://head:8265 batchgen-x"
     ):
         followed(cluster, patience=0.1)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{rows: [{instruction: a, day: 2024-01-02, at: 2024-01-02T03:04:05, raw: !!binary /w==, text: '2024-01-02'}]}",
+        "{path: [b/*.jsonl, a.csv]}",
+        "{count: 9}",
+    ],
+)
+def test_a_submitted_job_is_the_same_job(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "2.jsonl").write_text('{"instruction": "two"}\n')
+    (tmp_path / "b" / "1.jsonl").write_text('{"instruction": "one"}\n')
+    (tmp_path / "a.csv").write_text("instruction\nthree\n")
+    task = "magpie" if "count" in source else "text_generation"
+    (tmp_path / "mine.yaml").write_text(
+        f"name: n\nsource: {source}\nmodel: {{path: chaos}}\nsteps: [{{task: {task}}}]\noutput: /shared/run\n"
+    )
+    job = Job.load("mine.yaml")
+    here = make_plan(job, load_seeds(job.source))
+    (tmp_path / "sent").mkdir()
+    _pack(job, tmp_path / "sent")
+    monkeypatch.chdir(tmp_path / "sent")
+    sent = Job.load("job.yaml")
+    assert make_plan(sent, load_seeds(sent.source)).fingerprint == here.fingerprint
+    assert (tmp_path / "sent" / "batchgen" / "cli.py").is_file()
