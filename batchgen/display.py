@@ -205,8 +205,15 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
 
 
+_TAIL_BYTES = 64 * 1024
+
+
 def log_tail(folder: Path, lines: int = 15) -> str:
     """The last lines of the newest engine log, or of the driver's: that is where vLLM or Ray says why."""
     logs = sorted(folder.glob("*.log"), key=lambda path: (path.name != "driver.log", path.stat().st_mtime))
-    tail = logs[-1].read_text(errors="replace").splitlines()[-lines:] if logs else []
+    if not logs:
+        return ""
+    with logs[-1].open("rb") as log:
+        log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        tail = log.read().decode(errors="replace").splitlines()[-lines:]
     return "\n".join([f"last lines of {logs[-1]}:", *(f"  {line}" for line in tail)]) if tail else ""

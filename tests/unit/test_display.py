@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from batchgen.display import Display, describe, noise_to, sample_rows, stdout_console
+from batchgen.display import Display, describe, log_tail, noise_to, sample_rows, stdout_console
 from batchgen.drive import Status
 from batchgen.merge.version import DataFile, Version
 from batchgen.progress import Progress
@@ -131,3 +131,17 @@ def test_sample_rows_are_shown_as_they_are_and_command_no_terminal(tmp_path: Pat
     monkeypatch.setattr("sys.stdout", out)
     stdout_console().print(lines[0], highlight=False, markup=False)
     assert out.getvalue() == shown + "\n"
+
+
+def test_the_tail_of_the_log_that_says_why(tmp_path: Path):
+    assert log_tail(tmp_path) == ""
+    (tmp_path / "driver.log").write_text("")
+    assert log_tail(tmp_path) == ""
+    (tmp_path / "driver.log").write_text("\n".join(f"driver {i}" for i in range(20)))
+    assert log_tail(tmp_path, 2) == f"last lines of {tmp_path / 'driver.log'}:\n  driver 18\n  driver 19"
+    for engine, moment in ((0, 200), (1, 100)):
+        path = tmp_path / f"engine-{engine}.log"
+        path.write_bytes(b"\xff" * 100_000 + b"\n" + f"engine {engine} says why".encode())
+        os.utime(path, (moment, moment))
+    # The engine that wrote last, though the driver wrote after it.
+    assert log_tail(tmp_path, 1) == f"last lines of {tmp_path / 'engine-0.log'}:\n  engine 0 says why"
