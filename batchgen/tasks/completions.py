@@ -212,3 +212,43 @@ _PAIR_HEADING = re.compile(
 def pair_headings(text: str) -> str:
     """A text with the headings `## Positive` and `## Negative` as GenerateSentencePair looks for them."""
     return _PAIR_HEADING.sub(lambda heading: f"## {heading[1].capitalize()}\n\n", text)
+
+
+_STEP_LABEL = re.compile(r"^[#*_ \t]*step (\d{1,3})[*_ ]*[:.][*_]*[ \t]*", re.IGNORECASE | re.MULTILINE)
+_ANSWER_LABEL = re.compile(
+    r"^[#*_ \t]*(?:(?:so|thus|therefore|hence),? )?the (?:final )?answer is[*_ ]*:?[*_]*[ \t]*",
+    re.IGNORECASE | re.MULTILINE,
+)
+_STEPS = re.compile(r"Step \d+:.*?(?=Step \d+:|The answer is:|$)|The answer is:.*", re.DOTALL)
+ANSWER = "The answer is:"
+
+
+def solution_steps(text: str) -> list[str]:
+    """The steps of a solution and, last, its answer, as Math-Shepherd has them."""
+    text = _ANSWER_LABEL.sub(f"{ANSWER} ", _STEP_LABEL.sub(r"Step \1: ", text))
+    steps = [step.strip() for step in _STEPS.findall(text)]
+    if steps and steps[-1].startswith(ANSWER):
+        # What follows a blank line is a remark on the solution.
+        steps[-1] = re.split(r"\n\s*\n", steps[-1])[0].rstrip("* ")
+    return steps
+
+
+def solutions_in(text: str, structured: bool) -> list[list[str]]:
+    """The steps of every solution of a completion, without those in which no step is found."""
+    if structured:
+        data = parse_data(text)
+        listed = data.get("solutions") if isinstance(data, dict) else None
+        texts = [
+            item["solution"]
+            for item in listed or ()
+            if isinstance(item, dict) and isinstance(item.get("solution"), str)
+        ]
+    else:
+        texts = re.split(r"^[ \t]*-{3,}[ \t]*$", text, flags=re.MULTILINE)
+    return [steps for steps in map(solution_steps, texts) if steps]
+
+
+def same_answer(one: str, other: str) -> bool:
+    """Whether two solutions end in the same answer, whatever is set around it."""
+    bare = [re.sub(r"[\s$*_`]", "", text.removeprefix(ANSWER)).rstrip(".").casefold() for text in (one, other)]
+    return bare[0] == bare[1] != ""

@@ -103,7 +103,7 @@ class Magpie(TaskParameters):
         return self.n_turns == 1 and not self.end_with_user and not self.include_system_prompt
 
     def for_distilabel(self) -> dict[str, Any]:
-        """Without a list or table of system prompts, from which `distilabel_fixes.Magpie` chooses row by row."""
+        """Without a list or table of system prompts, from which `fixes.writing.Magpie` chooses row by row."""
         given = self.model_dump(exclude_none=True)
         if not isinstance(self.system_prompt, str | None):
             given["system_prompts"] = given.pop("system_prompt")

@@ -10,8 +10,7 @@ from typing import Any
 from batchgen import bridge
 from batchgen.engines.base import Engine, Message
 from batchgen.errors import EngineError, RowRejected, Stopped
-from batchgen.tasks import distilabel_fixes
-from batchgen.tasks.distilabel_api import tasks
+from batchgen.tasks.fixes import task_class
 from batchgen.tasks.llm import CallLog, EngineLLM
 from batchgen.tasks.spec import Reasoning, Row, TaskParameters, TaskSpec, bare, is_required
 
@@ -113,7 +112,7 @@ def _build(name: str, spec: TaskSpec, parameters: TaskParameters, llm: EngineLLM
     """distilabel's task, over our engine."""
     named: Any = spec.distilabel
     if isinstance(named, str):
-        named = getattr(distilabel_fixes, named, None) or getattr(tasks, named)
+        named = task_class(named)
     if spec.stop:
         given = llm.sampling.get("stop") or []
         llm.sampling["stop"] = [*([given] if isinstance(given, str) else given), *spec.stop]

@@ -12,8 +12,8 @@ from batchgen.commit import read_manifest, read_shard
 from batchgen.engines.base import EngineSpec
 from batchgen.engines.chaos import ChaosEngine
 from batchgen.rows import arrow_type
-from batchgen.tasks import distilabel_fixes
 from batchgen.tasks.distilabel_api import tasks
+from batchgen.tasks.fixes import task_class
 from batchgen.tasks.spec import bare, is_required
 from batchgen.tasks.table import LEFT_OUT, TASKS
 from tests.helpers import ScriptedEngine, chaos_job, run_task, worker_on
@@ -45,7 +45,7 @@ def built(name: str) -> Any:
     from batchgen.tasks.llm import EngineLLM
 
     spec, example = TASKS[name], EXAMPLES[name]
-    kind = getattr(distilabel_fixes, str(spec.distilabel), None) or getattr(tasks, str(spec.distilabel))
+    kind = task_class(str(spec.distilabel))
     parameters = spec.parameters.model_validate(example.parameters)
     task = kind(name=name, llm=EngineLLM.over(ScriptedEngine([]), {}), **parameters.for_distilabel())
     task.load()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from batchgen.errors import RowRejected
-from batchgen.tasks.completions import listed_instructions, parse_data, without_lead
+from batchgen.tasks.completions import listed_instructions, parse_data, solution_steps, without_lead
 from tests.helpers import ScriptedEngine, run_task, run_with_log
 
 TWO = {"instruction": "Add.", "generations": ["a", "b"]}
@@ -257,3 +258,73 @@ def test_sentence_pairs_stand_under_headings_of_any_make(answer: str):
 )
 def test_data_with_words_around_it(text: str, data: Any):
     assert parse_data(text) == data
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("Step 1: 1 + 1 = 2\nThe answer is: 2", ["Step 1: 1 + 1 = 2", "The answer is: 2"]),
+        ("**Step 1:** 1 + 1 = 2\n\n**The answer is: 2**", ["Step 1: 1 + 1 = 2", "The answer is: 2"]),
+        ("### Step 1: Add\n1 + 1 = 2\n\nSo the final answer is 2", ["Step 1: Add\n1 + 1 = 2", "The answer is: 2"]),
+        ("Step 1. 1 + 1 = 2\nThe answer is: $2$\n\nI hope it helps!", ["Step 1: 1 + 1 = 2", "The answer is: $2$"]),
+        ("Step 1: the answer is not 3\nThe answer is: 2", ["Step 1: the answer is not 3", "The answer is: 2"]),
+        ("It is 2.", []),
+    ],
+)
+def test_steps_of_a_solution(text: str, steps: list[str]):
+    assert solution_steps(text) == steps
+
+
+SOLVED, WRONG = "Step 2: 2 + 1 = 3\nThe answer is: 3.", "Step 2: 2 + 1 = 4\nThe answer is: 4"
+STEPS = {
+    "instruction": "1 + 1 + 1?",
+    "solutions": [["Step 1: 1 + 1 = 2", "Step 2: 2 + 1 = 3", "The answer is: 3"]],
+    "golden_solution": ["Step 1: 3", "The answer is: $3$"],
+}
+
+
+def structured(*solutions: str) -> str:
+    return json.dumps({"solutions": [{"solution": solution} for solution in solutions]})
+
+
+@pytest.mark.parametrize(
+    ("answer", "parameters", "label"),
+    [
+        (SOLVED, {}, "+"),
+        (WRONG, {}, "-"),
+        (f"{WRONG}\n---\n{SOLVED}", {"N": 2}, "+"),
+        # distilabel forgets that one was right where one of N is missing, and never reads structured ones.
+        (f"{SOLVED}\n---\n", {"N": 3}, "+"),
+        (f"---\n{WRONG}\n---\n{WRONG}\n---\n{SOLVED}", {"N": 2}, "-"),
+        (structured(SOLVED), {"use_default_structured_output": True}, "+"),
+        (structured(WRONG, SOLVED), {"N": 2, "use_default_structured_output": True}, "+"),
+        (structured(WRONG), {"N": 1, "use_default_structured_output": True}, "-"),
+    ],
+)
+def test_a_step_is_right_where_any_completion_ends_right(answer: str, parameters: dict[str, Any], label: str):
+    row = run_task("math_shepherd_completer", STEPS, ScriptedEngine([answer]), **parameters)
+    last = "Step 2: 2 + 1 = 3 The answer is: 3 +"
+    assert row == {"labelled_solutions": [[f"Step 1: 1 + 1 = 2 {label}", last]]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "parameters"),
+    [("I cannot.", {}), ("---", {"N": 2}), ("no JSON", {"use_default_structured_output": True})],
+)
+def test_a_step_without_a_label_rejects_the_row(answer: str, parameters: dict[str, Any]):
+    with pytest.raises(RowRejected, match="invalid_output"):
+        run_task("math_shepherd_completer", STEPS, ScriptedEngine([answer]), **parameters)
+
+
+def test_solutions_end_in_an_answer_and_missing_ones_are_noted():
+    task, row = "math_shepherd_generator", {"instruction": "1 + 1 + 1?"}
+    solved = ["Step 2: 2 + 1 = 3", "The answer is: 3."]
+    texts = f"{SOLVED}\n---\nStep 1: I do not know.\n---\n"
+    assert run_with_log(task, row, ScriptedEngine([texts]), M=2) == ({"solutions": [solved]}, ["solution_missing"])
+    engine = ScriptedEngine([structured(SOLVED)])
+    found = run_with_log(task, row, engine, use_default_structured_output=True)
+    assert found == ({"golden_solution": solved}, [])
+    (schema,) = [request.sampling["structured_outputs"]["json"] for request in engine.requests]
+    assert (schema["properties"]["solutions"]["minItems"], schema["properties"]["solutions"]["maxItems"]) == (1, 1)
+    with pytest.raises(RowRejected, match="invalid_output"):
+        run_task(task, row, ScriptedEngine(["Step 1: I do not know."]))

@@ -1,4 +1,4 @@
-"""What distilabel gets wrong and `tasks/distilabel_fixes.py` puts right: a test for every difference."""
+"""What distilabel gets wrong and `tasks/fixes` puts right: a test for every difference."""
 
 from __future__ import annotations
 

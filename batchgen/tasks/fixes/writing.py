@@ -1,8 +1,4 @@
-"""distilabel's tasks with what is wrong in them put right, by the name of the class that each replaces.
-
-Each row runs alone (`process` gets one row) under `bridge.run_row`, which seeds `random` and numpy's global generator
-for it. `tests/unit/test_task_fixes.py` has a test for every difference.
-"""
+"""Tasks that write and rewrite: templates without code, evolutions that stay aligned, lists that are read as lists."""
 
 from __future__ import annotations
 
@@ -14,12 +10,9 @@ from typing import Any
 from batchgen import bridge
 from batchgen.errors import RowRejected
 from batchgen.tasks import completions
-from batchgen.tasks.completions import parse_data
 from batchgen.tasks.distilabel_api import tasks
 from batchgen.tasks.evolution import answer_elimination, elimination
 from batchgen.tasks.generation import render_template
-
-_RATIONALE_LENGTH = 1000
 
 
 class TextGeneration(tasks.TextGeneration):  # type: ignore[misc]  # distilabel is untyped
@@ -173,114 +166,6 @@ class StructuredGeneration(tasks.StructuredGeneration):  # type: ignore[misc]
         return super().format_input({**input, "structured_output": wanted})
 
 
-class _OneForEach:
-    """A default structured output with as many items as there are texts to judge; distilabel leaves that open."""
-
-    def format_input(self: Any, input: dict[str, Any]) -> Any:
-        """Messages, and the schema of the row where one is wanted."""
-        messages = super().format_input(input)  # type: ignore[misc]
-        if not self.use_default_structured_output:
-            return messages
-        judged = next(input[name] for name in ("generations", "responses", "instructions") if name in input)
-        return messages, {"json": sized(self.get_structured_output(), len(judged))}
-
-
-def sized(schema: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """A schema of lists with just so many items, with texts that end and with the ratings that the prompt asks for."""
-    properties = {}
-    for name, listed in schema["properties"].items():
-        item = dict(listed["items"])
-        if item.get("type") == "string":
-            item["maxLength"] = _RATIONALE_LENGTH
-        if name == "ratings":
-            item |= {"minimum": 1, "maximum": 5}
-        if name == "scores":
-            item |= {"minimum": 1, "maximum": number + 1}
-        properties[name] = {**listed, "items": item, "minItems": number, "maxItems": number}
-    return {**schema, "properties": properties}
-
-
-class _Scored(_OneForEach):
-    """Scores go by their numbers: distilabel takes line by line, whatever comes before, between or in another order."""
-
-    def format_output(self: Any, output: str | None, input: dict[str, Any]) -> dict[str, Any]:
-        """One score a text."""
-        if self.use_default_structured_output:
-            return dict(super().format_output(output, input))  # type: ignore[misc]
-        judged = input["responses" if "responses" in input else "instructions"]
-        return {"scores": completions.numbered_scores(output or "", len(judged))}
-
-
-class ComplexityScorer(_Scored, tasks.ComplexityScorer):  # type: ignore[misc]
-    """See `_Scored`."""
-
-
-class QualityScorer(_Scored, tasks.QualityScorer):  # type: ignore[misc]
-    """See `_Scored`."""
-
-
-class UltraFeedback(_OneForEach, tasks.UltraFeedback):  # type: ignore[misc]
-    """Reads Markdown around its labels and remarks around its ratings; ratings are 1 to 5."""
-
-    def format_output(self, output: str | None, input: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Ratings and rationales, and types where the aspect has them, one a text."""
-        if self.use_default_structured_output:
-            return dict(super().format_output(output, input))
-        typed = self.aspect in ("helpfulness", "truthfulness")
-        fields = ["type", "rationale"] * typed + ["rating", "rationale"]
-        found = completions.judgements(output or "", fields, len((input or {})["generations"]))
-        if found is None:
-            return {}
-        named = {"ratings": [completions.number_in(values[-2], 1, 5) for values in found]}
-        if not typed:
-            return {**named, "rationales": [values[1] for values in found]}
-        # One text can be of several types ("1, 3"); the column holds the first, as distilabel's does.
-        types = [completions.number_in(values[0], 1, 5) for values in found]
-        of_types, of_ratings = [values[1] for values in found], [values[3] for values in found]
-        return {**named, "types": types, "rationales": of_types, "rationales-for-ratings": of_ratings}
-
-
-class PrometheusEval(tasks.PrometheusEval):  # type: ignore[misc]
-    """Reads `**[RESULT]** (4)`, and the last result where the feedback speaks of results."""
-
-    def format_output(self, output: str | None, input: dict[str, Any]) -> dict[str, Any]:
-        """Feedback, and a score or which of the two."""
-        feedback, result = completions.feedback_and_result(output or "") or (None, None)
-        if result is None or result.isdigit() != (self.mode == "absolute"):
-            return {"feedback": None, "result": None}
-        return {"feedback": feedback, "result": int(result) if result.isdigit() else result}
-
-
-class InstructionBacktranslation(tasks.InstructionBacktranslation):  # type: ignore[misc]
-    """Takes the last score, which the prompt asks for; distilabel the first digit of the first one."""
-
-    def format_output(self, output: str | None, input: dict[str, Any]) -> dict[str, Any]:
-        """Score and reason."""
-        reason, score = completions.reason_and_score(output or "") or (None, None)
-        return {"score": score, "reason": reason}
-
-
-class CLAIR(tasks.CLAIR):  # type: ignore[misc]
-    """Splits at the solution's heading, however it is written, and not where the reasoning speaks of the solution."""
-
-    def format_output(self, output: str | None, input: dict[str, Any]) -> dict[str, Any]:
-        """Reasoning and corrected solution."""
-        found = completions.reasoning_and_solution(output or "")
-        if found is None:
-            return dict(super().format_output(output, input))
-        return {"revision": found[1], "rational": found[0]}
-
-
-class GenerateSentencePair(tasks.GenerateSentencePair):  # type: ignore[misc]
-    """Reads headings however they are written."""
-
-    def format_output(self, output: str | None, input: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The sentences under their headings."""
-        if output is not None and not self.use_default_structured_output:
-            output = completions.pair_headings(output)
-        return dict(super().format_output(output, input))
-
-
 class SelfInstruct(tasks.SelfInstruct):  # type: ignore[misc]
     """Instructions without list marks, and without what a model says around them."""
 
@@ -289,61 +174,3 @@ class SelfInstruct(tasks.SelfInstruct):  # type: ignore[misc]
         found, around = completions.listed_instructions(output or "")
         bridge.current_context().notes += ["line_left_out"] * around
         return {"instructions": found}
-
-
-class _Unfenced:
-    """Reads JSON with words around it, or in a fence that names its language."""
-
-    def format_output(self: Any, output: str | None, input: dict[str, Any]) -> dict[str, Any]:
-        """What the JSON says."""
-        return dict(super().format_output(completions.data_text(output or ""), input))  # type: ignore[misc]
-
-
-class APIGenGenerator(_Unfenced, tasks.APIGenGenerator):  # type: ignore[misc]
-    """See `_Unfenced`."""
-
-
-class APIGenSemanticChecker(_Unfenced, tasks.APIGenSemanticChecker):  # type: ignore[misc]
-    """See `_Unfenced`."""
-
-
-class _Data:
-    """Reads the JSON object of a completion without evaluating it."""
-
-    def format_output(self: Any, output: str | None, input: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The task's keys; None each where the completion holds no such object."""
-        data = parse_data(output or "")
-        return {key: data.get(key) if isinstance(data, dict) else None for key in self.keys}
-
-
-class GenerateTextRetrievalData(_Data, tasks.GenerateTextRetrievalData):  # type: ignore[misc]
-    """See `_Data`."""
-
-
-class GenerateShortTextMatchingData(_Data, tasks.GenerateShortTextMatchingData):  # type: ignore[misc]
-    """See `_Data`."""
-
-
-class GenerateLongTextMatchingData(_Data, tasks.GenerateLongTextMatchingData):  # type: ignore[misc]
-    """See `_Data`."""
-
-
-class GenerateTextClassificationData(_Data, tasks.GenerateTextClassificationData):  # type: ignore[misc]
-    """See `_Data`."""
-
-
-class MonolingualTripletGenerator(_Data, tasks.MonolingualTripletGenerator):  # type: ignore[misc]
-    """See `_Data`."""
-
-
-class BitextRetrievalGenerator(_Data, tasks.BitextRetrievalGenerator):  # type: ignore[misc]
-    """See `_Data`."""
-
-
-class EmbeddingTaskGenerator(tasks.EmbeddingTaskGenerator):  # type: ignore[misc]
-    """Reads the list of a completion without evaluating it."""
-
-    def format_output(self, output: str | None, input: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The tasks of the completion's list."""
-        data = parse_data(output or "")
-        return {"tasks": data if isinstance(data, list) else None}

@@ -1,0 +1,139 @@
+"""Data for embeddings, function calls and process rewards: JSON is never evaluated, and every step has its label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from batchgen import bridge
+from batchgen.errors import RowRejected
+from batchgen.tasks import completions
+from batchgen.tasks.completions import parse_data
+from batchgen.tasks.distilabel_api import tasks
+
+
+class GenerateSentencePair(tasks.GenerateSentencePair):  # type: ignore[misc]
+    """Reads headings however they are written."""
+
+    def format_output(self, output: str | None, input: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The sentences under their headings."""
+        if output is not None and not self.use_default_structured_output:
+            output = completions.pair_headings(output)
+        return dict(super().format_output(output, input))
+
+
+class _Unfenced:
+    """Reads JSON with words around it, or in a fence that names its language."""
+
+    def format_output(self: Any, output: str | None, input: dict[str, Any]) -> dict[str, Any]:
+        """What the JSON says."""
+        return dict(super().format_output(completions.data_text(output or ""), input))  # type: ignore[misc]
+
+
+class APIGenGenerator(_Unfenced, tasks.APIGenGenerator):  # type: ignore[misc]
+    """See `_Unfenced`."""
+
+
+class APIGenSemanticChecker(_Unfenced, tasks.APIGenSemanticChecker):  # type: ignore[misc]
+    """See `_Unfenced`."""
+
+
+class _Data:
+    """Reads the JSON object of a completion without evaluating it."""
+
+    def format_output(self: Any, output: str | None, input: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The task's keys; None each where the completion holds no such object."""
+        data = parse_data(output or "")
+        return {key: data.get(key) if isinstance(data, dict) else None for key in self.keys}
+
+
+class GenerateTextRetrievalData(_Data, tasks.GenerateTextRetrievalData):  # type: ignore[misc]
+    """See `_Data`."""
+
+
+class GenerateShortTextMatchingData(_Data, tasks.GenerateShortTextMatchingData):  # type: ignore[misc]
+    """See `_Data`."""
+
+
+class GenerateLongTextMatchingData(_Data, tasks.GenerateLongTextMatchingData):  # type: ignore[misc]
+    """See `_Data`."""
+
+
+class GenerateTextClassificationData(_Data, tasks.GenerateTextClassificationData):  # type: ignore[misc]
+    """See `_Data`."""
+
+
+class MonolingualTripletGenerator(_Data, tasks.MonolingualTripletGenerator):  # type: ignore[misc]
+    """See `_Data`."""
+
+
+class BitextRetrievalGenerator(_Data, tasks.BitextRetrievalGenerator):  # type: ignore[misc]
+    """See `_Data`."""
+
+
+class EmbeddingTaskGenerator(tasks.EmbeddingTaskGenerator):  # type: ignore[misc]
+    """Reads the list of a completion without evaluating it."""
+
+    def format_output(self, output: str | None, input: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The tasks of the completion's list."""
+        data = parse_data(output or "")
+        return {"tasks": data if isinstance(data, list) else None}
+
+
+def _sized(schema: dict[str, Any], number: int) -> dict[str, Any]:
+    solutions = {**schema["properties"]["solutions"], "minItems": number, "maxItems": number}
+    return {**schema, "properties": {"solutions": solutions}}
+
+
+class MathShepherdGenerator(tasks.MathShepherdGenerator):  # type: ignore[misc]
+    """Solutions that end in an answer; distilabel takes no single structured one, and none beside an empty one."""
+
+    def get_structured_output(self) -> dict[str, Any]:
+        """The schema of as many solutions as are asked for."""
+        return _sized(super().get_structured_output(), self.M or 1)
+
+    def format_output(self, output: str | None, input: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The steps of the golden solution, or of M solutions."""
+        found = completions.solutions_in(output or "", self.use_default_structured_output)
+        found = [steps for steps in found if steps[-1].startswith(completions.ANSWER)][: self.M or 1]
+        bridge.current_context().notes += ["solution_missing"] * ((self.M or 1) - len(found))
+        if self.M:
+            return {"solutions": found}
+        return {"golden_solution": found[0] if found else None}
+
+
+class MathShepherdCompleter(tasks.MathShepherdCompleter):  # type: ignore[misc]
+    """A step is right where any completion from it ends right (the paper's hard estimation).
+
+    distilabel forgets a right one that an empty one follows, and cannot read structured ones: no step has a label then.
+    """
+
+    def get_structured_output(self) -> dict[str, Any]:
+        """The schema of as many completions as are asked for."""
+        return _sized(super().get_structured_output(), self.N)
+
+    def process(self, inputs: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+        """Every row with its solutions labelled."""
+        yield [{**row, "solutions": self._labelled(row)} for row in inputs]
+
+    def _labelled(self, row: Mapping[str, Any]) -> list[list[str]]:
+        golden = row["golden_solution"][-1]
+        prompts = [self._prepare_completions(row["instruction"], steps) for steps in row["solutions"]]
+        flat = [prompt for of_solution in prompts for prompt in of_solution]
+        outputs = iter(self.llm.generate(flat) if flat else [])
+        labelled = []
+        for steps, of_solution in zip(row["solutions"], prompts, strict=True):
+            if len(steps) < 2:
+                labelled.append(steps)  # there is no step besides its answer
+                continue
+            right = [self._ends_right(next(outputs)["generations"][0], golden) for _ in of_solution]
+            right.append(completions.same_answer(steps[-1], golden))
+            texts = [*steps[:-2], f"{steps[-2]} {steps[-1]}"]
+            labelled.append([f"{text} {self.tags[0 if good else 1]}" for text, good in zip(texts, right, strict=True)])
+        return labelled
+
+    def _ends_right(self, output: str, golden: str) -> bool:
+        found = completions.solutions_in(output, self.use_default_structured_output)[: self.N]
+        if not found:
+            raise RowRejected("invalid_output")  # a step without a label is worth nothing
+        return any(completions.same_answer(steps[-1], golden) for steps in found)
