@@ -22,6 +22,6 @@ with warnings.catch_warnings():
 sys.excepthook = _excepthook
 # distilabel's annotations make pydantic say this for every subclass of one of its tasks.
 warnings.filterwarnings("ignore", "The 'default' attribute with value None", UnsupportedFieldAttributeWarning)
-logging.getLogger("distilabel").setLevel(logging.ERROR)
+logging.getLogger("distilabel").setLevel(logging.CRITICAL)
 
 __all__ = ["LLM", "MUTATION_TEMPLATES", "MagpieChatTemplateMixin", "tasks"]

@@ -10,6 +10,7 @@ import pytest
 from batchgen.errors import RowRejected
 from batchgen.tasks.completions import listed_instructions, parse_data, solution_steps, without_lead
 from tests.helpers import ScriptedEngine, run_task, run_with_log
+from tests.task_examples import EXAMPLES
 
 TWO = {"instruction": "Add.", "generations": ["a", "b"]}
 
@@ -328,3 +329,43 @@ def test_solutions_end_in_an_answer_and_missing_ones_are_noted():
     assert (schema["properties"]["solutions"]["minItems"], schema["properties"]["solutions"]["maxItems"]) == (1, 1)
     with pytest.raises(RowRejected, match="invalid_output"):
         run_task(task, row, ScriptedEngine(["Step 1: I do not know."]))
+
+
+PAIR = {"query": "Add 1 and 2.", "answers": [{"name": "add", "arguments": {"a": 1}}]}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        json.dumps([PAIR]),
+        json.dumps(PAIR),
+        json.dumps({"pairs": [PAIR]}),
+        f"Here are the pairs:\n\n{json.dumps([PAIR, PAIR])}\n\nThey fit.",
+        f"```json\n{json.dumps([PAIR])}\n```",
+    ],
+)
+def test_apigen_s_first_pair(answer: str):
+    row = run_task("apigen_generator", EXAMPLES["apigen_generator"].row, ScriptedEngine([answer]))
+    assert row == {"query": "Add 1 and 2.", "answers": json.dumps(PAIR["answers"])}
+
+
+@pytest.mark.parametrize("answer", ['[{"query": "canary"}]', '["canary"]', '{"canary": 1}', "[]", "canary", "[[]]"])
+def test_what_is_no_pair_rejects_the_row_and_is_in_no_log(answer: str, caplog: pytest.LogCaptureFixture):
+    with pytest.raises(RowRejected, match="invalid_output"):
+        run_task("apigen_generator", EXAMPLES["apigen_generator"].row, ScriptedEngine([answer]))
+    assert "canary" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("passes", "kept"),
+    [("yes", True), ("Yes.", True), ("NO", False), (True, True), (False, False), ("unsure", None), (None, None)],
+)
+def test_a_semantic_check_says_yes_or_no(passes: Any, kept: bool | None):
+    answer = f"I think so:\n{json.dumps({'thought': 'It fits.', 'passes': passes})}"
+    given = EXAMPLES["apigen_semantic_checker"].row
+    if kept is None:
+        with pytest.raises(RowRejected, match="invalid_output"):
+            run_task("apigen_semantic_checker", given, ScriptedEngine([answer]))
+    else:
+        row = run_task("apigen_semantic_checker", given, ScriptedEngine([answer]))
+        assert row == {"keep_row_after_semantic_check": kept, "thought": "It fits."}

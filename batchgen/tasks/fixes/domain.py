@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,20 +23,29 @@ class GenerateSentencePair(tasks.GenerateSentencePair):  # type: ignore[misc]
         return dict(super().format_output(output, input))
 
 
-class _Unfenced:
-    """Reads JSON with words around it, or in a fence that names its language."""
+class APIGenGenerator(tasks.APIGenGenerator):  # type: ignore[misc]
+    """Reads JSON with words or a fence around it; distilabel writes what it cannot read into its log."""
 
-    def format_output(self: Any, output: str | None, input: dict[str, Any]) -> dict[str, Any]:
-        """What the JSON says."""
-        return dict(super().format_output(completions.data_text(output or ""), input))  # type: ignore[misc]
+    def format_output(self, output: str | None, input: dict[str, Any]) -> dict[str, Any]:
+        """The first query, and the calls that answer it as JSON."""
+        data = parse_data(output or "")
+        pairs = data.get("pairs", [data]) if isinstance(data, dict) else data
+        pair = pairs[0] if isinstance(pairs, list) and pairs else None
+        if not isinstance(pair, dict) or "answers" not in pair:
+            return {"query": None, "answers": None}
+        return {"query": pair.get("query"), "answers": json.dumps(pair["answers"])}
 
 
-class APIGenGenerator(_Unfenced, tasks.APIGenGenerator):  # type: ignore[misc]
-    """See `_Unfenced`."""
+class APIGenSemanticChecker(tasks.APIGenSemanticChecker):  # type: ignore[misc]
+    """Takes `Yes.` for yes and nothing but a no for no; distilabel takes all that is not just "yes" for no."""
 
-
-class APIGenSemanticChecker(_Unfenced, tasks.APIGenSemanticChecker):  # type: ignore[misc]
-    """See `_Unfenced`."""
+    def format_output(self, output: str | None, input: dict[str, Any]) -> dict[str, Any]:
+        """Whether the calls fit the query, and why."""
+        data = parse_data(output or "")
+        said = str(data.get("passes")).strip(" .!").lower() if isinstance(data, dict) else ""
+        passes = {"yes": True, "true": True, "no": False, "false": False}.get(said)
+        thought = data.get("thought") if passes is not None else None
+        return {"keep_row_after_semantic_check": passes, "thought": thought}
 
 
 class _Data:
