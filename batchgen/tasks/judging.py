@@ -134,9 +134,11 @@ def _finish_labels(row: Row, parameters: TextClassification, notes: list[str]) -
     if parameters.available_labels is not None:
         fallback = parameters.default_label or "Unclassified"
         legal = {*parameters.available_labels, *([fallback] if isinstance(fallback, str) else fallback)}
-        if not set(labels) <= legal:
+        known = {label.strip().casefold(): label for label in legal}
+        labels = [known.get(label.strip().casefold(), "") for label in labels]
+        if not all(labels):
             raise RowRejected("unknown_label")
-    return row
+    return {"labels": labels if parameters.n > 1 else labels[0]}
 
 
 def _finish_preference(row: Row, parameters: Preference, notes: list[str]) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -219,9 +220,11 @@ def test_ultrafeedback_needs_a_rating_a_text(answer: str):
 def test_text_classification_keeps_to_the_labels():
     labels = {"available_labels": ["sport", "art"]}
     row = {"text": "A goal."}
-    assert run_task("text_classification", row, ScriptedEngine(['{"labels": "sport"}']), **labels) == {
-        "labels": "sport"
-    }
+    for said in ("sport", "Sport", " SPORT "):
+        answer = ScriptedEngine([json.dumps({"labels": said})])
+        assert run_task("text_classification", row, answer, **labels) == {"labels": "sport"}
+    answer = ScriptedEngine(['{"labels": ["Art", "sport"]}'])
+    assert run_task("text_classification", row, answer, n=2, **labels) == {"labels": ["art", "sport"]}
     with pytest.raises(RowRejected, match="unknown_label"):
         run_task("text_classification", row, ScriptedEngine(['{"labels": "law"}']), **labels)
 
