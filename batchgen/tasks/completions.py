@@ -125,15 +125,13 @@ def judgements(text: str, fields: Sequence[str], number: int) -> list[list[str]]
     Returns:
         The values, a list a text; None where the answer has not just these for just these texts.
     """
-    headers = [int(header[1]) for header in _HEADER.finditer(text)]
-    if headers != list(range(number + 1 - len(headers), number + 1)):
+    headers, marks = [*_HEADER.finditer(text)], [*_FIELD.finditer(text)]
+    # The first text's header may be left out: the prompt ends where it would stand.
+    if [int(header[1]) for header in headers] != [*range(number + 1 - len(headers), number + 1)]:
         return None
-    marks = [*_FIELD.finditer(text)]
     if [mark[1].lower() for mark in marks] != [*fields] * number:
         return None
-    stops = sorted(
-        [*(mark.start() for mark in marks), *(header.start() for header in _HEADER.finditer(text)), len(text)]
-    )
+    stops = [*sorted(match.start() for match in (*headers, *marks)), len(text)]
     values = [text[mark.end() : next(stop for stop in stops if stop >= mark.end())] for mark in marks]
     # A value ends at a blank line: what follows is a remark on all of them.
     values = [re.split(r"\n\s*\n", value.strip())[0].strip() for value in values]
