@@ -30,7 +30,7 @@ def _plain(value: Any, field: str) -> Any:
         return os.fspath(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(item, f"{field}.{key}") for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, list | tuple):
         return [_plain(item, f"{field}[{index}]") for index, item in enumerate(value)]
     if hasattr(value, "tolist"):  # arrays and scalars of numpy
         return _plain(value.tolist(), field)

@@ -1,7 +1,8 @@
 """Reads what was asked for out of completions, in the shapes that chat models really give it.
 
 A prompt says "Rating: 4"; models write `**Rating:** 4/5`, say "Sure! Here are five queries:" before a list, and wish
-good luck after it. Nothing here guesses: what is not found, found twice or out of range is None, and the row rejected.
+good luck after it. A verdict is never guessed: one that is not found, found twice or out of range is None, and its row
+rejected. What only stands around a list or a rewritten text is told by its form, which is a heuristic.
 """
 
 from __future__ import annotations
@@ -81,8 +82,8 @@ def listed_instructions(text: str) -> tuple[list[str], int]:
     Where most lines are items of a list, lines before and after it are no instructions; what is indented, and bullets
     after a colon, belong to the item above. An announcement ("Here are five queries:") is none either.
     """
-    lines = [line.rstrip() for line in text.expandtabs().splitlines() if line.strip(" \t`") and "```" not in line[:6]]
-    indents = [len(line) - len(line.lstrip()) for line in lines]
+    lines = [line.rstrip() for line in text.splitlines() if line.strip(" \t`") and "```" not in line[:6]]
+    indents = [len(line.expandtabs()) - len(line.expandtabs().lstrip()) for line in lines]
     lines = [line.lstrip() for line in lines]
     marks = [_MARK.match(line) for line in lines]
     outermost = min((indent for indent, mark in zip(indents, marks, strict=True) if mark), default=0)
@@ -218,35 +219,36 @@ _ANSWER_LABEL = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _STEPS = re.compile(r"Step \d+:.*?(?=Step \d+:|The answer is:|$)|The answer is:.*", re.DOTALL)
+_RULE = re.compile(r"^[ \t]*-{3,}[ \t]*$", re.MULTILINE)
 ANSWER = "The answer is:"
 
 
 def solution_steps(text: str) -> list[str]:
     """The steps of a solution and, last, its answer, as Math-Shepherd has them."""
     text = _ANSWER_LABEL.sub(f"{ANSWER} ", _STEP_LABEL.sub(r"Step \1: ", text))
-    steps = [step.strip() for step in _STEPS.findall(text)]
+    steps = [_RULE.sub("", step).strip() for step in _STEPS.findall(text)]
     if steps and steps[-1].startswith(ANSWER):
         # What follows a blank line is a remark on the solution.
         steps[-1] = re.split(r"\n\s*\n", steps[-1])[0].rstrip("* ")
     return steps
 
 
-def solutions_in(text: str, structured: bool) -> list[list[str]]:
-    """The steps of every solution of a completion, without those in which no step is found."""
+def solutions_in(text: str, number: int, structured: bool) -> list[list[str]]:
+    """The steps of at most `number` solutions of a completion, without those in which no step is found."""
     if structured:
         data = parse_data(text)
         listed = data.get("solutions") if isinstance(data, dict) else None
-        texts = [
-            item["solution"]
-            for item in listed or ()
-            if isinstance(item, dict) and isinstance(item.get("solution"), str)
-        ]
+        items = [item.get("solution") for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+        texts = [item for item in items if isinstance(item, str)]
     else:
-        texts = re.split(r"^[ \t]*-{3,}[ \t]*$", text, flags=re.MULTILINE)
-    return [steps for steps in map(solution_steps, texts) if steps]
+        # A rule inside of the only solution separates its steps.
+        texts = _RULE.split(text) if number > 1 else [text]
+    return [steps for steps in map(solution_steps, texts) if steps][:number]
 
 
 def same_answer(one: str, other: str) -> bool:
-    """Whether two solutions end in the same answer, whatever is set around it."""
-    bare = [re.sub(r"[\s$*_`]", "", text.removeprefix(ANSWER)).rstrip(".").casefold() for text in (one, other)]
+    """Whether two solutions end in the same answer, whatever Markdown and dollars are set around it."""
+    bare = [
+        " ".join(text.removeprefix(ANSWER).strip("*`$ \n").rstrip(".").strip("*`$ \n").split()) for text in (one, other)
+    ]
     return bare[0] == bare[1] != ""

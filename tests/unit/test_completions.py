@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from batchgen.errors import RowRejected
-from batchgen.tasks.completions import listed_instructions, parse_data, solution_steps, without_lead
+from batchgen.tasks.completions import listed_instructions, parse_data, same_answer, solution_steps, without_lead
 from tests.helpers import ScriptedEngine, run_task, run_with_log
 from tests.task_examples import EXAMPLES
 
@@ -39,6 +39,7 @@ TWO = {"instruction": "Add.", "generations": ["a", "b"]}
         ("Translate this:\nIs it late?", ["Translate this:", "Is it late?"], 0),
         ("Which of these is largest:", ["Which of these is largest:"], 0),
         ("* Add.", ["Add."], 0),
+        ("1. Sort a\tb.\n2. Add.", ["Sort a\tb.", "Add."], 0),
         ("1. \n2. ", [], 0),
         ("```\n```", [], 0),
         ("", [], 0),
@@ -269,6 +270,7 @@ def test_data_with_words_around_it(text: str, data: Any):
         ("### Step 1: Add\n1 + 1 = 2\n\nSo the final answer is 2", ["Step 1: Add\n1 + 1 = 2", "The answer is: 2"]),
         ("Step 1. 1 + 1 = 2\nThe answer is: $2$\n\nI hope it helps!", ["Step 1: 1 + 1 = 2", "The answer is: $2$"]),
         ("Step 1: the answer is not 3\nThe answer is: 2", ["Step 1: the answer is not 3", "The answer is: 2"]),
+        ("Step 1: a\n\n---\n\nStep 2: b\n---\nThe answer is: 2\n---", ["Step 1: a", "Step 2: b", "The answer is: 2"]),
         ("It is 2.", []),
     ],
 )
@@ -282,6 +284,20 @@ STEPS = {
     "solutions": [["Step 1: 1 + 1 = 2", "Step 2: 2 + 1 = 3", "The answer is: 3"]],
     "golden_solution": ["Step 1: 3", "The answer is: $3$"],
 }
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("The answer is: 3", "The answer is: **$3$.**", True),
+        ("The answer is: 1 1/2", "The answer is: 11/2", False),
+        ("The answer is: .5", "The answer is: 5", False),
+        ("The answer is: x  = 3", "The answer is: x = 3", True),
+        ("The answer is:", "The answer is: ", False),
+    ],
+)
+def test_the_same_answer_may_be_set_otherwise(one: str, other: str, same: bool):
+    assert same_answer(one, other) == same
 
 
 def structured(*solutions: str) -> str:
@@ -327,8 +343,11 @@ def test_solutions_end_in_an_answer_and_missing_ones_are_noted():
     assert found == ({"golden_solution": solved}, [])
     (schema,) = [request.sampling["structured_outputs"]["json"] for request in engine.requests]
     assert (schema["properties"]["solutions"]["minItems"], schema["properties"]["solutions"]["maxItems"]) == (1, 1)
-    with pytest.raises(RowRejected, match="invalid_output"):
-        run_task(task, row, ScriptedEngine(["Step 1: I do not know."]))
+    ruled = "Step 1: 1 + 1 = 2\n\n---\n\n" + SOLVED
+    assert run_task(task, row, ScriptedEngine([ruled])) == {"golden_solution": ["Step 1: 1 + 1 = 2", *solved]}
+    for answer in ("Step 1: I do not know.", '{"solutions": 3}'):
+        with pytest.raises(RowRejected, match="invalid_output"):
+            run_task(task, row, ScriptedEngine([answer]))
 
 
 PAIR = {"query": "Add 1 and 2.", "answers": [{"name": "add", "arguments": {"a": 1}}]}

@@ -104,9 +104,10 @@ class MathShepherdGenerator(tasks.MathShepherdGenerator):  # type: ignore[misc]
 
     def format_output(self, output: str | None, input: dict[str, Any] | None = None) -> dict[str, Any]:
         """The steps of the golden solution, or of M solutions."""
-        found = completions.solutions_in(output or "", self.use_default_structured_output)
-        found = [steps for steps in found if steps[-1].startswith(completions.ANSWER)][: self.M or 1]
-        bridge.current_context().notes += ["solution_missing"] * ((self.M or 1) - len(found))
+        number = self.M or 1
+        found = completions.solutions_in(output or "", number, self.use_default_structured_output)
+        found = [steps for steps in found if steps[-1].startswith(completions.ANSWER)]
+        bridge.current_context().notes += ["solution_missing"] * (number - len(found))
         if self.M:
             return {"solutions": found}
         return {"golden_solution": found[0] if found else None}
@@ -143,7 +144,7 @@ class MathShepherdCompleter(tasks.MathShepherdCompleter):  # type: ignore[misc]
         return labelled
 
     def _ends_right(self, output: str, golden: str) -> bool:
-        found = completions.solutions_in(output, self.use_default_structured_output)[: self.N]
+        found = completions.solutions_in(output, self.N, self.use_default_structured_output)
         if not found:
             raise RowRejected("invalid_output")  # a step without a label is worth nothing
         return any(completions.same_answer(steps[-1], golden) for steps in found)
