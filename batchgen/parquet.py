@@ -14,15 +14,16 @@ def read_parquet(source: bytes | Path) -> pa.Table:
     """All rows of a file.
 
     Arrow 26 aborts the process ("terminate called without an active exception", in 1 to 4 of 10 runs of a short
-    command) where the interpreter ends while its pool of reading threads does, so that nothing here uses that pool.
+    command) where the interpreter ends while a thread of its pools still lets go of what it read, so that nothing here
+    uses them: neither the pool that decodes (`use_threads`) nor the one that reads ahead (`pre_buffer`).
     """
     given: Any = pa.BufferReader(source) if isinstance(source, bytes) else source
-    return pq.ParquetFile(given).read(use_threads=False)
+    return pq.ParquetFile(given, pre_buffer=False).read(use_threads=False)
 
 
 def first_rows(file: BinaryIO, rows: int) -> pa.RecordBatch | None:
-    """The first rows of a file; None where it has none. Without that pool, too."""
-    return next(pq.ParquetFile(file).iter_batches(rows, use_threads=False), None)
+    """The first rows of a file; None where it has none. Without those pools, too."""
+    return next(pq.ParquetFile(file, pre_buffer=False).iter_batches(rows, use_threads=False), None)
 
 
 def stored_type(type: pa.DataType) -> pa.DataType | None:
