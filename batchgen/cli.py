@@ -305,10 +305,12 @@ def _verify(options: argparse.Namespace) -> int:
         ("rows twice", found.twice),
         ("rows of another shard", found.foreign),
         ("corrupt shards", len(found.corrupt)),
+        ("dataset versions, sound", found.versions),
+        ("dataset versions, corrupt", len(found.corrupt_versions)),
     ]
     for name, number in lines:
         print(f"{name:<28} {number:>14,}")
-    for problem in found.corrupt:
+    for problem in (*found.corrupt, *found.corrupt_versions):
         print(f"batchgen: error: {problem}", file=sys.stderr)
     if found.ids_differ:
         print("batchgen: error: the rows are not those of the seeds that the run was planned with", file=sys.stderr)

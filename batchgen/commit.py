@@ -25,11 +25,11 @@ from batchgen.faultpoints import reach
 from batchgen.parquet import read_parquet
 from batchgen.plan import Plan, Shard
 from batchgen.progress import Progress
-from batchgen.records import read_record
-from batchgen.rows import OK, ResultRow, SeedRow, canonical_json
+from batchgen.records import RecordError, read_record, seal
+from batchgen.rows import OK, ResultRow, SeedRow
 from batchgen.store.base import ObjectStore
 
-FORMAT = 1
+FORMAT = 2
 _COMMIT_KEY = re.compile(r"commits/(\d{6,})/(\d{4,})\.(json|revoked)")
 
 
@@ -62,11 +62,10 @@ class Manifest:
     size: int
     sha256: str
     notes: Mapping[str, int] = field(default_factory=dict)
-    format: int = FORMAT
 
     def dump(self) -> bytes:
         """The bytes of a manifest file."""
-        return canonical_json(asdict(self))
+        return seal(asdict(self), FORMAT)
 
     @property
     def progress(self) -> Progress:
@@ -78,14 +77,12 @@ class Manifest:
         """The manifest of a shard.
 
         Raises:
-            CorruptShard: it is torn, of another format, or names a file that is not the shard's.
+            CorruptShard: it is torn, changed, of another format, or names a file that is not the shard's.
         """
         try:
-            manifest = read_record(cls, data)
-        except ValueError as error:
-            raise CorruptShard(f"shard {shard.name}: manifest cannot be read: {type(error).__name__}") from error
-        if manifest.format != FORMAT:
-            raise CorruptShard(f"shard {shard.name}: manifest of format {manifest.format}, not {FORMAT}")
+            manifest = read_record(cls, data, FORMAT)
+        except RecordError as error:
+            raise CorruptShard(f"shard {shard.name}: its manifest {error}") from error
         if manifest.key != attempt_key(shard, manifest.attempt) or "/" in manifest.attempt:
             raise CorruptShard(f"shard {shard.name}: manifest names a file that is not this shard's")
         if (manifest.shard, manifest.start, manifest.stop) != (shard.index, shard.start, shard.stop):

@@ -15,13 +15,14 @@ import pyarrow as pa
 from batchgen.errors import JobError, PlanMismatch, SeedError
 from batchgen.faultpoints import reach
 from batchgen.job import Job, Step
+from batchgen.records import OtherFormat, RecordError, seal, unseal
 from batchgen.rows import META_NAMES, canonical_json, in_words, kind_of, shard_schema
 from batchgen.seeds import Seeds
 from batchgen.store.base import ObjectStore
 from batchgen.tasks.spec import bare, is_required
 
 PLAN_KEY = "plan.json"
-FORMAT = 2
+FORMAT = 3
 # Engine arguments that change what is generated; any other (memory, batch sizes) may change between two starts.
 _TEXT_ARGUMENTS = (
     "max_model_len",
@@ -89,41 +90,36 @@ class Plan:
 
     def dump(self) -> bytes:
         """The plan as the bytes of `plan.json`."""
-        return canonical_json(
-            {
-                "format": FORMAT,
-                "fingerprint": self.fingerprint,
-                "inputs": self.inputs,
-                "rows": self.rows,
-                "shards": [list(asdict(shard).values()) for shard in self.shards],
-                "schema": self.schema.serialize().to_pybytes().hex(),
-                "step_columns": self.step_columns,
-            }
-        )
+        tree = {
+            "fingerprint": self.fingerprint,
+            "inputs": self.inputs,
+            "rows": self.rows,
+            "shards": [list(asdict(shard).values()) for shard in self.shards],
+            "schema": self.schema.serialize().to_pybytes().hex(),
+            "step_columns": self.step_columns,
+        }
+        return seal(tree, FORMAT)
 
     @classmethod
     def parse(cls, data: bytes) -> Plan:
         """The plan from the bytes of `plan.json`.
 
         Raises:
-            PlanMismatch: it is torn, or of another version of batchgen.
+            PlanMismatch: it is torn or changed, or of another version of batchgen.
         """
         try:
-            tree = json.loads(data)
-            if tree["format"] != FORMAT:
-                raise PlanMismatch(f"plan.json has format {tree['format']}; this batchgen reads format {FORMAT}")
-            plan = cls(
-                inputs=tree["inputs"],
-                rows=tree["shards"][-1][2],
-                shards=tuple(Shard(index, start, stop) for index, (_, start, stop) in enumerate(tree["shards"])),
-                schema=pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(tree["schema"]))),
-                step_columns={str(name): str(kind) for name, kind in tree["step_columns"].items()},
-            )
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError, pa.ArrowException) as error:
-            raise PlanMismatch(f"plan.json cannot be read: {type(error).__name__}") from error
-        if (plan.fingerprint, plan.rows) != (tree.get("fingerprint"), tree.get("rows")):
-            raise PlanMismatch("plan.json was changed after it was written")
-        return plan
+            tree = unseal(data, FORMAT)
+        except OtherFormat as error:
+            raise PlanMismatch(f"plan.json {error}") from error
+        except RecordError as error:
+            raise PlanMismatch(f"plan.json {error}; remove it, and the job's own command writes it again") from error
+        return cls(
+            inputs=tree["inputs"],
+            rows=tree["rows"],
+            shards=tuple(Shard(*shard) for shard in tree["shards"]),
+            schema=pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(tree["schema"]))),
+            step_columns=tree["step_columns"],
+        )
 
 
 def shard_bounds(rows: int, shard_rows: int | None = None) -> list[tuple[int, int]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import shutil
 import uuid
@@ -12,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from batchgen.card import render_configs
-from batchgen.errors import CorruptShard, StoreError, UserError
+from batchgen.errors import StoreError, UserError
 from batchgen.faultpoints import reach
-from batchgen.merge.version import CARD, DataFile, Version
+from batchgen.merge.version import CARD, Version, read_file
 from batchgen.paths import expanded
 from batchgen.store.base import ObjectStore
 
@@ -27,10 +26,10 @@ def publish_folder(store: ObjectStore, version: Version, folder: str | Path) -> 
         CorruptShard: a file of the version is not what was merged.
     """
     with _replacing(folder) as (fresh, target):
-        for name, file in version.files.items():
+        for name in version.files:
             path = fresh / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(_checked(store, version, name, file))
+            path.write_bytes(read_file(store, version, name))
         reach("dataset copied")
     return target
 
@@ -47,23 +46,12 @@ def publish_store(store: ObjectStore, version: Version) -> str:
     Raises:
         CorruptShard: a file of the version is not what was merged.
     """
-    for name, file in sorted(version.files.items(), key=lambda item: item[0] == CARD):
-        store.put(f"dataset/{name}", _checked(store, version, name, file))
+    for name in sorted(version.files, key=lambda name: name == CARD):
+        store.put(f"dataset/{name}", read_file(store, version, name))
     stale = set(store.list("dataset")) - {f"dataset/{name}" for name in version.files}
     for key in stale:
         store.delete(key)
     return f"{store.location}/dataset"
-
-
-def _checked(store: ObjectStore, version: Version, name: str, file: DataFile) -> bytes:
-    try:
-        with store.open(file.key) as source:
-            data = source.read()
-    except FileNotFoundError:
-        raise CorruptShard(f"version {version.number}: {name} is gone; merge again") from None
-    if hashlib.sha256(data).hexdigest() != file.sha256:
-        raise CorruptShard(f"version {version.number}: {name} is not what was merged; merge again")
-    return data
 
 
 def publish_configs(datasets: Mapping[str, Path], folder: str | Path) -> Path:

@@ -18,7 +18,7 @@ from batchgen.commit import (
     revocation_key,
 )
 from batchgen.errors import CorruptShard, PlanMismatch, UserError
-from batchgen.merge.version import latest_version, read_version, version_numbers
+from batchgen.merge.version import check_version, latest_version, read_version, version_numbers
 from batchgen.plan import Plan, Shard
 from batchgen.rows import OK
 from batchgen.store.base import ObjectStore
@@ -39,6 +39,8 @@ class Verification:
         twice: rows of a committed shard that stand there more than once.
         foreign: rows of a committed shard that are of another shard.
         corrupt: what is wrong, a line for every unsound shard.
+        versions: dataset versions whose files are what was merged.
+        corrupt_versions: what is wrong, a line for every other.
     """
 
     rows: int
@@ -52,12 +54,14 @@ class Verification:
     twice: int = 0
     foreign: int = 0
     corrupt: list[str] = field(default_factory=list)
+    versions: int = 0
+    corrupt_versions: list[str] = field(default_factory=list)
     ids_differ: bool = False
 
     @property
     def good(self) -> bool:
         """Whether nothing that is committed is wrong."""
-        return not (self.corrupt or self.lost or self.twice or self.foreign or self.ids_differ)
+        return not (self.corrupt or self.corrupt_versions or self.lost or self.twice or self.foreign or self.ids_differ)
 
 
 def verify(store: ObjectStore, plan: Plan) -> Verification:
@@ -98,6 +102,12 @@ def verify(store: ObjectStore, plan: Plan) -> Verification:
         found.sound += not (twice or foreign or lost)
     whole = not (found.missing or found.corrupt)
     found.ids_differ = whole and ids.hexdigest() != plan.inputs["seeds"]
+    for number in sorted(version_numbers(store)):
+        try:
+            check_version(store, read_version(store, number))
+            found.versions += 1
+        except CorruptShard as error:
+            found.corrupt_versions.append(str(error))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from batchgen.engines.chat import byte_chat
 from batchgen.generate import Worker
 from batchgen.job import Job
 from batchgen.plan import Plan, make_plan, settle_plan
+from batchgen.records import seal
 from batchgen.rows import SeedRow
 from batchgen.seeds import Seeds, load_seeds
 from batchgen.store import LocalStore
@@ -106,6 +108,12 @@ def worker_on(engine: Any, job: Job) -> tuple[Worker, Plan, Seeds, LocalStore]:
 def as_from_a_terminal() -> None:
     """What a child process does first where it is to be hung up: under `nohup`, tests have that ignored."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def resealed(record: bytes, **changes: Any) -> bytes:
+    """A record of a run with other fields, as a program that means to write it would."""
+    tree = {**json.loads(record), **changes}
+    return seal({name: value for name, value in tree.items() if name not in ("format", "digest")}, tree["format"])
 
 
 def seed_rows(*data: Mapping[str, Any]) -> list[SeedRow]:

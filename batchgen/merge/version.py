@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow.parquet as pq
 
@@ -23,10 +23,11 @@ from batchgen.faultpoints import reach
 from batchgen.job import Job
 from batchgen.merge.rows import Merged, merge_rows
 from batchgen.plan import Plan
-from batchgen.records import read_record
+from batchgen.records import RecordError, read_record, seal
 from batchgen.rows import canonical_json
 from batchgen.store.base import ObjectStore
 
+FORMAT = 1
 ROWS_PER_FILE = 250_000
 ROWS_PER_GROUP = 20_000
 CARD = "README.md"
@@ -112,12 +113,12 @@ def merge_run(store: ObjectStore, plan: Plan, job: Job, partial: bool = False) -
             # lies under a taken number and is not named never will be, and a garbage collection may remove it.
             files = {name: _described(path, f"versions/{number:04d}", name) for name, path in paths.items()}
             version = Version(number=number, files=files, **details)
-            if before is not None and before.content == version.content:
+            if before is not None and before.content == version.content and _is_sound(store, before):
                 return before
             for name, path in paths.items():
                 store.upload(files[name].key, path)
         reach("version uploaded")
-        if store.put_if_absent(_version_key(number), canonical_json(asdict(version))):
+        if store.put_if_absent(_version_key(number), seal(asdict(version), FORMAT)):
             reach("version named")
             return version
         before = read_version(store, number)
@@ -171,14 +172,13 @@ def read_version(store: ObjectStore, number: int) -> Version:
     """A version of a run.
 
     Raises:
-        CorruptShard: its file cannot be read.
+        CorruptShard: its record is torn or changed.
     """
     data = store.read(_version_key(number))
     try:
-        version = read_record(Version, data or b"")
-    except ValueError as error:
-        why = f"cannot be read ({type(error).__name__}); remove it and merge again"
-        raise CorruptShard(f"{_version_key(number)} {why}") from error
+        version = read_record(Version, data or b"", FORMAT)
+    except RecordError as error:
+        raise CorruptShard(f"{_version_key(number)} {error}; remove it and merge again") from error
     if version.number != number:
         raise CorruptShard(
             f"{_version_key(number)} says that it is version {version.number}; remove it and merge again"
@@ -186,3 +186,51 @@ def read_version(store: ObjectStore, number: int) -> Version:
     if not all(name == CARD or _DATA_FILE.fullmatch(name) for name in version.files):
         raise CorruptShard(f"{_version_key(number)} names a file that is none of a dataset; remove it and merge again")
     return version
+
+
+def check_version(store: ObjectStore, version: Version) -> None:
+    """Reads every byte of a version's files.
+
+    Raises:
+        CorruptShard: one of them is not what was merged.
+    """
+    for name, file in version.files.items():
+        with _opened(store, version, name) as source:
+            # typeshed asks for `readinto`, which BinaryIO leaves out and every store's files have.
+            digest = hashlib.file_digest(source, "sha256")  # type: ignore[arg-type]
+        if digest.hexdigest() != file.sha256:
+            raise _damaged(version, name, "is not what was merged")
+
+
+def read_file(store: ObjectStore, version: Version, name: str) -> bytes:
+    """A file of a version.
+
+    Raises:
+        CorruptShard: it is not what was merged.
+    """
+    with _opened(store, version, name) as source:
+        data = source.read()
+    if hashlib.sha256(data).hexdigest() != version.files[name].sha256:
+        raise _damaged(version, name, "is not what was merged")
+    return data
+
+
+def _is_sound(store: ObjectStore, version: Version) -> bool:
+    """Whether a version's files are what was merged; one that is damaged is replaced by the next."""
+    try:
+        check_version(store, version)
+    except CorruptShard:
+        return False
+    return True
+
+
+def _opened(store: ObjectStore, version: Version, name: str) -> BinaryIO:
+    try:
+        return store.open(version.files[name].key)
+    except FileNotFoundError:
+        raise _damaged(version, name, "is gone") from None
+
+
+def _damaged(version: Version, name: str, what: str) -> CorruptShard:
+    number = version.number
+    return CorruptShard(f"version {number}: {name} {what}; remove {_version_key(number)} and merge again")

@@ -17,7 +17,7 @@ from batchgen.cli import main
 from batchgen.errors import BatchgenError
 from batchgen.merge import latest_version
 from batchgen.store import LocalStore
-from tests.helpers import chaos_job
+from tests.helpers import chaos_job, resealed
 
 SEEDS = 80
 COMMANDS = (
@@ -68,6 +68,10 @@ def damage(folder: Path, seed: int) -> str:
             del parent[last]
         else:
             parent[last] = chance.choice(VALUES)
+        with contextlib.suppress(KeyError, TypeError):  # no format any more, or none that could be one
+            if path.name not in ("job.json", "plan.json") and chance.random() < 0.5:
+                path.write_bytes(resealed(json.dumps(tree).encode()))
+                return f"seed {seed}: {kind}, resealed, in {path.relative_to(folder)}"
         path.write_text(json.dumps(tree))
     elif kind == "removed":
         path.unlink()
@@ -109,12 +113,20 @@ def test_every_command_ends_with_an_answer(sound: Path, tmp_path: Path, capsys: 
             2,
             "job.json cannot be read (JSONDecodeError); the job's own command writes it again",
         ),
-        ("commits/000001/0000.json", {"ok": "9"}, "status", 1, "shard 000001: manifest cannot be read"),
-        ("versions/0001.json", {"kept": "all"}, "publish", 1, "versions/0001.json cannot be read (ValidationError)"),
-        ("versions/0001.json", {"number": 7}, "merge", 1, "versions/0001.json says that it is version 7; remove it"),
+        ("commits/000001/0000.json", {"ok": "9"}, "status", 1, "shard 000001: its manifest was changed after it was"),
+        ("commits/000001/0000.json", "{", "status", 1, "shard 000001: its manifest cannot be read (JSONDecodeError)"),
+        ("versions/0001.json", {"kept": "all"}, "publish", 1, "versions/0001.json was changed after it was written"),
+        (
+            "versions/0001.json",
+            {"number": 7},
+            "merge",
+            1,
+            "versions/0001.json was changed after it was written; remove",
+        ),
         ("versions/0001.json", "{", "merge", 1, "remove it and merge again"),
         ("plan.json", {"rows": 41}, "status", 2, "plan.json was changed after it was written"),
-        ("plan.json", {"shards": []}, "status", 2, "plan.json cannot be read"),
+        ("plan.json", "{", "status", 2, "plan.json cannot be read (JSONDecodeError)"),
+        ("plan.json", {"format": 2}, "status", 2, "plan.json has format 2; this batchgen reads format 3"),
     ],
 )
 def test_what_is_damaged_is_named(
@@ -133,9 +145,10 @@ def test_a_version_never_names_a_file_outside_the_dataset(sound: Path, tmp_path:
     folder = tmp_path / "run"
     shutil.copytree(sound, folder)
     record = folder / "versions" / "0001.json"
-    tree = json.loads(record.read_text())
+    sealed = record.read_bytes()
+    tree = json.loads(sealed)
     for name in ("../../escaped", "/escaped", "data/../../escaped"):
-        record.write_text(json.dumps({**tree, "files": {name: tree["files"]["README.md"]}}))
+        record.write_bytes(resealed(sealed, files={name: tree["files"]["README.md"]}))
         assert main(["publish", str(folder), "--to", str(tmp_path / "out")]) == 1
         assert "names a file that is none of a dataset" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]

@@ -12,14 +12,16 @@ import pytest
 
 from batchgen import run
 from batchgen.cli import main
-from batchgen.commit import committed, current_generations
-from batchgen.errors import CorruptShard
-from batchgen.merge import merge_run
-from batchgen.plan import read_plan
+from batchgen.commit import Manifest, committed, current_generations
+from batchgen.errors import CorruptShard, PlanMismatch
+from batchgen.merge import latest_version, merge_run, version
+from batchgen.merge.version import Version
+from batchgen.plan import Plan, Shard, read_plan
+from batchgen.records import RecordError, read_record
 from batchgen.store import LocalStore
 from batchgen.upkeep import collect, verify
 from tests.faults import ledger
-from tests.helpers import chaos_job
+from tests.helpers import chaos_job, resealed
 
 
 @pytest.fixture
@@ -73,8 +75,7 @@ DATA_FAULTS = {
 
 def edit(**changes):
     def change(path: Path) -> None:
-        tree = json.loads(path.read_text())
-        path.write_text(json.dumps({**tree, **changes}))
+        path.write_bytes(resealed(path.read_bytes(), **changes))
 
     return change
 
@@ -87,6 +88,8 @@ MANIFEST_FAULTS = {
     "of another plan": edit(fingerprint="0" * 32),
     "that counts other rows": edit(ok=9, rejected=1),
     "of another slice": edit(start=0),
+    "one bit flipped": flip,
+    "changed by hand": lambda path: path.write_text(path.read_text().replace('"rejected":0', '"rejected":1')),
 }
 
 
@@ -143,6 +146,67 @@ def test_a_bad_manifest_is_named_and_repaired(job, fault: str, capsys, tmp_path:
     run(job, in_process=True)
     assert main(["verify", job.output]) == 0
     ledger.record(f"manifest {fault}; revoked", 1, tmp_path / "run", 40)
+
+
+RECORDS = {
+    "plan.json": Plan.parse,
+    "commits/000001/0000.json": lambda data: Manifest.parse(data, Shard(1, 10, 20)),
+    "versions/0001.json": lambda data: read_record(Version, data, version.FORMAT),
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_no_bit_of_a_record_changes_unseen(job, name: str):
+    record, read = LocalStore(job.output).read(name), RECORDS[name]
+    read(record)
+    for at in range(len(record)):
+        for bit in range(8):
+            changed = record[:at] + bytes([record[at] ^ 1 << bit]) + record[at + 1 :]
+            with pytest.raises((PlanMismatch, CorruptShard, RecordError)):
+                read(changed)
+
+
+@pytest.mark.parametrize("fault", ["truncated", "emptied", "holed", "one bit flipped", "gone"])
+def test_a_damaged_version_is_named_and_merged_anew(job, fault: str, capsys, tmp_path: Path):
+    store, plan = store_and_plan(job)
+    first = latest_version(store)
+    (name,) = (name for name in first.files if name.endswith(".parquet"))
+    sound = store.read(first.files[name].key)
+    DATA_FAULTS[fault](store.path(first.files[name].key))
+    for command in (["verify", job.output], ["publish", job.output, "--to", str(tmp_path / "out")]):
+        assert main(command) == 1
+        assert f"version 1: {name} is" in (said := capsys.readouterr().err)
+        assert "remove versions/0001.json and merge again" in said
+    assert not (tmp_path / "out").exists()
+    result = run(job, in_process=True)
+    assert (result.version.number, store.read(result.version.files[name].key)) == (2, sound)
+    assert verify(store, plan).corrupt_versions, "what is named stays until somebody removes it"
+    store.delete("versions/0001.json")
+    assert main(["verify", job.output]) == 0
+    assert main(["gc", job.output]) == 0
+    ledger.record(f"version's file {fault}; merged again", 1, tmp_path / "run", 40)
+
+
+def test_a_damaged_version_whose_record_is_removed_is_merged_into_its_place(job, capsys):
+    store, plan = store_and_plan(job)
+    first = latest_version(store)
+    (name,) = (name for name in first.files if name.endswith(".parquet"))
+    flip(store.path(first.files[name].key))
+    store.delete("versions/0001.json")
+    assert main(["merge", job.output]) == 0
+    assert latest_version(store) == first
+    assert verify(store, plan).good
+
+
+def test_a_plan_that_is_changed_can_be_written_again(job, capsys, tmp_path: Path):
+    store, plan = store_and_plan(job)
+    flip(tmp_path / "run" / "plan.json")
+    with pytest.raises(PlanMismatch, match="remove it, and the job's own command writes it again"):
+        run(job, in_process=True)
+    store.delete("plan.json")
+    assert run(job, in_process=True).version.number == 1
+    assert store_and_plan(job)[1] == plan
+    assert main(["verify", job.output]) == 0
 
 
 def test_a_revoked_manifest_stays_and_a_second_revocation_needs_a_second_commit(job, capsys):
