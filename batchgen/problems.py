@@ -7,11 +7,9 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import yaml
-
 from batchgen.checks import Path
 from batchgen.errors import JobError
-from batchgen.yamlfile import YamlDocument
+from batchgen.yamlfile import YamlDocument, load_yaml
 
 LegalKeys = Callable[[Path], list[str]]
 
@@ -69,10 +67,7 @@ def apply_override(tree: dict[str, Any], text: str) -> Path:
     path: list[str | int] = []
     at: Any = tree
     parts = key.strip().split(".")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise JobError(f"--set {text}: the value is not valid YAML") from error
+    parsed = load_yaml(value, f"--set {text}").data
     for position, part in enumerate(parts):
         last = position == len(parts) - 1
         if isinstance(at, list):

@@ -11,6 +11,8 @@ import yaml
 from batchgen.errors import JobError
 
 Path = tuple[str | int, ...]
+# Values that stand in a document once and in what it says again; a few lines of aliases of aliases make billions.
+_MAX_REPEATED = 100_000
 
 
 @dataclass(frozen=True)
@@ -51,23 +53,51 @@ def load_yaml(text: str, name: str) -> YamlDocument:
         raise JobError(f"{where}: not valid YAML: {error.problem or error.context}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise JobError(f"{name}: not valid YAML: {str(error).splitlines()[0]}") from error
-    lines: dict[Path, int] = {}
+    places = _Places(name)
     if node is not None:
-        _walk(node, (), lines, name)
-    return YamlDocument(data, lines)
+        places.add(node, ())
+    return YamlDocument(data, places.lines)
 
 
-def _walk(node: yaml.Node, path: Path, lines: dict[Path, int], name: str) -> None:
-    lines.setdefault(path, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
+class _Places:
+    """The lines of a document's values.
+
+    Raises:
+        JobError: a key is given twice, or aliases make the document endless or as good as that.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.lines: dict[Path, int] = {}
+        self._name = name
+        self._known: set[int] = set()
+        self._around: set[int] = set()
+        self._repeated = 0
+
+    def add(self, node: yaml.Node, path: Path) -> None:
+        """Takes a value and all that is in it."""
+        line = node.start_mark.line + 1
+        self.lines.setdefault(path, line)
+        # An alias is the very node that it stands for.
+        if id(node) in self._around:
+            raise JobError(f"{self._name}:{line}: an alias to what it stands in")
+        self._repeated += id(node) in self._known
+        if self._repeated > _MAX_REPEATED:
+            raise JobError(f"{self._name}: its aliases repeat more than {_MAX_REPEATED:,} values; write fewer of them")
+        self._known.add(id(node))
+        self._around.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            self._add_entries(node, path)
+        elif isinstance(node, yaml.SequenceNode):
+            for index, value in enumerate(node.value):
+                self.add(value, (*path, index))
+        self._around.remove(id(node))
+
+    def _add_entries(self, node: yaml.MappingNode, path: Path) -> None:
         seen: set[str] = set()
         for key, value in node.value:
             line = key.start_mark.line + 1
             if key.value in seen:
-                raise JobError(f"{name}:{line}: {key.value}: key given twice")
+                raise JobError(f"{self._name}:{line}: {key.value}: key given twice")
             seen.add(key.value)
-            lines[*path, key.value] = line
-            _walk(value, (*path, key.value), lines, name)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            _walk(value, (*path, index), lines, name)
+            self.lines[*path, key.value] = line
+            self.add(value, (*path, key.value))

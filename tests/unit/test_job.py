@@ -25,6 +25,8 @@ steps:
 merge: {near: {threshold: 0.8}}
 output: runs/magpie-math
 """
+# A hundred million values in nine lines.
+ALIASES = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else '0'] * 10)}]" for i in range(8))
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -110,6 +112,8 @@ def test_a_job_cannot_be_changed(tmp_path: Path):
         ("name: magpie-math", "name: a/b", "/job.yaml:1: name:"),
         ("seed: 42", "seed: 42\nseed: 43", "/job.yaml:3: seed: key given twice"),
         ("seed: 42", "seed: [42", "not valid YAML"),
+        ("count: 10000", "rows: &a [*a]", "/job.yaml:3: an alias to what it stands in"),
+        ("seed: 42", f"seed: 42\n{ALIASES}", "/job.yaml: its aliases repeat more than 100,000 values"),
         ("output: runs/magpie-math", "", "/job.yaml:1: output: missing"),
         ("name: magpie-math", "name: !!python/object/apply:os.getcwd []", "not valid YAML"),
         ("    n_turns: 1", "    explode: instruction", "steps[0].explode: must read `list column -> new column`"),
@@ -173,7 +177,9 @@ def test_a_source_that_is_set_replaces_the_one_in_the_file_with_what_belongs_to_
         ("source.count=many", "--set: source.count: input should be a valid integer"),
         ("steps.7.task=magpie", "'7' is no index of a list of 1"),
         ("name.x=1", "is no mapping"),
-        ("seed=[1", "not valid YAML"),
+        ("seed=[1", "--set seed=[1:1: not valid YAML: expected"),
+        ("source.rows=&a [*a]", "an alias to what it stands in"),
+        ("model={path: a, path: b}", "path: key given twice"),
     ],
 )
 def test_a_bad_override_is_named(tmp_path: Path, override: str, message: str):
@@ -367,3 +373,12 @@ def test_n_is_another_word_for_generations(sampling: dict, step: dict, times: in
     job = Job.of({**tree, "sampling": sampling, "steps": [{"task": "magpie", **step}]})
     assert job.generations(job.steps[0]) == times
     assert "n" not in job.step_sampling(job.steps[0])
+
+
+def test_aliases_and_merged_keys_are_taken_as_what_they_stand_for(tmp_path: Path):
+    text = GOOD.replace("  - task: magpie", "  - &first {task: magpie}\n  - <<: *first").replace(
+        "{max_model", "&e {max_model"
+    )
+    job = Job.load(write(tmp_path, f"{text}models: {{b: {{path: embedded, engine: *e}}}}\n"))
+    assert [step.task for step in job.steps] == ["magpie", "magpie"]
+    assert job.models["b"].engine == job.model.engine
