@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 from batchgen.commit import Manifest, committed
 from batchgen.drive import Driver, Status
+from batchgen.engines.installed import missing
 from batchgen.engines.structure import check_structure
 from batchgen.errors import BatchgenError, JobError, ModelError, UserError
 from batchgen.fleet import Fleet, HostConfig, place_engines
@@ -63,10 +65,15 @@ def plan_run(job: Job, trust_remote_code: bool = False) -> tuple[Plan, Seeds]:
     return plan.with_versions(_check_models(job, trust_remote_code)), seeds
 
 
+def _models_used(job: Job) -> list[str | None]:
+    """The models that engines are started for: the job's own (None), and the further ones that steps name."""
+    return [None, *dict.fromkeys(step.model for step in job.steps if step.model is not None)]
+
+
 def _check_models(job: Job, trust_remote_code: bool) -> dict[str | None, ModelVersion]:
     """The versions of the models that are used, by name."""
     versions = {}
-    for name in (None, *dict.fromkeys(step.model for step in job.steps if step.model is not None)):
+    for name in _models_used(job):
         steps = [step for step in job.steps if step.model == name]
         versions[name] = _check_model(job.model if name is None else job.models[name], steps, trust_remote_code)
     for index, step in enumerate(job.steps):
@@ -136,6 +143,8 @@ def run(
     if not isinstance(job, Job):
         job = Job.of(job, tasks=tasks) if isinstance(job, Mapping) else Job.load(job, tasks=tasks)
     plan, seeds = plan_run(job, trust_remote_code)
+    if in_process or not (address or os.environ.get("RAY_ADDRESS")):
+        _check_installed(job)
     store = open_store(job.output)
     probe(store)
     plan = settle_plan(store, plan)
@@ -155,6 +164,18 @@ def run(
         return Result(job.output, progress, version, publish_store(store, version))
     folder = publish_folder(store, version, expanded(job.output) / "dataset")
     return Result(job.output, progress, version, str(folder))
+
+
+def _check_installed(job: Job) -> None:
+    """Refuses a job whose engines would lack a package on this machine, which is where they are to run.
+
+    Raises:
+        ModelError: says which, and how to get it.
+    """
+    for name in _models_used(job):
+        model = job.model if name is None else job.models[name]
+        if model.path != "chaos" and (message := missing(model.backend)) is not None:
+            raise ModelError(f"{'model' if name is None else f'models.{name}'}.backend: {message}")
 
 
 def check_output(output: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from batchgen.engines.base import Completion, EngineSpec, Request
 from batchgen.engines.chat import TemplateChat, chat_from_tokenizer, load_tokenizer
+from batchgen.engines.installed import check_installed
 from batchgen.engines.options import TransformersOptions
 from batchgen.engines.repository import Repository, find_model
 from batchgen.errors import EngineDead, EngineStartError, RowRejected
@@ -50,6 +51,7 @@ class TransformersEngine:
 
     async def start(self) -> None:
         """Loads the model; raises `EngineStartError`."""
+        check_installed("transformers")
         spec = self.spec
         repository = find_model(spec.path, spec.revision)
         self._tokenizer = load_tokenizer(repository, spec.trust_remote_code)

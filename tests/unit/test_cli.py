@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from batchgen.cli import build_parser, main
+from batchgen.engines import EngineSpec, build_engine
+from batchgen.errors import EngineStartError
 
 CHAOS = """\
 name: test
@@ -196,3 +199,21 @@ def test_the_readme_s_table_of_tasks_is_the_step_table():
 
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     assert f"-->\n{markdown()}\n<!-- /tasks -->" in readme, "put in what `batchgen tasks --markdown` prints"
+
+
+def test_vllm_that_is_not_installed_is_named_before_anything_starts(folder: Path, monkeypatch, capsys):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setitem(sys.modules, "vllm", None)  # to Python it is not there
+    (folder / "job.yaml").write_text(CHAOS.replace("path: chaos", "path: embedded"))
+    assert main(["plan", "job.yaml"]) == 0, "it may be planned on a machine that runs no engine"
+    assert main(["run", "job.yaml"]) == 2
+    assert "error: model.backend: vLLM is not installed in this environment; in" in capsys.readouterr().err
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize(("backend", "package"), [("vllm", "vllm"), ("transformers", "torch")])
+def test_where_a_cluster_s_machine_lacks_an_engine_no_second_start_is_tried(monkeypatch, backend: str, package: str):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(EngineStartError, match="is not installed in this environment") as caught:
+        asyncio.run(build_engine(EngineSpec("embedded", backend)).start())
+    assert caught.value.final
