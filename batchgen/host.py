@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import platform
 import time
 
 from batchgen.commit import new_attempt
@@ -84,8 +83,8 @@ async def _check_shared(store: ObjectStore, plan: Plan) -> None:
     if data is None or Plan.parse(data).fingerprint != plan.fingerprint:
         found = "holds another run" if data is not None else "is not there"
         raise EngineStartError(
-            f"output: {store.location} {found} on the machine of this engine ({platform.node()}); it has to be a "
-            "folder that all machines share, or s3://bucket/prefix"
+            f"output: {store.location} {found} on the machine of this engine; it has to be a folder that all machines "
+            "share, or s3://bucket/prefix"
         )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import platform
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -32,9 +33,15 @@ _MACHINE_GONE = "the engine's machine left the cluster"
 
 
 class _Actor:
-    """An engine host in a process of its own."""
+    """An engine host in a process of its own.
 
-    def __init__(self, config: HostConfig, log: str | None, threads: int | None) -> None:
+    Args:
+        log: where its output goes; None: wherever Ray sends it.
+        threads: of OpenMP; None: as many as it takes.
+        local: whether the cluster is one machine, which messages need not name.
+    """
+
+    def __init__(self, config: HostConfig, log: str | None, threads: int | None, local: bool) -> None:
         if log is not None:
             _redirect_output(log)
         if threads is not None:
@@ -47,6 +54,7 @@ class _Actor:
         from batchgen.host import EngineHost
 
         self._host = EngineHost(config)
+        self._where = "" if local else f"on {platform.node()}: "
 
     async def placed(self) -> None:
         """Answers as soon as the actor runs somewhere."""
@@ -56,7 +64,8 @@ class _Actor:
         try:
             return await self._host.start()
         except Exception as error:
-            return EngineStartError(str(error) or type(error).__name__, getattr(error, "final", False))
+            message = f"{self._where}{str(error) or type(error).__name__}"
+            return EngineStartError(message, getattr(error, "final", False))
 
     async def run(self, work: Work) -> Answer:
         return await self._host.run(work)
@@ -96,6 +105,7 @@ class RayFleet:
         self._config = config
         self._logs = logs
         self._placement = placement
+        self._local = local
         # Engines of one machine share its cores; on a cluster Ray's scheduler and the machine decide.
         shared = local and not placement.gpus
         self._threads = max(1, usable_cores() // placement.engines) if shared else None
@@ -146,7 +156,8 @@ class RayFleet:
         log = self.log_of(engine)
         create = ray.remote(_Actor).options(**options).remote
         try:
-            actor = await ask(create, replace(self._config, seed=seed), str(log) if log else None, self._threads)
+            config = replace(self._config, seed=seed)
+            actor = await ask(create, config, str(log) if log else None, self._threads, self._local)
         except TimeoutError:
             raise EngineStartError("Ray does not answer") from None
         self._actors[engine] = actor

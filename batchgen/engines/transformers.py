@@ -64,7 +64,7 @@ class TransformersEngine:
 
     def _load(self, repository: Repository) -> None:
         import torch
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, GenerationConfig
 
         spec = self.spec
         torch.manual_seed(spec.seed % 2**63)
@@ -78,6 +78,9 @@ class TransformersEngine:
             dtype=self.options.dtype,
         )
         self._model = model.to(device).eval()
+        # Of the model's own config for generation only the tokens: what a job leaves open is vLLM's to say.
+        own = model.generation_config
+        model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
         limit = getattr(model.config, "max_position_embeddings", None) or 2**31
         self._max_model_len = min(limit, self.options.max_model_len or limit)
 

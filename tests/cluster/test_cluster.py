@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import secrets
 import shutil
 import socket
@@ -170,7 +171,7 @@ def test_a_job_is_submitted_with_its_seeds_and_followed_to_its_dataset(head, fol
 def test_a_submitted_job_that_fails_gives_its_exit_code(head, folder: Path):
     code, out = batchgen("submit", "job.yaml", "--address", head[1], "--set", "model.engine={start_failures: true}")
     assert code == 1, out
-    assert "this engine never starts" in out
+    assert f"on {platform.node()}: chaos: this engine never starts" in out, "of many machines it says which"
 
 
 @with_token

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from batchgen.embedded import MODEL_PATH
 from batchgen.engines import build_engine
 from batchgen.engines.base import Engine, EngineSpec, Request
 from batchgen.engines.chaos import ChaosEngine
@@ -121,3 +125,24 @@ def test_requests_of_different_sampling_go_side_by_side(engine: Engine, loop_thr
         return await asyncio.gather(*(engine.generate(request) for request in requests))
 
     assert [completion.output_tokens for completion in loop_thread.run(go())] == [3 + n % 3 for n in range(12)]
+
+
+def test_sampling_that_a_job_leaves_open_is_vllm_s_and_not_the_model_s_own(loop_thread, tmp_path: Path):
+    """A model's generation config narrows what is drawn; vLLM, given SamplingParams, does not look at it."""
+    folder = tmp_path / "model"
+    shutil.copytree(MODEL_PATH, folder)
+    config = json.loads((folder / "generation_config.json").read_text())
+    narrow = {"do_sample": True, "temperature": 0.01, "top_k": 1, "top_p": 0.01, "repetition_penalty": 1.3}
+    (folder / "generation_config.json").write_text(json.dumps(config | narrow))
+    engine = build_engine(EngineSpec(str(folder), backend="transformers", arguments={"max_batch_size": 30}, seed=3))
+    loop_thread.run(engine.start())
+    prompt, (_, stop) = engine.chat.user_prompt([]).token_ids, engine.chat.user_stop
+
+    async def ask():
+        requests = (Request(prompt, {"max_tokens": 40}, number, stop_token_ids=stop) for number in range(30))
+        return await asyncio.gather(*map(engine.generate, requests))
+
+    completions = loop_thread.run(ask())
+    loop_thread.run(engine.stop())
+    assert len({completion.text for completion in completions}) > 15
+    assert {completion.finish_reason for completion in completions} == {"stop"}
