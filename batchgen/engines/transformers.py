@@ -109,7 +109,7 @@ class TransformersEngine:
             while not self._waiting.empty():
                 held.append(self._waiting.get_nowait())
             # Only equal parameters go together: `generate` has one set of them a batch.
-            same = [item for item in held if _key(item[0]) == _key(held[0][0])][: self.slots]
+            same = [item for item in held if self._key(item[0]) == self._key(held[0][0])][: self.slots]
             taken = {id(item[1]) for item in same}
             held = [item for item in held if id(item[1]) not in taken]
             try:
@@ -132,7 +132,7 @@ class TransformersEngine:
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         padded = [[pad] * (longest - len(request.token_ids)) + list(request.token_ids) for request in requests]
         mask = [[0] * (longest - len(request.token_ids)) + [1] * len(request.token_ids) for request in requests]
-        options, ends = self._options(requests[0], longest)
+        options, ends = self._options(requests[0])
         with torch.inference_mode():
             output = model.generate(
                 input_ids=torch.tensor(padded, device=model.device),
@@ -143,19 +143,35 @@ class TransformersEngine:
                 **options,
             )
         answers = output[:, longest:].tolist()
-        return [self._completion(request, answer, ends) for request, answer in zip(requests, answers, strict=True)]
+        return [self._completion(request, answer, ends, pad) for request, answer in zip(requests, answers, strict=True)]
 
-    def _options(self, request: Request, longest: int) -> tuple[dict[str, Any], set[int]]:
+    def _room(self, request: Request) -> int:
+        """Tokens that a completion may have; one without a limit ends with the model's context."""
+        left = self._max_model_len - len(request.token_ids)
+        wanted = request.sampling.get("max_tokens")
+        return left if wanted is None else min(wanted, left)
+
+    def _key(self, request: Request) -> str:
+        """What all requests of a batch share.
+
+        Their room too, or a long one would cut those beside it; and their length, where padding would be taken for
+        words that are not to be repeated.
+        """
+        sampling = sorted(request.sampling.items())
+        length = len(request.token_ids) if request.sampling.get("repetition_penalty", 1.0) != 1.0 else None
+        return repr((sampling, tuple(request.stop), tuple(request.stop_token_ids), self._room(request), length))
+
+    def _options(self, request: Request) -> tuple[dict[str, Any], set[int]]:
         sampling = request.sampling
         options = {_SAMPLING[name]: value for name, value in sampling.items() if name in _SAMPLING}
-        options["max_new_tokens"] = min(options["max_new_tokens"], self._max_model_len - longest)
+        options["max_new_tokens"] = self._room(request)
         options["do_sample"] = options.get("temperature", 1.0) > 0
         if not options["do_sample"]:
             options = {
                 name: options[name] for name in options if name not in ("temperature", "top_p", "top_k", "min_p")
             }
         if options.get("top_k", 0) <= 0:
-            options["top_k"] = 0  # else a model's own generation config decides
+            options["top_k"] = 0  # transformers' own default is 50
         if stops := _stop_texts(request):
             options["stop_strings"] = stops
         model_ends = self._model.generation_config.eos_token_id
@@ -163,22 +179,20 @@ class TransformersEngine:
         ends |= {*(sampling.get("stop_token_ids") or ()), *request.stop_token_ids}
         return options, {end for end in ends if end is not None}
 
-    def _completion(self, request: Request, answer: list[int], ends: set[int]) -> Completion:
-        end = next((i for i, token in enumerate(answer) if token in ends), None)
-        ids = answer if end is None else answer[:end]
+    def _completion(self, request: Request, answer: list[int], ends: set[int], pad: int) -> Completion:
+        # One that has ended at a stop text is padded as long as others go on.
+        stop_at = next((i for i, token in enumerate(answer) if token in ends or token == pad), len(answer))
+        ids, ended = answer[:stop_at], answer[stop_at : stop_at + 1]
         text = self._tokenizer.decode(ids, skip_special_tokens=request.sampling.get("skip_special_tokens", True))
-        stopped = end is not None
+        stopped = bool(ended)
         for stop in _stop_texts(request):
             before, found, _ = text.partition(stop)
             if found:
                 text, stopped = before, True
-        return Completion(text, "stop" if stopped else "length", len(request.token_ids), len(ids) + (end is not None))
+        output_tokens = len(ids) + sum(token in ends for token in ended)
+        return Completion(text, "stop" if stopped else "length", len(request.token_ids), output_tokens)
 
 
 def _stop_texts(request: Request) -> list[str]:
     stop = request.sampling.get("stop") or []
     return [*([stop] if isinstance(stop, str) else stop), *request.stop]
-
-
-def _key(request: Request) -> str:
-    return repr((sorted(request.sampling.items()), tuple(request.stop), tuple(request.stop_token_ids)))

@@ -146,3 +146,40 @@ def test_sampling_that_a_job_leaves_open_is_vllm_s_and_not_the_model_s_own(loop_
     loop_thread.run(engine.stop())
     assert len({completion.text for completion in completions}) > 15
     assert {completion.finish_reason for completion in completions} == {"stop"}
+
+
+def test_a_long_neighbour_does_not_cut_a_completion(transformers_engine: Engine, loop_thread):
+    """Requests are padded to the longest of their batch, which has little room left."""
+    engine = transformers_engine
+    short = engine.chat.prompt(QUESTION).token_ids
+    long = (list(engine.chat.prompt([{"role": "user", "content": "long " * 2000}]).token_ids) * 3)[: 2048 - 3]
+
+    async def ask(limit: int | None):
+        sampling = {"temperature": 0.0, "max_tokens": limit}
+        return await asyncio.gather(*(engine.generate(Request(ids, sampling, 0)) for ids in (short, long, short)))
+
+    for limit in (40, None):
+        first, cut, second = loop_thread.run(ask(limit))
+        assert first.text.strip() == second.text.strip() == "The capital of Japan is Tokyo."
+        assert first.finish_reason == "stop"
+        assert cut.output_tokens <= 3
+
+
+def test_a_completion_costs_the_same_whatever_goes_on_beside_it(transformers_engine: Engine, loop_thread):
+    engine = transformers_engine
+    questions = ("What is the capital of Japan?", "What is the capital of Japan? Explain your answer step by step.")
+    prompts = [engine.chat.prompt([{"role": "user", "content": question}]).token_ids for question in questions]
+    sampling = {"temperature": 0.0, "max_tokens": 40, "stop": ["Japan"]}
+
+    async def ask(number: int):
+        return await asyncio.gather(*(engine.generate(Request(ids, sampling, 0)) for ids in prompts[:number]))
+
+    (alone,), (beside, other) = (loop_thread.run(ask(number)) for number in (1, 2))
+    assert beside == alone
+    assert other.output_tokens > alone.output_tokens, "or nothing went on beside it"
+
+
+@with_a_model
+def test_without_a_limit_a_completion_ends_with_the_context(ask):
+    (completion,) = ask(sampling={"temperature": 0.0, "max_tokens": None})
+    assert completion.text.strip() == "The capital of Japan is Tokyo."
