@@ -87,6 +87,8 @@ class OpenAIEngine:
         if not answer.choices:
             raise RowRejected("refused_by_server")
         choice = answer.choices[0]
+        if choice.finish_reason == "content_filter":
+            raise RowRejected("content_filter")  # what is there was broken off
         logprobs = choice.logprobs.content if choice.logprobs and choice.logprobs.content else ()
         return Completion(
             text=choice.message.content or "",

@@ -27,6 +27,7 @@ class Server:
         self.unknown: str | None = None
         self.loose = False
         self.told: dict[str, str] = {}
+        self.finish = "stop"
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.at_once = self.most = 0
@@ -62,7 +63,7 @@ class Server:
                     self.send(status, {"error": {"message": f"refused, and quoting {body['messages']} {SECRET}"}})
                     return
                 message = {"role": "assistant", "content": "A fine answer.", **server.told}
-                choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
+                choice = {"index": 0, "message": message, "finish_reason": server.finish, "logprobs": None}
                 if body.get("logprobs"):
                     choice["logprobs"] = {
                         "content": [{"token": "A", "logprob": -0.5, "bytes": None, "top_logprobs": []}]
@@ -159,6 +160,12 @@ def test_a_server_that_stays_away_stops_the_run_and_quotes_nothing(server: Serve
 def test_a_request_that_the_server_refuses_rejects_its_row_alone(server: Server):
     server.statuses = [400]
     with pytest.raises(RowRejected, match="refused_by_server"):
+        ask(server)
+
+
+def test_an_answer_that_a_filter_broke_off_is_none(server: Server):
+    server.finish = "content_filter"
+    with pytest.raises(RowRejected, match="content_filter"):
         ask(server)
 
 
