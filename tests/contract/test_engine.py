@@ -179,6 +179,26 @@ def test_a_completion_costs_the_same_whatever_goes_on_beside_it(transformers_eng
     assert other.output_tokens > alone.output_tokens, "or nothing went on beside it"
 
 
+def test_padding_is_nothing_that_a_penalty_falls_on(loop_thread, tmp_path: Path):
+    """Many models are padded with the token that ends their turns, which would not come any more."""
+    folder = tmp_path / "model"
+    shutil.copytree(MODEL_PATH, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "pad_token": config["eos_token"]}))
+    engine = build_engine(EngineSpec(str(folder), backend="transformers", seed=3))
+    loop_thread.run(engine.start())
+    short = list(engine.chat.user_prompt([]).token_ids)
+    prompts = [short, short + list(engine.chat.prompt(QUESTION).token_ids)[len(short) : len(short) + 3]]
+    sampling = {"temperature": 0.0, "max_tokens": 40, "repetition_penalty": 50.0}
+
+    async def ask(number: int):
+        return await asyncio.gather(*(engine.generate(Request(ids, sampling, 0)) for ids in prompts[:number]))
+
+    (alone,), (beside, _) = (loop_thread.run(ask(number)) for number in (1, 2))
+    loop_thread.run(engine.stop())
+    assert beside == alone
+
+
 @with_a_model
 def test_without_a_limit_a_completion_ends_with_the_context(ask):
     (completion,) = ask(sampling={"temperature": 0.0, "max_tokens": None})
