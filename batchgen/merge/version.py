@@ -229,6 +229,8 @@ def _opened(store: ObjectStore, version: Version, name: str) -> BinaryIO:
         return store.open(version.files[name].key)
     except FileNotFoundError:
         raise _damaged(version, name, "is gone") from None
+    except ValueError:  # a key that leaves the store
+        raise _damaged(version, name, "is named outside of the run") from None
 
 
 def _damaged(version: Version, name: str, what: str) -> CorruptShard:

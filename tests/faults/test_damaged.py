@@ -154,6 +154,19 @@ def test_a_version_never_names_a_file_outside_the_dataset(sound: Path, tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
+def test_a_version_never_reads_a_file_outside_the_run(sound: Path, tmp_path: Path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(sound, folder)
+    record = folder / "versions" / "0001.json"
+    files = json.loads(record.read_bytes())["files"]
+    card = {**files["README.md"], "key": "../../etc/passwd"}
+    record.write_bytes(resealed(record.read_bytes(), files={**files, "README.md": card}))
+    for command in (["verify", str(folder)], ["publish", str(folder), "--to", str(tmp_path / "out")]):
+        assert main(command) == 1
+        assert "version 1: README.md is named outside of the run" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
 def test_files_that_are_nobody_s_change_nothing(sound: Path, tmp_path: Path):
     folder = tmp_path / "run"
     shutil.copytree(sound, folder)
