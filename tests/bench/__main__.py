@@ -1,4 +1,7 @@
-"""Runs the benchmarks: `make bench`, or `python -m tests.bench [fill|bridge|merge|protocol|resume] [--repeats N]`."""
+"""Runs the benchmarks: `make bench`, or `python -m tests.bench [fill|bridge|merge|protocol|resume] [--repeats N]`.
+
+`fill_gpu` wants a GPU, and runs only where it is named.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +20,18 @@ BENCHMARKS = {
     "merge": merge.measure,
     "protocol": protocol.measure,
     "resume": resume.measure,
+    "fill_gpu": fill.measure_gpu,
 }
+DEFAULT = [name for name in BENCHMARKS if name != "fill_gpu"]
 
 
 def main() -> int:
     """Runs what was asked for and writes `results/<name>.json`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], help="all by default")
+    parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], help="all but fill_gpu by default")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    for name in options.names or BENCHMARKS:
+    for name in options.names or DEFAULT:
         result = {
             "benchmark": name,
             "command": f"python -m tests.bench {name} --repeats {options.repeats}",

@@ -10,7 +10,8 @@ import asyncio
 import statistics
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,34 @@ from batchgen.plan import make_plan, settle_plan
 from batchgen.rows import random_seed
 from batchgen.seeds import load_seeds
 from batchgen.store import LocalStore
-from tests.bench.workload import ROWS, SLOTS, SPEC, SYSTEM_PROMPT, TURNS, FixedLengths, raw
+from tests.bench.shapes import SHAPES, make_model
+from tests.bench.workload import CPU, SYSTEM_PROMPT, TURNS, FixedLengths, Lengths, Workload, raw
 
-# A run drains once, at its end; a real one lasts hours, so this one is not to be all end.
-REPEAT_ROWS = 4 * ROWS
+# vLLM's own number of slots; lengths as on the CPU, and as of an instruct model's questions and answers.
+GPU = {
+    "qwen2-0.5b": Workload("qwen2-0.5b", rows_per_slot=4),
+    "qwen2-0.5b, long": Workload("qwen2-0.5b", Lengths(150, 1000), rows_per_slot=3),
+    "embedded": Workload("embedded", rows_per_slot=4),
+}
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a pair.
+
+    Args:
+        cpu: seconds of CPU of the actor's process, which has vLLM's front end and the tasks' code; the engine itself
+            runs in a process of its own on a GPU, and in threads of this one on the CPU.
+    """
+
+    tokens: int
+    seconds: float
+    cpu: float
+
+    @property
+    def rate(self) -> float:
+        """Output tokens a second."""
+        return self.tokens / self.seconds
 
 
 class BenchHost(EngineHost):
@@ -36,49 +61,58 @@ class BenchHost(EngineHost):
 
     def __init__(self, config: HostConfig) -> None:
         super().__init__(config)
-        self._engine = FixedLengths(self._engine)
+        self._engine: FixedLengths = FixedLengths(self._engine)
 
-    async def raw(self) -> tuple[int, float]:
-        """(output tokens, seconds) of the raw engine on the same workload."""
+    async def raw(self) -> Side:
+        """The raw engine on the same workload."""
         config = self._config
-        rows = load_seeds(config.job.source).slice(0, REPEAT_ROWS)
-        seeds = [random_seed(config.job.seed, row.id, "", 0) for row in rows]
-        started = time.perf_counter()
-        tokens = await raw(self._engine, 2 * SLOTS, seeds)
-        return tokens, time.perf_counter() - started
+        seeds = [
+            random_seed(config.job.seed, row.id, "", 0)
+            for row in load_seeds(config.job.source).slice(0, config.job.source.count or 0)
+        ]
+        started, cpu = time.perf_counter(), time.process_time()
+        tokens = await raw(self._engine, 2 * self._engine.slots, seeds)
+        return Side(tokens, time.perf_counter() - started, time.process_time() - cpu)
 
-    async def reopen(self, config: HostConfig) -> None:
+    async def reopen(self, config: HostConfig, lengths: Lengths = CPU.lengths) -> None:
         """A worker for another run, on the same engine."""
         from batchgen.generate import Worker
         from batchgen.store import open_store
 
         self._config = config
+        self._engine.lengths = lengths
         self._worker = Worker(config.job, config.plan, open_store(config.store), self._engine)
 
 
 class BenchActor(ray_fleet._Actor):
     """batchgen's actor with the bench's host."""
 
-    def __init__(self, config: HostConfig, log: str | None, threads: int | None) -> None:
-        super().__init__(config, log, threads)
-        self._host = BenchHost(config)
+    def __init__(self, config: HostConfig, log: str | None, threads: int | None, local: bool) -> None:
+        super().__init__(config, log, threads, local)
+        self._host: BenchHost = BenchHost(config)
 
-    async def raw(self) -> tuple[int, float]:
+    async def raw(self) -> Side:
         """See `BenchHost.raw`."""
         return await self._host.raw()
 
-    async def reopen(self, config: HostConfig) -> None:
+    async def reopen(self, config: HostConfig, lengths: Lengths) -> None:
         """See `BenchHost.reopen`."""
-        await self._host.reopen(config)
+        await self._host.reopen(config, lengths)
+
+    async def cpu(self) -> float:
+        """Seconds of CPU of this process so far."""
+        return time.process_time()
 
 
-def _job(folder: Path, number: int, rows: int = REPEAT_ROWS) -> Job:
+def _job(
+    folder: Path, number: int, rows: int, model: str = "embedded", arguments: Mapping[str, Any] = CPU.arguments
+) -> Job:
     return Job.of(
         {
             "name": "bench",
             "seed": number,
             "source": {"count": rows},
-            "model": {"path": "embedded", "engine": dict(SPEC.arguments)},
+            "model": {"path": model, "engine": dict(arguments)},
             "sampling": {"temperature": 1.0},
             "steps": [{"task": "magpie", "n_turns": TURNS, "system_prompt": SYSTEM_PROMPT}],
             "output": str(folder / f"run-{number}"),
@@ -86,19 +120,27 @@ def _job(folder: Path, number: int, rows: int = REPEAT_ROWS) -> Job:
     )
 
 
+def _config(job: Job) -> tuple[HostConfig, Any]:
+    seeds = load_seeds(job.source)
+    store = LocalStore(job.output)
+    plan = settle_plan(store, make_plan(job, seeds))
+    return HostConfig(job, plan, store.location, job.seed), seeds
+
+
 class Started(ray_fleet.RayFleet):
     """A fleet whose only engine runs already, and goes on from run to run."""
 
-    def __init__(self, actor: Any, *arguments: Any, **options: Any) -> None:
+    def __init__(self, actor: Any, slots: int, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._actors[0] = actor
+        self._slots = slots
 
     async def place(self, engine: int) -> None:
         """It has its place."""
 
     async def start(self, engine: int) -> int:
         """Its slots."""
-        return SLOTS
+        return self._slots
 
     async def kill(self, engine: int) -> None:
         """Not between two runs."""
@@ -107,61 +149,114 @@ class Started(ray_fleet.RayFleet):
         """Not between two runs."""
 
 
-async def _one_run(actor: Any, config: HostConfig, seeds: Any) -> tuple[int, float]:
-    """(output tokens, seconds) of a whole run driven by batchgen's own driver on a started actor."""
+async def _one_run(actor: Any, slots: int, config: HostConfig, seeds: Any) -> Side:
+    """A whole run driven by batchgen's own driver on a started actor."""
     from batchgen.drive import Driver
     from batchgen.progress import Progress
     from batchgen.schedule import Scheduler
 
-    await actor.reopen.remote(config)
     last: list[Any] = []
-    plan, fleet = config.plan, Started(actor, config, None, Placement(1), local=True)
+    plan, fleet = config.plan, Started(actor, slots, config, None, Placement(1), local=True)
     driver = Driver(Scheduler(plan.shards, 1), fleet, seeds, len(plan.shards), 0, Progress(), 1, watch=last.append)
-    started = time.perf_counter()
+    cpu, started = await actor.cpu.remote(), time.perf_counter()
     await driver.run()
     seconds = time.perf_counter() - started
-    assert last[-1].done.ok == REPEAT_ROWS, last[-1]
-    return last[-1].done.output_tokens, seconds
+    assert last[-1].done.ok == config.job.source.count, last[-1]
+    return Side(last[-1].done.output_tokens, seconds, await actor.cpu.remote() - cpu)
+
+
+class Actor:
+    """A started actor of one model, and the runs on it."""
+
+    def __init__(self, folder: Path, model: str, arguments: Mapping[str, Any], gpus: int) -> None:
+        self._folder, self._arguments, self._gpus = folder, arguments, gpus
+        self._model = str(make_model(model, folder / model)) if model in SHAPES else model
+        self._runs = 0
+        self.slots = 0
+
+    async def start(self) -> None:
+        """Starts the engine."""
+        config, _ = self._next(1)
+        self._actor = (
+            ray.remote(BenchActor)
+            .options(num_cpus=self._gpus, num_gpus=self._gpus, max_concurrency=1000)
+            .remote(replace(config, seed=5), str(self._folder / "engine.log"), None if self._gpus else 2, True)
+        )
+        self.slots = await self._actor.start.remote()
+        assert isinstance(self.slots, int), self.slots
+
+    async def stop(self) -> None:
+        """Stops the engine, and frees its GPU."""
+        await self._actor.stop.remote()
+        ray.kill(self._actor)
+
+    def _next(self, rows: int) -> tuple[HostConfig, Any]:
+        self._runs += 1
+        return _config(_job(self._folder / Path(self._model).name, self._runs, rows, self._model, self._arguments))
+
+    async def pair(self, workload: Workload, ours_first: bool) -> tuple[Side, Side]:
+        """(raw engine, batchgen) on the same rows."""
+        config, seeds = self._next(self.slots * workload.rows_per_slot)
+        await self._actor.reopen.remote(config, workload.lengths)
+        if ours_first:
+            ours = await _one_run(self._actor, self.slots, config, seeds)
+            return await self._actor.raw.remote(), ours
+        base = await self._actor.raw.remote()
+        return base, await _one_run(self._actor, self.slots, config, seeds)
+
+
+async def _pairs(actor: Actor, workload: Workload, repeats: int) -> dict[str, Any]:
+    """Figures of a workload; the first pair, in which everything is still cold, does not count."""
+    await actor.pair(replace(workload, lengths=CPU.lengths, rows_per_slot=max(1, workload.rows_per_slot // 4)), True)
+    pairs = []
+    for number in range(repeats):
+        pairs.append(await actor.pair(workload, ours_first=number % 2 == 1))
+        base, ours = pairs[-1]
+        print(f"{workload.model:12s} raw {base.rate:8,.0f} tok/s, batchgen {ours.rate:8,.0f} tok/s", flush=True)
+    sides = dict(zip(("raw engine", "batchgen through Ray"), zip(*pairs, strict=True), strict=True))
+    ratios = [ours.rate / base.rate for base, ours in pairs]
+    return {
+        "workload": f"{actor.slots * workload.rows_per_slot} rows, {TURNS} turns, {actor.slots} slots, "
+        f"{2 * actor.slots} rows in flight, {workload.model} model, "
+        f"{pairs[0][0].tokens / actor.slots / workload.rows_per_slot / 2 / TURNS:.0f} output tokens a call",
+        "tokens_per_second": {name: [round(side.rate) for side in side_] for name, side_ in sides.items()},
+        "median": {name: round(statistics.median(side.rate for side in side_)) for name, side_ in sides.items()},
+        "cpu_seconds_of_the_actor": {name: [round(side.cpu, 1) for side in side_] for name, side_ in sides.items()},
+        "ratio_of_each_pair": [round(ratio, 3) for ratio in ratios],
+        "ratio": round(statistics.median(ratios), 3),
+    }
 
 
 def measure(repeats: int) -> dict[str, Any]:
-    """Medians and the ratio."""
-    rates: dict[str, list[float]] = {"raw engine": [], "batchgen through Ray": []}
+    """Medians and the ratio, on the CPU."""
+
+    async def go(folder: Path) -> dict[str, Any]:
+        actor = Actor(folder, CPU.model, CPU.arguments, 0)
+        await actor.start()
+        figures = await _pairs(actor, CPU, repeats)
+        await actor.stop()
+        return figures
+
     with tempfile.TemporaryDirectory() as temporary, connected(None, 1):
-        folder = Path(temporary)
+        return asyncio.run(go(Path(temporary)))
 
-        async def go() -> None:
-            configs = []
-            for number in range(repeats + 1):
-                job = _job(folder, number)
-                seeds = load_seeds(job.source)
-                store = LocalStore(job.output)
-                plan = settle_plan(store, make_plan(job, seeds))
-                configs.append((HostConfig(job, plan, store.location, number), seeds))
-            actor = (
-                ray.remote(BenchActor)
-                .options(num_cpus=0, max_concurrency=1000)
-                .remote(replace(configs[0][0], seed=5), str(folder / "engine.log"), 2)
-            )
-            slots = await actor.start.remote()
-            assert slots == SLOTS, slots
-            await _one_run(actor, *configs[0])
-            for config, seeds in configs[1:]:
-                await actor.reopen.remote(config)
-                sides = [("raw engine", actor.raw.remote), ("batchgen through Ray", None)]
-                for name, work in sides if config.seed % 2 else reversed(sides):
-                    tokens, seconds = await (work() if work else _one_run(actor, config, seeds))
-                    rates[name].append(tokens / seconds)
-                    print(f"{name:22s} {rates[name][-1]:8,.0f} tok/s", flush=True)
-            await actor.stop.remote()
 
-        asyncio.run(go())
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    pairs = [ours / base for base, ours in zip(rates["raw engine"], rates["batchgen through Ray"], strict=True)]
-    return {
-        "workload": f"{REPEAT_ROWS} rows, {TURNS} turns, {SLOTS} slots, {2 * SLOTS} rows in flight, embedded model",
-        "tokens_per_second": {name: [round(value) for value in values] for name, values in rates.items()},
-        "median": {name: round(value) for name, value in medians.items()},
-        "ratio_of_each_pair": [round(ratio, 3) for ratio in pairs],
-        "ratio": round(statistics.median(pairs), 3),
-    }
+def measure_gpu(repeats: int) -> dict[str, Any]:
+    """Medians and ratios on one GPU: the embedded model, and the shape of one that people use."""
+    import torch
+    import vllm
+
+    async def go(folder: Path) -> dict[str, Any]:
+        figures: dict[str, Any] = {}
+        for model in dict.fromkeys(workload.model for workload in GPU.values()):
+            actor = Actor(folder, model, {}, 1)
+            await actor.start()
+            for name, workload in GPU.items():
+                if workload.model == model:
+                    figures[name] = await _pairs(actor, workload, repeats)
+            await actor.stop()
+        return figures
+
+    machine = {"gpu": torch.cuda.get_device_name(), "vllm": vllm.__version__, "torch": torch.__version__}
+    with tempfile.TemporaryDirectory() as temporary, connected(None, 1):
+        return {**machine, "workloads": asyncio.run(go(Path(temporary)))}

@@ -26,9 +26,9 @@ from batchgen.schedule import Scheduler
 from batchgen.seeds import Seeds, load_seeds
 from batchgen.store import LocalStore
 from tests.bench.fill import BenchHost, _job
-from tests.bench.workload import ROWS, SLOTS, length_of
+from tests.bench.workload import CPU, ROWS, SLOTS
 
-MEAN_LENGTH = statistics.mean(map(length_of, range(10_000)))
+MEAN_LENGTH = statistics.mean(map(CPU.lengths.of, range(10_000)))
 
 
 def _no_commit(store: Any, plan: Any, shard: Any, attempt: str, seeds: Any, results: Any) -> tuple[Manifest, bool]:

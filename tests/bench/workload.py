@@ -1,29 +1,61 @@
-"""The workload of the fill benchmark: two-turn Magpie rows with long-tailed lengths."""
+"""The work of the benchmarks: two-turn Magpie rows with long-tailed lengths, on the CPU or on a GPU."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from batchgen.engines.base import Completion, Engine, EngineSpec, Request
 from batchgen.engines.chat import TemplateChat
 from batchgen.rows import random_seed
 
-SLOTS = 64
-ROWS = 256
 TURNS = 2
 # Given, so that both sides have the same prompts: distilabel puts a long one of its own before several turns.
 SYSTEM_PROMPT = "You are a helpful assistant."
-SPEC = EngineSpec("embedded", arguments={"max_model_len": 2048, "max_num_seqs": SLOTS, "dtype": "float32"}, seed=5)
 
 
-def length_of(key: int) -> int:
-    """Output tokens of a call: lognormal, median 24, at most 200 (mean about 34)."""
-    return max(4, min(200, int(random.Random(key).lognormvariate(3.2, 0.9))))
+@dataclass(frozen=True)
+class Lengths:
+    """Output tokens of a call: lognormal, from 4 to `longest`."""
+
+    median: float = 24.5
+    longest: int = 200
+
+    def of(self, key: int) -> int:
+        """The length of one call."""
+        return max(4, min(self.longest, int(random.Random(key).lognormvariate(math.log(self.median), 0.9))))
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Rows on one engine.
+
+    Args:
+        model: "embedded", or the shape of a model that is made on the spot, with random weights.
+        arguments: of the engine, beside its defaults.
+        rows_per_slot: of a whole run. It drains once, at its end; a real one lasts hours, so this one is not to be all
+            end.
+    """
+
+    model: str
+    lengths: Lengths = Lengths()
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    rows_per_slot: int = 16
+
+    def spec(self, path: str) -> EngineSpec:
+        """The engine, of a model at a path."""
+        return EngineSpec(path, arguments=self.arguments, seed=5)
+
+
+SLOTS = 64
+ROWS = 256
+CPU = Workload("embedded", arguments={"max_model_len": 2048, "max_num_seqs": SLOTS, "dtype": "float32"})
+SPEC = CPU.spec("embedded")
 
 
 class FixedLengths:
@@ -32,8 +64,9 @@ class FixedLengths:
     The length of a call follows from the request's seed, which batchgen derives from row and call.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, lengths: Lengths = CPU.lengths) -> None:
         self._engine = engine
+        self.lengths = lengths
         self.output_tokens = 0
 
     @property
@@ -61,7 +94,7 @@ class FixedLengths:
 
     async def generate(self, request: Request) -> Completion:
         """A completion of the workload's length."""
-        tokens = length_of(request.seed)
+        tokens = self.lengths.of(request.seed)
         sampling: Mapping[str, Any] = {**request.sampling, "max_tokens": tokens, "ignore_eos": True}
         # Without the stop condition of user turns, which would end them early.
         fixed = replace(request, sampling=sampling, stop=(), stop_token_ids=())

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from batchgen.commit import committed
+from batchgen.distributed.cluster import connected
 from batchgen.fleet import HostConfig
-from tests.bench.fill import BenchHost
+from tests.bench.fill import Actor, BenchHost, _pairs
 from tests.bench.protocol import _one_run
+from tests.bench.workload import Lengths, Workload
 from tests.helpers import chaos_job, planned
 
 
@@ -24,3 +29,18 @@ def test_a_run_on_an_engine_that_is_up_already_commits_every_shard(tmp_path: Pat
 
     asyncio.run(go())
     assert len(committed(store, plan)) == len(plan.shards)
+
+
+@pytest.mark.cluster
+def test_a_pair_of_the_fill_benchmark_does_the_same_calls_on_both_sides(tmp_path: Path):
+    async def go() -> dict[str, Any]:
+        actor = Actor(tmp_path, "chaos", {"slots": 4}, 0)
+        await actor.start()
+        figures = await _pairs(actor, Workload("chaos", Lengths(5, 9), rows_per_slot=4), 2)
+        await actor.stop()
+        return figures
+
+    with connected(None, 1):
+        figures = asyncio.run(go())
+    assert figures["workload"].startswith("16 rows, 2 turns, 4 slots, 8 rows in flight, chaos model")
+    assert len(figures["ratio_of_each_pair"]) == 2 and figures["ratio"] > 0
