@@ -17,6 +17,7 @@ from batchgen.engines.arguments import GPU_ARGUMENTS, Kind
 from batchgen.engines.base import Completion, EngineSpec, Request
 from batchgen.engines.chat import TemplateChat, chat_from_tokenizer, load_tokenizer
 from batchgen.engines.installed import check_installed
+from batchgen.engines.processlog import ProcessLog
 from batchgen.engines.repository import Repository, find_model
 from batchgen.errors import EngineDead, EngineStartError, RowRejected
 from batchgen.paths import expanded
@@ -33,6 +34,9 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CONFIGURE_LOGGING": "1",
 }
+
+# Of an environment that a package is missing from, or does not fit.
+_LACKS = ("ModuleNotFoundError", "ImportError")
 
 _NO_DEVICE = (
     "vLLM finds no device here that it could run on: its build for GPUs is installed, and the driver shows it none; "
@@ -55,6 +59,7 @@ class VllmEngine:
         self._chat: TemplateChat | None = None
         self._llm: Any = None
         self._lora: Any = None
+        self._log = ProcessLog()
         self._max_model_len = 0
 
     @property
@@ -78,6 +83,8 @@ class VllmEngine:
         except EngineStartError:
             raise
         except Exception as error:
+            if (cause := self._log.cause()) is not None:
+                raise EngineStartError(f"vLLM did not start: {cause}", cause.startswith(_LACKS)) from error
             raise EngineStartError(f"vLLM did not start: {_reason(error)}", _is_final(error)) from error
         if spec.lora is not None:
             from vllm.lora.request import LoRARequest
@@ -111,7 +118,9 @@ class VllmEngine:
         except VLLMValidationError as error:
             raise RowRejected("invalid_request") from error
         except EngineDeadError as error:
-            raise EngineDead(f"vLLM's engine process died: {error}") from error
+            # The exception's kind alone: its text may quote a row.
+            kind = (self._log.cause() or "").partition(":")[0]
+            raise EngineDead(f"vLLM's engine process died{f' of {kind}' if kind else ''}") from error
         if final is None:
             raise EngineDead("vLLM ended a request without an output")
         answer = final.outputs[0]

@@ -7,6 +7,7 @@ dispatch to the last commit and includes seeds, Parquet files, fsync and manifes
 from __future__ import annotations
 
 import asyncio
+import json
 import statistics
 import tempfile
 import time
@@ -29,10 +30,10 @@ from batchgen.store import LocalStore
 from tests.bench.shapes import SHAPES, make_model
 from tests.bench.workload import CPU, SYSTEM_PROMPT, TURNS, FixedLengths, Lengths, Workload, raw
 
-# vLLM's own number of slots; lengths as on the CPU, and as of an instruct model's questions and answers.
+# vLLM's own number of slots; lengths as on the CPU, and longer ones, as of questions and answers.
 GPU = {
     "qwen2-0.5b": Workload("qwen2-0.5b", rows_per_slot=4),
-    "qwen2-0.5b, long": Workload("qwen2-0.5b", Lengths(150, 1000), rows_per_slot=3),
+    "qwen2-0.5b, long": Workload("qwen2-0.5b", Lengths(100, 600), rows_per_slot=2),
     "embedded": Workload("embedded", rows_per_slot=4),
 }
 
@@ -177,13 +178,14 @@ class Actor:
     async def start(self) -> None:
         """Starts the engine."""
         config, _ = self._next(1)
+        log = self._folder / "engine.log"
         self._actor = (
             ray.remote(BenchActor)
             .options(num_cpus=self._gpus, num_gpus=self._gpus, max_concurrency=1000)
-            .remote(replace(config, seed=5), str(self._folder / "engine.log"), None if self._gpus else 2, True)
+            .remote(replace(config, seed=5), str(log), None if self._gpus else 2, True)
         )
         self.slots = await self._actor.start.remote()
-        assert isinstance(self.slots, int), self.slots
+        assert isinstance(self.slots, int), f"{self.slots}\n{log.read_text()[-8000:]}"
 
     async def stop(self) -> None:
         """Stops the engine, and frees its GPU."""
@@ -254,6 +256,7 @@ def measure_gpu(repeats: int) -> dict[str, Any]:
             for name, workload in GPU.items():
                 if workload.model == model:
                     figures[name] = await _pairs(actor, workload, repeats)
+                    print(json.dumps(figures[name]), flush=True)
             await actor.stop()
         return figures
 

@@ -33,7 +33,14 @@ def make_model(shape: str, folder: Path) -> Path:
 
     torch.manual_seed(0)
     config = Qwen2Config(**SHAPES[shape], dtype=torch.bfloat16)
-    Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    with torch.device("meta"):
+        model = Qwen2ForCausalLM(config).to(torch.bfloat16)
+    model = model.to_empty(device="cpu")
+    model.tie_weights()
+    with torch.no_grad():
+        for name, weights in model.named_parameters():
+            weights.copy_(torch.ones(()) if "norm" in name else 0.02 * torch.randn(weights.shape))
+    model.save_pretrained(folder)
     for name in ("tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(MODEL_PATH / name, folder / name)
     tokenizer = json.loads((MODEL_PATH / "tokenizer.json").read_text())

@@ -1,0 +1,79 @@
+"""What vLLM's processes say of their end, read from the log."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from batchgen.embedded import MODEL_PATH
+from batchgen.engines.processlog import root_cause
+
+# Of vLLM 0.24 on a GPU, cut.
+CORE = """\
+(EngineCore pid=1749) INFO 11-26 04:33:31 [model_runner.py:302] Model loading took 0.01 GiB and 1.644350 seconds
+(EngineCore pid=1749) ERROR 11-26 04:33:31 [core.py:1231] EngineCore failed to start.
+(EngineCore pid=1749) ERROR 11-26 04:33:31 [core.py:1231] Traceback (most recent call last):
+(EngineCore pid=1749) ERROR 11-26 04:33:31 [core.py:1231]   File "/site/vllm/v1/engine/core.py", line 1200, in run
+(EngineCore pid=1749) ERROR 11-26 04:33:31 [core.py:1231]     engine_core = EngineCoreProc(*args, engine_index=dp_rank)
+(EngineCore pid=1749) ERROR 11-26 04:33:31 [core.py:1231]                   ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+(EngineCore pid=1749) ERROR 11-26 04:33:31 [core.py:1231] ModuleNotFoundError: No module named 'flashinfer'
+(EngineCore pid=1749) Process EngineCore:
+(EngineCore pid=1749) Traceback (most recent call last):
+"""
+# Of vLLM 0.32 with a worker of its own, cut.
+WORKER = """\
+(EngineCore pid=7) ERROR 11-26 04:57:34 [core.py:1] something else went wrong, and did not matter
+(Worker pid=8) ERROR 11-26 04:57:35 [multiproc_executor.py:953] WorkerProc failed to start.
+(Worker pid=8) ERROR 11-26 04:57:35 [multiproc_executor.py:953] Traceback (most recent call last):
+(EngineCore pid=7) ERROR 11-26 04:57:35 [core.py:1] between the others' lines
+(Worker pid=8) ERROR 11-26 04:57:35 [multiproc_executor.py:953]     param.data.narrow(0, start, length)
+(Worker pid=8) ERROR 11-26 04:57:35 [multiproc_executor.py:953]
+(Worker pid=8) ERROR 11-26 04:57:35 [multiproc_executor.py:953] RuntimeError: length (192) exceeds dimension size (96).
+(EngineCore pid=7) ERROR 11-26 04:57:36 [core.py:1510] EngineCore failed to start.
+(EngineCore pid=7) ERROR 11-26 04:57:36 [core.py:1510] Exception: WorkerProc initialization failed due to an exception.
+"""
+
+
+def test_the_cause_is_the_exception_of_the_process_that_ended_first():
+    assert root_cause(CORE) == "ModuleNotFoundError: No module named 'flashinfer'"
+    assert root_cause(WORKER) == "RuntimeError: length (192) exceeds dimension size (96)."
+
+
+@pytest.mark.parametrize("log", ["", CORE.splitlines()[0], "\n".join(CORE.splitlines()[:4])])
+def test_there_is_none_where_no_process_said_one(log: str):
+    assert root_cause(log) is None
+
+
+START = """
+import asyncio, sys
+from batchgen.engines import build_engine
+from batchgen.engines.base import EngineSpec
+from batchgen.errors import EngineStartError
+if __name__ == "__main__":
+    print("(EngineCore pid=1) ERROR 1-1 0:0 [core.py:1] EngineCore failed to start.", flush=True)
+    print("(EngineCore pid=1) ERROR 1-1 0:0 [core.py:1] OldError: of an engine before this one", flush=True)
+    try:
+        asyncio.run(build_engine(EngineSpec(sys.argv[1], arguments={"max_model_len": 256})).start())
+    except EngineStartError as error:
+        open(sys.argv[2], "w").write(str(error))
+"""
+
+
+@pytest.mark.engine
+def test_a_start_that_fails_in_a_process_of_vllm_s_own_says_why(tmp_path: Path):
+    model = tmp_path / "model"
+    shutil.copytree(MODEL_PATH, model)
+    weights = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(weights[:-1000])
+    script, answer = tmp_path / "start.py", tmp_path / "answer"
+    script.write_text(START)
+    with (tmp_path / "log").open("w") as log:
+        # As on a GPU, where vLLM's engine is in a process of its own whatever this says.
+        environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "PATH": "/usr/bin:/bin"}
+        command = [sys.executable, str(script), str(model), str(answer)]
+        subprocess.run(command, env=environment, stdout=log, stderr=log, timeout=400, check=True)
+    assert answer.read_text().startswith("vLLM did not start: safetensors._safetensors_rust.SafetensorError: ")
