@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import platform
 import sys
@@ -62,7 +63,9 @@ class _Actor:
     async def start(self) -> int | EngineStartError:
         """The engine's slots, or why it did not start, without what it came from: that may not unpickle elsewhere."""
         try:
-            return await self._host.start()
+            slots = await self._host.start()
+            _leave_out_of_collections()
+            return slots
         except Exception as error:
             message = f"{self._where}{str(error) or type(error).__name__}"
             return EngineStartError(message, getattr(error, "final", False))
@@ -78,6 +81,16 @@ class _Actor:
 
     async def stop(self) -> None:
         await self._host.stop()
+
+
+def _leave_out_of_collections() -> None:
+    """Keeps what is loaded by now out of every later garbage collection.
+
+    vLLM, distilabel and transformers come to 750,000 objects: a full collection went through them in 0.45 seconds, in
+    which neither rows nor the engine's outputs went on, three times in 16,000 calls.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _redirect_output(log: str) -> None:

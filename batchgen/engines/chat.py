@@ -21,6 +21,7 @@ from batchgen.errors import ModelError, RowRejected
 _SENTINEL = "batchgen0sentinel0batchgen"
 _ANSWER_SENTINEL = "batchgen1sentinel1batchgen"
 _SYSTEM_SENTINEL = "batchgen2sentinel2batchgen"
+_LONGEST_BETWEEN = 200
 
 Render = Callable[[Sequence[Message], bool], str]
 Encode = Callable[[str], list[int]]
@@ -55,6 +56,8 @@ class TemplateChat:
         self.reasoning = marks_of(hidden)
         # Most rows begin with the same system prompt, or one of a few.
         self._opening = lru_cache(maxsize=1024)(self._opened)
+        # Between two turns stands the same text in every row.
+        self._between = lru_cache(maxsize=1024)(lambda text: tuple(encode(text)))
 
     def _render(self, messages: Sequence[Message], open_answer: bool) -> str:
         begins = [message["role"] for message in messages[:2]] == ["system", "user"]
@@ -113,7 +116,8 @@ class TemplateChat:
         if known is not None and text.startswith(known.text):
             rest = text[len(known.text) :]
             if rest.startswith(self._special_texts):
-                return Prompt(text, [*known.token_ids, *self._encode(rest)])
+                encode = self._between if len(rest) <= _LONGEST_BETWEEN else self._encode
+                return Prompt(text, [*known.token_ids, *encode(rest)])
         return Prompt(text, self._encode(text))
 
     @cached_property
