@@ -35,9 +35,6 @@ _ENVIRONMENT = {
     "VLLM_CONFIGURE_LOGGING": "1",
 }
 
-# Of an environment that a package is missing from, or does not fit.
-_LACKS = ("ModuleNotFoundError", "ImportError")
-
 _NO_DEVICE = (
     "vLLM finds no device here that it could run on: its build for GPUs is installed, and the driver shows it none; "
     "does nvidia-smi list one? Without a GPU: make setup, which installs vLLM's CPU build"
@@ -84,7 +81,9 @@ class VllmEngine:
             raise
         except Exception as error:
             if (cause := self._log.cause()) is not None:
-                raise EngineStartError(f"vLLM did not start: {cause}", cause.startswith(_LACKS)) from error
+                # Of a process of vLLM's own there is the text alone.
+                final = cause.startswith(("ModuleNotFoundError:", "ImportError:"))
+                raise EngineStartError(f"vLLM did not start: {cause}", final) from error
             raise EngineStartError(f"vLLM did not start: {_reason(error)}", _is_final(error)) from error
         if spec.lora is not None:
             from vllm.lora.request import LoRARequest
@@ -204,12 +203,14 @@ def _reason(error: Exception) -> str:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether vLLM's configuration, which is pydantic's and made before anything is loaded, does not take what it got.
+    """Whether another start here would fail as well.
 
-    What came of something else, such as a Hub that did not answer, may be otherwise the next time.
+    So it is where vLLM cannot be imported, built for another CUDA, say; and where its configuration does not take what
+    it got, which is pydantic's and made before anything is loaded. What came of something else, such as a Hub that did
+    not answer, may be otherwise the next time.
     """
     if not hasattr(error, "errors"):
-        return False
+        return isinstance(error, ImportError)
     complaints = [(item.get("ctx") or {}).get("error") for item in error.errors()]
     return all(complaint is None or complaint.__cause__ is None for complaint in complaints)
 

@@ -27,7 +27,10 @@ SHAPES = {"qwen2-0.5b": _QWEN2_0_5B}
 
 
 def make_model(shape: str, folder: Path) -> Path:
-    """Writes a model in bfloat16, with the embedded model's tokenizer and a word of its own for every other token."""
+    """Writes a model in bfloat16, with the embedded model's tokenizer and a word for every other token.
+
+    No word begins with white space: an answer seldom does, and tasks strip it, after which tokens would be made anew.
+    """
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -46,7 +49,6 @@ def make_model(shape: str, folder: Path) -> Path:
     tokenizer = json.loads((MODEL_PATH / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
     taken = set(vocabulary.values())
-    # Ġ is how a byte-level vocabulary writes the space before a word.
-    vocabulary |= {f"Ġw{number}": number for number in range(config.vocab_size) if number not in taken}
+    vocabulary |= {f"w{number},": number for number in range(config.vocab_size) if number not in taken}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
     return folder

@@ -11,6 +11,7 @@ import pytest
 
 from batchgen.embedded import MODEL_PATH
 from batchgen.engines.processlog import root_cause
+from batchgen.engines.vllm import _is_final
 
 # Of vLLM 0.24 on a GPU, cut.
 CORE = """\
@@ -48,6 +49,11 @@ def test_there_is_none_where_no_process_said_one(log: str):
     assert root_cause(log) is None
 
 
+def test_a_vllm_that_cannot_be_imported_is_not_started_again():
+    assert _is_final(ImportError("libcudart.so.13: cannot open shared object file"))
+    assert not _is_final(RuntimeError("CUDA out of memory"))
+
+
 START = """
 import asyncio, sys
 from batchgen.engines import build_engine
@@ -72,7 +78,7 @@ def test_a_start_that_fails_in_a_process_of_vllm_s_own_says_why(tmp_path: Path):
     script, answer = tmp_path / "start.py", tmp_path / "answer"
     script.write_text(START)
     with (tmp_path / "log").open("w") as log:
-        # As on a GPU, where vLLM's engine is in a process of its own whatever this says.
+        # With a worker in a process beside the engine's, as on several GPUs.
         environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "PATH": "/usr/bin:/bin"}
         command = [sys.executable, str(script), str(model), str(answer)]
         subprocess.run(command, env=environment, stdout=log, stderr=log, timeout=400, check=True)
