@@ -10,6 +10,7 @@ is switched in: a row makes the same random choices whatever runs beside it.
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, cast
@@ -89,4 +90,4 @@ def _switch(row: RowGreenlet, seed: int, *values: Any, error: BaseException | No
     try:
         return row.throw(error) if error is not None else row.switch(*values)
     finally:
-        random.seed()
+        random.seed(int.from_bytes(os.urandom(8)))  # without an argument it asks for 2,496 bytes, in 10 us

@@ -9,8 +9,9 @@ import dataclasses
 import json
 import os
 import re
+from functools import cache
 from pathlib import Path
-from types import UnionType
+from types import SimpleNamespace, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from batchgen.engines.arguments import GPU_ARGUMENTS, Kind
@@ -95,26 +96,21 @@ class VllmEngine:
 
     async def generate(self, request: Request) -> Completion:
         """Completes one prompt."""
-        from vllm import SamplingParams
-        from vllm.exceptions import VLLMValidationError
-        from vllm.inputs import tokens_input
-        from vllm.sampling_params import RequestOutputKind
-        from vllm.v1.engine.exceptions import EngineDeadError
-
+        vllm = _names()
         if len(request.token_ids) >= self._max_model_len:
             raise RowRejected("prompt_too_long")
         options = _sampling_options(request)
         # Made for this request alone: a deep copy of it is a tenth of what a short call costs this process.
-        params = SamplingParams(**options, output_kind=RequestOutputKind.FINAL_ONLY, skip_clone=True)
+        params = vllm.SamplingParams(**options, output_kind=vllm.RequestOutputKind.FINAL_ONLY, skip_clone=True)
         # Marked as tokens; one that vLLM takes for raw makes a detour through a thread.
-        prompt = tokens_input(list(request.token_ids))
+        prompt = vllm.tokens_input(list(request.token_ids))
         final = None
         try:
             async for output in self._llm.generate(prompt, params, request.key, lora_request=self._lora):
                 final = output
-        except VLLMValidationError as error:
+        except vllm.VLLMValidationError as error:
             raise RowRejected("invalid_request") from error
-        except EngineDeadError as error:
+        except vllm.EngineDeadError as error:
             # The exception's kind alone: its text may quote a row.
             kind = (self._log.cause() or "").partition(":")[0]
             raise EngineDead(f"vLLM's engine process died{f' of {kind}' if kind else ''}") from error
@@ -235,12 +231,23 @@ def _tokens_of_text(answer: Any, options: dict[str, Any]) -> list[int]:
     return ids[:-1] if answer.finish_reason == "stop" else ids
 
 
-def _sampling_options(request: Request) -> dict[str, Any]:
-    from vllm.sampling_params import StructuredOutputsParams
+@cache
+def _names() -> SimpleNamespace:
+    """What a request needs of vLLM; imports in each of them came to 4 % of what this process does for a short call."""
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+    from vllm.inputs import tokens_input
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+    from vllm.v1.engine.exceptions import EngineDeadError
 
+    found = (SamplingParams, StructuredOutputsParams, RequestOutputKind, VLLMValidationError, EngineDeadError)
+    return SimpleNamespace(**{each.__name__: each for each in found}, tokens_input=tokens_input)
+
+
+def _sampling_options(request: Request) -> dict[str, Any]:
     options = dict(request.sampling)
     if isinstance(structured := options.get("structured_outputs"), dict):
-        options["structured_outputs"] = StructuredOutputsParams(**structured)
+        options["structured_outputs"] = _names().StructuredOutputsParams(**structured)
     stop = options.get("stop") or []
     options["stop"] = [*([stop] if isinstance(stop, str) else stop), *request.stop]
     options["stop_token_ids"] = [*(options.get("stop_token_ids") or []), *request.stop_token_ids]
