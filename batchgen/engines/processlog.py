@@ -1,4 +1,4 @@
-"""Why vLLM's processes ended: on a GPU its engine runs in some of its own, which say so in their log alone."""
+"""Why vLLM's processes ended: its engine runs in some of its own, which say so in their log alone."""
 
 from __future__ import annotations
 

@@ -43,8 +43,8 @@ class Side:
     """One side of a pair.
 
     Args:
-        cpu: seconds of CPU of the actor's process, which has vLLM's front end and the tasks' code; the engine itself
-            runs in a process of its own on a GPU, and in threads of this one on the CPU.
+        cpu: seconds of CPU of the actor's process, which has vLLM's front end and the tasks' code; vLLM's engine has a
+            process of its own.
     """
 
     tokens: int
@@ -221,9 +221,9 @@ async def _pairs(actor: Actor, workload: Workload, repeats: int) -> dict[str, An
         "workload": f"{actor.slots * workload.rows_per_slot} rows, {TURNS} turns, {actor.slots} slots, "
         f"{2 * actor.slots} rows in flight, {workload.model} model, "
         f"{pairs[0][0].tokens / actor.slots / workload.rows_per_slot / 2 / TURNS:.0f} output tokens a call",
-        "tokens_per_second": {name: [round(side.rate) for side in side_] for name, side_ in sides.items()},
-        "median": {name: round(statistics.median(side.rate for side in side_)) for name, side_ in sides.items()},
-        "cpu_seconds_of_the_actor": {name: [round(side.cpu, 1) for side in side_] for name, side_ in sides.items()},
+        "tokens_per_second": {name: [round(side.rate) for side in each] for name, each in sides.items()},
+        "median": {name: round(statistics.median(side.rate for side in each)) for name, each in sides.items()},
+        "cpu_seconds_of_the_actor": {name: [round(side.cpu, 1) for side in each] for name, each in sides.items()},
         "ratio_of_each_pair": [round(ratio, 3) for ratio in ratios],
         "ratio": round(statistics.median(ratios), 3),
     }
