@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 from collections.abc import Callable
@@ -67,3 +68,18 @@ def test_a_cluster_that_is_gone_is_told(room):
     with pytest.raises(ClusterLost, match="Ray's head does not answer any more"):
         room(Placement(1), never.wait)
     never.set()
+
+
+def test_what_is_loaded_once_an_engine_is_up_stays_out_of_garbage_collections():
+    class Host:
+        async def start(self) -> int:
+            return 7
+
+    actor = object.__new__(fleets._Actor)
+    actor._host = Host()  # type: ignore[assignment]
+    gc.unfreeze()
+    try:
+        assert asyncio.run(actor.start()) == 7
+        assert gc.get_freeze_count() > 1000
+    finally:
+        gc.unfreeze()
