@@ -47,15 +47,11 @@ class Workload:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     rows_per_slot: int = 16
 
-    def spec(self, path: str) -> EngineSpec:
-        """The engine, of a model at a path."""
-        return EngineSpec(path, arguments=self.arguments, seed=5)
-
 
 SLOTS = 64
 ROWS = 256
 CPU = Workload("embedded", arguments={"max_model_len": 2048, "max_num_seqs": SLOTS, "dtype": "float32"})
-SPEC = CPU.spec("embedded")
+SPEC = EngineSpec(CPU.model, arguments=CPU.arguments, seed=5)
 
 
 class FixedLengths:
