@@ -1,4 +1,4 @@
-"""Near-duplicates by MinHash: 128 permutations over 3-grams of words, 16 bands of 8, checked signatures.
+"""Near-duplicates by MinHash: 128 permutations over 3-grams of tokens, 16 bands of 8, checked signatures.
 
 Candidate pairs share a band; an edge is a pair whose signatures agree at the threshold; connected components are the
 clusters. Everything is a pure function of the texts, so the keep mask is the same on every machine.
@@ -52,29 +52,85 @@ def _mix(value: Any) -> Any:
 
 
 @_compiled
+def _character(data: Any, at: Any) -> Any:
+    """The code point that begins at `at` of valid UTF-8, and its number of bytes."""
+    first = data[at]
+    if first < 0x80:
+        return np.int64(first), 1
+    more = 1 if first < 0xE0 else 2 if first < 0xF0 else 3
+    code = np.int64(first) & (0x3F >> more)
+    for i in range(1, more + 1):
+        code = (code << 6) | (np.int64(data[at + i]) & 0x3F)
+    return code, more + 1
+
+
+@_compiled
+def _in_word(code: Any) -> Any:
+    """Whether a character of normalised text is part of a word, with the ones beside it.
+
+    Signs are not, nor are characters of scripts that put no spaces between words (Chinese, Japanese, Thai, Lao,
+    Tibetan, Burmese, Khmer): a sentence of theirs would be one word, and no sentence would be nearly another.
+    """
+    if code < 0x80:
+        return 48 <= code <= 57 or 65 <= code <= 90 or 97 <= code <= 122
+    alone = (
+        code <= 0xBF  # Latin-1 signs; NFKC has made letters and digits of ª, º, µ, ¹, ², ³
+        or code == 0xD7
+        or code == 0xF7
+        or code == 0x60C  # Arabic comma, semicolon, question mark, full stop; danda
+        or code == 0x61B
+        or code == 0x61F
+        or code == 0x6D4
+        or 0x964 <= code <= 0x965
+        or 0xE00 <= code <= 0x109F  # Thai, Lao, Tibetan, Burmese
+        or 0x1780 <= code <= 0x17FF  # Khmer
+        or 0x2010 <= code <= 0x2BFF  # punctuation, currencies, arrows, operators, shapes
+        or 0x2E00 <= code <= 0xA4CF  # punctuation, kana, ideographs, Yi
+        or 0xF900 <= code <= 0xFAFF
+        or 0xFE30 <= code <= 0xFE4F
+        or 0x1F000 <= code <= 0x1FAFF  # emoji
+        or code >= 0x20000  # rarer ideographs
+    )
+    return not alone
+
+
+@_compiled
+def _plain(code: Any) -> Any:
+    """A typographic quotation mark or dash as ASCII has it: models write either."""
+    if code == 0x2018 or code == 0x2019:
+        return 39
+    if code == 0x201C or code == 0x201D:
+        return 34
+    if 0x2010 <= code <= 0x2015 or code == 0x2212:
+        return 45
+    return code
+
+
+@_compiled
 def _tokens(data: Any, start: Any, stop: Any, out: Any) -> Any:
-    """Hashes of the words and punctuation marks of a text; returns their number.
+    """Hashes of the words, and of the characters that stand alone, of a text; returns their number.
 
     A sign is a token of its own: `5 + 3` and `5 - 3` are not the same text.
     """
     count = 0
     at = start
     while at < stop:
-        byte = data[at]
-        if byte <= 32:
-            at += 1
+        code, size = _character(data, at)
+        if code <= 32:
+            at += size
             continue
         value = np.uint64(0xCBF29CE484222325)
-        if byte >= 128 or 48 <= byte <= 57 or 65 <= byte <= 90 or 97 <= byte <= 122:
-            while at < stop:
-                byte = data[at]
-                if not (byte >= 128 or 48 <= byte <= 57 or 65 <= byte <= 90 or 97 <= byte <= 122):
-                    break
-                value = (value ^ np.uint64(byte)) * np.uint64(0x100000001B3)
-                at += 1
+        if not _in_word(code):
+            value = (value ^ np.uint64(_plain(code))) * np.uint64(0x100000001B3)
+            at += size
         else:
-            value = (value ^ np.uint64(byte)) * np.uint64(0x100000001B3)
-            at += 1
+            while at < stop:
+                code, size = _character(data, at)
+                if not _in_word(code):
+                    break
+                for i in range(at, at + size):
+                    value = (value ^ np.uint64(data[i])) * np.uint64(0x100000001B3)
+                at += size
         out[count] = _mix(value)
         count += 1
     return count

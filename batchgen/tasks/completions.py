@@ -52,12 +52,12 @@ _LEAD = re.compile(
     r"\A[\s#*]*(?:(?:sure|certainly|of course|okay)\b[^\n]{0,150}|"
     r"here(?:'s|’s| is)\b[^\n]{0,100}\b(?:prompt|response|version|rewritten|improved|revised|more \w+)\b[^\n]{0,100}|"
     r"(?:the )?(?:rewritten|created|new|improved|evolved) (?:prompt|response|instruction|answer))"
-    r"[\s#*]*:[ #*]*\n",
+    r"[\s#*]*[:：][ #*]*\n",
     re.IGNORECASE,
 )
 _ANNOUNCES = re.compile(
     r"\W*(?:sure|certainly|of course|okay|here|below|the following|output|"
-    r"(?:user )?(?:queries|questions|instructions))\b.*:$",
+    r"(?:user )?(?:queries|questions|instructions))\b.*[:：]$",
     re.IGNORECASE,
 )
 
@@ -68,12 +68,17 @@ def without_lead(text: str) -> str:
     return rest or text.strip()
 
 
-# "1. ", "2) ", "Query 3: ", "**4.** ", "- ", "* " in front of an instruction.
+# "1. ", "2) ", "Query 3: ", "**4.** ", "- ", "* " in front of an instruction; "1、", "2．", "③", and "4." before a
+# character that is no letter of ASCII's, as Chinese and Japanese have it.
+_BULLETS = "-*•●–"
 _MARK = re.compile(
-    r"(?:[*_]*(?:(?:user )?(?:query|question|instruction|task|prompt) *)?#?\d{1,3}[*_]* *[.):][*_]*|[-*•])(?:[ \t]+|$)",
+    r"(?:[*_]*(?:(?:user )?(?:query|question|instruction|task|prompt) *)?#?\d{1,3}[*_]* *[.):：][*_]*|"
+    rf"[{_BULLETS}])(?:[ \t]+|$)|"
+    r"[*_]*(?:(?:问题|問題|質問)? *\d{1,3} *(?:[、．）：](?!\d)|[.)](?=[\u2e80-\u9fff\uac00-\ud7a3]))|[①-⑳])"
+    r"[*_]*[ \t]*",
     re.IGNORECASE,
 )
-_QUOTED = (('"', '"'), ("“", "”"), ("**", "**"))
+_QUOTED = (('"', '"'), ("“", "”"), ("「", "」"), ("«", "»"), ("**", "**"))
 
 
 def listed_instructions(text: str) -> tuple[list[str], int]:
@@ -93,8 +98,9 @@ def listed_instructions(text: str) -> tuple[list[str], int]:
     found: list[str] = []
     left_out = 0
     for at, (line, mark, inner) in enumerate(zip(lines, marks, inside, strict=True)):
-        after_colon = mark is not None and line[0] in "-*•" and found and found[-1].partition("\n")[0].endswith(":")
-        if listed and found and (inner or after_colon):
+        after_colon = bool(found) and found[-1].partition("\n")[0].endswith((":", "："))
+        below = inner or (after_colon and mark is not None and line[0] in _BULLETS)
+        if listed and found and below:
             found[-1] += "\n" + line
         elif mark or not (listed or (at == 0 and len(lines) > 1 and _ANNOUNCES.match(line))):
             found.append(_bare(line[mark.end() if mark else 0 :]))
@@ -113,7 +119,7 @@ def _bare(text: str) -> str:
 
 
 _HEADER = re.compile(r"^[^\w\n]*output for text (\d{1,4})[^\w\n]*$", re.IGNORECASE | re.MULTILINE)
-_FIELD = re.compile(r"^[^\w\n]*(type|rationale|rating)[*_ ]*:[*_]*", re.IGNORECASE | re.MULTILINE)
+_FIELD = re.compile(r"^[^\w\n]*(type|rationale|rating)[*_ ]*[:：][*_]*", re.IGNORECASE | re.MULTILINE)
 
 
 def judgements(text: str, fields: Sequence[str], number: int) -> list[list[str]] | None:
@@ -174,14 +180,14 @@ def reason_and_score(text: str) -> tuple[str, float] | None:
     return before.strip("#*_ \n") or after.strip("#*_ \n"), float(found[-1][1])
 
 
-_FEEDBACK = re.compile(r"\A[\s#*]*feedback[ *]*:[ *]*", re.IGNORECASE)
+_FEEDBACK = re.compile(r"\A[\s#*]*feedback[ *]*[:：][ *]*", re.IGNORECASE)
 _VERDICT = re.compile(r"[^\w\n]*(?:(?:score|response)[^\w\n]*)?([1-5]|[AB])(?: */ *5)?[^\w\n]*", re.IGNORECASE)
 
 
 def feedback_and_result(text: str) -> tuple[str, str] | None:
     """Prometheus' feedback and what follows its last `[RESULT]`: 1 to 5, A or B."""
     feedback, mark, rest = text.rpartition("[RESULT]")
-    lines = rest.strip("*: \n").splitlines()
+    lines = rest.strip("*:： \n").splitlines()
     verdict = _VERDICT.fullmatch(lines[0]) if mark and lines else None
     if verdict is None:
         return None

@@ -102,6 +102,60 @@ def test_a_huge_bucket_is_one_cluster_and_signs_tell_texts_apart():
     assert apart.tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (
+            "请解释一下什么是机器学习，并举一个简单的例子说明它在生活中的应用。",
+            "请解释一下什么是机器学习，并举一个简单的例子说明它在生活中的应用！",
+        ),
+        (
+            "機械学習とは何かを説明し、簡単な例を一つ挙げてください。",
+            "機械学習とは何かを説明し、簡単な例を一つ挙げて下さい。",
+        ),
+        ("ช่วยอธิบายหลักการของการเรียนรู้ของเครื่องหน่อย", "ช่วยอธิบายหลักการของการเรียนรู้ของเครื่องหน่อยนะ"),
+        ("What’s “the capital” of France – and of Spain?", 'What\'s "the capital" of France - and of Spain?'),
+        (
+            "Ответьте, пожалуйста, на один простой вопрос: сколько лет Москве?",
+            "Ответьте, пожалуйста, на один простой вопрос: сколько лет Москве",
+        ),
+    ],
+)
+def test_near_duplicates_of_any_script_are_found(a: str, b: str):
+    assert near.clusters(near.signatures(normalise(pa.array([a, b]))), 0.7).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("量子力学的基本原理是什么？请用简单的语言解释。", "相对论的主要内容是什么？请用简单的语言解释。"),
+        ("5×3", "5÷3"),
+        ("5 − 3 = ?", "5 + 3 = ?"),
+        ("Сколько лет Москве?", "Сколько лет Минску?"),
+        ("Was heißt größer?", "Was heißt größte?"),
+        ("답은 무엇입니까", "답은 무엇입니다"),
+        ("😀", "😁"),
+    ],
+)
+def test_different_texts_of_any_script_are_none(a: str, b: str):
+    assert near.clusters(near.signatures(normalise(pa.array([a, b]))), 0.7).tolist() == [0, 1]
+
+
+def test_a_text_is_cut_into_words_and_signs():
+    def tokens(text: str) -> list[int]:
+        data = np.frombuffer(text.encode() or b" ", np.uint8)
+        out = np.empty(len(data), np.uint64)
+        return out[: near._tokens(data, 0, len(data), out)].tolist()
+
+    cut = "für | 5 | × | 3 | = | 15 | , | 机 | 器 | か | ก | 😀 | 𠀀 | हिन्दी | । | قال | ؟ | 한국어 | … | 10 | €"
+    words = cut.split(" | ")
+    assert tokens("für 5×3=15,机器かก😀𠀀 हिन्दी। قال؟ 한국어… 10€") == [
+        token for word in words for token in tokens(word)
+    ]
+    assert [len(tokens(word)) for word in words] == [1] * len(words)
+    assert len(set(tokens(cut.replace(" | ", " ")))) == len(words)
+
+
 @pytest.mark.parametrize("texts", [[], ["one"], ["", ""], ["a", "a b"], ["ÄÖ ü", "ÄÖ ü"]])
 def test_short_and_odd_texts_are_no_trouble(texts: list[str]):
     first = near.clusters(near.signatures(pa.array(texts, pa.string())), 0.8)
