@@ -205,7 +205,7 @@ class Scheduler:
             else:
                 self._pending.extendleft(reversed(held))
             return actions + self._top_up() + self._fill()
-        names = ", ".join(f"{shard.name} (seed rows {shard.start} to {shard.stop - 1})" for shard in held[:3])
+        names = ", ".join(f"shard {shard.name} (seed rows {shard.start} to {shard.stop - 1})" for shard in held[:3])
         names += f" and {len(held) - 3} more shards" * (len(held) > 3)
         self._deaths.append(f"engine {engine}, with {names or 'no shard'}: {error}")
         if lost.alone is not None:
@@ -393,4 +393,5 @@ class Scheduler:
 
 def _listed(deaths: Sequence[str], last: int = 10) -> str:
     shown = "\n".join(f"  {death}" for death in deaths[-last:])
-    return f"{len(deaths)} engines died, which is as many as a run may lose (max_engine_deaths); the last:\n{shown}"
+    died = "1 engine" if len(deaths) == 1 else f"{len(deaths)} engines"
+    return f"{died} died, which is as many as a run may lose (max_engine_deaths); the last:\n{shown}"

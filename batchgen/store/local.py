@@ -70,7 +70,7 @@ class LocalStore:
         """Moves a finished local file to a key that is the caller's alone, durably."""
         target = self.path(key)
         with _translated(f"cannot write {target}"):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(target.parent)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             try:
@@ -129,7 +129,7 @@ class LocalStore:
 @contextmanager
 def _written(target: Path, data: bytes) -> Iterator[Path]:
     """A file beside the target, flushed to the disk, to be given the target's name; so is the folder at the end."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(target.parent)
     own = target.parent / f".{target.name}.{uuid.uuid4().hex}"
     try:
         with own.open("xb") as file:
@@ -140,6 +140,14 @@ def _written(target: Path, data: bytes) -> Iterator[Path]:
     finally:
         own.unlink(missing_ok=True)
     _sync_folder(target.parent)
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes a folder where there is none, and flushes its name too: without it what is in there would be lost."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:

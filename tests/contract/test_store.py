@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
+import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,6 +121,64 @@ def test_a_store_that_fails_says_so(tmp_path: Path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StoreError, match="cannot write"):
         LocalStore(tmp_path / "file").put_if_absent("a", b"")
+
+
+class Disk:
+    """What power loss leaves of a folder: files as they were last flushed, under the names that were flushed."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._root = root.stat().st_ino
+        self._flushed: dict[int, bytes | dict[str, int]] = {}
+        fsync = os.fsync
+
+        def watched(descriptor: int) -> None:
+            fsync(descriptor)
+            status = os.fstat(descriptor)
+            path = Path(f"/proc/self/fd/{descriptor}")
+            if stat.S_ISDIR(status.st_mode):
+                self._flushed[status.st_ino] = {entry.name: entry.inode() for entry in os.scandir(path)}
+            else:
+                self._flushed[status.st_ino] = path.read_bytes()
+
+        monkeypatch.setattr(os, "fsync", watched)
+
+    def left(self) -> dict[str, bytes]:
+        found: dict[str, bytes] = {}
+        folders = [("", self._root)]
+        while folders:
+            prefix, inode = folders.pop()
+            names = self._flushed.get(inode, {})
+            assert isinstance(names, dict)
+            for name, other in names.items():
+                kept = self._flushed.get(other, b"")
+                if isinstance(kept, dict):
+                    folders.append((f"{prefix}{name}/", other))
+                else:
+                    found[f"{prefix}{name}"] = kept
+        return found
+
+
+@pytest.mark.parametrize("scratch", [None, "/dev/shm"])
+def test_what_was_written_outlives_a_loss_of_power(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scratch: str | None
+):
+    with tempfile.TemporaryDirectory(dir=scratch or tmp_path) as folder:
+        source = Path(folder) / "x"
+        source.write_bytes(b"rows")
+        disk = Disk(tmp_path, monkeypatch)
+        store = open_store(str(tmp_path / "runs" / "run"))
+        store.upload("attempts/000001/x.parquet", source)
+        assert disk.left()["runs/run/attempts/000001/x.parquet"] == b"rows"
+        assert store.put_if_absent("commits/000001/0000.json", b"manifest")
+        assert disk.left()["runs/run/commits/000001/0000.json"] == b"manifest"
+        assert not store.put_if_absent("commits/000001/0000.json", b"another's")
+        store.put("job.json", b"one")
+        store.put("job.json", b"two")
+    assert {key: data for key, data in disk.left().items() if key.startswith("runs/")} == {
+        "runs/run/attempts/000001/x.parquet": b"rows",
+        "runs/run/commits/000001/0000.json": b"manifest",
+        "runs/run/job.json": b"two",
+    }
 
 
 def test_what_is_put_again_is_replaced(store: ObjectStore):

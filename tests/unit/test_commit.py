@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow.parquet as pq
 import pytest
@@ -115,6 +117,82 @@ def test_rows_that_are_not_conserved_are_never_written(run, break_: str):
         commit_shard(store, plan, shard, new_attempt(), rows, made)
     assert list(store.list("attempts")) == []
     check_conservation(rows, results(rows))
+
+
+def test_rows_are_written_in_the_order_of_seed_rows_and_branches(run):
+    plan, shard, rows, store = run
+    made = results(rows)
+    branches = ["10", "2.1", "2.0.3", "2.0.11", "0"]
+    made = [*(replace(made[1], branch=branch) for branch in branches), *reversed(made[2:]), made[0]]
+    manifest, _ = commit_shard(store, plan, shard, new_attempt(), rows, made)
+    table = read_shard(store, plan, manifest)
+    order = list(zip(table["row_index"].to_pylist(), table["branch"].to_pylist(), strict=True))
+    assert order == [(0, ""), *[(1, branch) for branch in ["0", "2.0.3", "2.0.11", "2.1", "10"]]] + [
+        (index, "") for index in range(2, len(rows))
+    ]
+
+
+class CollectingStore(LocalStore):
+    """In which garbage collection comes by right after an upload."""
+
+    def upload(self, key: str, path: Path) -> None:
+        super().upload(key, path)
+        self.delete(key)
+
+
+def test_an_attempt_that_lost_and_was_collected_has_lost(run):
+    plan, shard, rows, store = run
+    first, _ = commit_shard(store, plan, shard, new_attempt(), rows, results(rows))
+    assert commit_shard(CollectingStore(store.root), plan, shard, new_attempt(), rows, results(rows)) == (first, False)
+
+
+def test_a_file_that_is_gone_before_its_shard_is_committed_is_the_store_s_failure(run):
+    plan, shard, rows, store = run
+    with pytest.raises(StoreError, match="was written and is gone"):
+        commit_shard(CollectingStore(store.root), plan, shard, new_attempt(), rows, results(rows))
+    assert committed(store, plan) == {}
+
+
+class ForgetfulStore(LocalStore):
+    """Which does not give back what was written."""
+
+    def __init__(self, folder: Path, change) -> None:
+        super().__init__(folder)
+        self._change = change
+
+    def open(self, key: str) -> BinaryIO:
+        return self._change(self.path(key))
+
+
+class FailingFile(io.BytesIO):
+    def read(self, *_: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+
+def shortened(path: Path) -> BinaryIO:
+    pq.write_table(pq.read_table(path).slice(1), path)
+    return path.open("rb")
+
+
+def renamed(path: Path) -> BinaryIO:
+    table = pq.read_table(path)
+    pq.write_table(table.rename_columns([name.upper() for name in table.column_names]), path)
+    return path.open("rb")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda path: FailingFile(), StoreError, "cannot be read back: Input/output error"),
+        (shortened, StoreError, "rows were written and .* read back"),
+        (renamed, BatchgenError, "columns that were read back are not the plan's"),
+    ],
+)
+def test_what_is_read_back_otherwise_is_not_committed(run, change, error: type[Exception], message: str):
+    plan, shard, rows, store = run
+    with pytest.raises(error, match=message):
+        commit_shard(ForgetfulStore(store.root, change), plan, shard, new_attempt(), rows, results(rows))
+    assert committed(store, plan) == {}
 
 
 def damage(path: Path, kind: str) -> None:

@@ -187,7 +187,7 @@ def test_a_row_that_hangs_engines_is_quarantined_too(tmp_path: Path):
 def test_a_run_that_loses_too_many_engines_fails_with_a_list_of_them(tmp_path: Path):
     job = Job.of({**deadly(tmp_path, 8, *range(8)).tree(), "max_engine_deaths": 7})
     with pytest.raises(
-        EngineDead, match=r"(?s)7 engines died.*max_engine_deaths.*engine 6, with 000000 \(seed rows"
+        EngineDead, match=r"(?s)7 engines died.*max_engine_deaths.*engine 6, with shard 000000 \(seed rows"
     ) as caught:
         run(job, in_process=True)
     assert caught.value.exit_code == 1

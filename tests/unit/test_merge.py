@@ -95,6 +95,20 @@ def pairs(cluster: list[int]) -> list[tuple[int, int]]:
     ]
 
 
+def test_texts_that_share_a_band_and_little_more_stay_apart():
+    rng = random.Random(3)
+    texts = []
+    for _ in range(150):
+        base = text(rng)
+        copy = base[:15] + text(rng, 45) if rng.random() < 0.5 else base[:45] + text(rng, 15)
+        texts += [" ".join(base), " ".join(copy)]
+    signatures = near.signatures(pa.array(texts))
+    bands = signatures.reshape(len(texts), near.BANDS, -1)
+    sharing = sum(any((a == b).all(axis=1)) for a, b in zip(bands[::2], bands[1::2], strict=True))
+    assert sharing > 20, "so that the signatures have something to tell apart"
+    assert near.clusters(signatures, 0.8).tolist() == list(range(len(texts)))
+
+
 def test_a_huge_bucket_is_one_cluster_and_signs_tell_texts_apart():
     same = near.clusters(near.signatures(pa.array(["the very same text again and again"] * 5000)), 0.8)
     assert set(same.tolist()) == {0}

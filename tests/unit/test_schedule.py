@@ -40,6 +40,9 @@ def test_an_engine_holds_at_least_two_shards_and_enough_rows_for_its_slots():
     scheduler = Scheduler(shards(20), 1)
     scheduler.start()
     assert len(dispatched(scheduler.engine_ready(0, slots=16))) == 10, "96 rows for 16 slots, 10 a shard"
+    scheduler = Scheduler(shards(20, rows=2), 1)
+    scheduler.start()
+    assert len(dispatched(scheduler.engine_ready(0, slots=1))) == 3, "6 rows for one slot, 2 a shard"
 
 
 def test_every_shard_goes_out_once_and_the_run_finishes():
@@ -91,6 +94,59 @@ def test_late_answers_of_a_lost_engine_change_nothing():
     assert scheduler.shard_failed(0, 1, "late") == []
     assert scheduler.engine_lost(0, "again") == []
     assert scheduler.engine_ready(0, 1) == []
+    assert scheduler.engine_start_failed(0, "late") == []
+
+
+def test_nothing_changes_after_the_end():
+    scheduler = Scheduler(shards(4), 3)
+    scheduler.start()
+    scheduler.engine_ready(0, 1)
+    scheduler.engine_ready(1, 1)
+    scheduler.stop("interrupted")
+    finish(scheduler.stop("interrupted"))
+    assert scheduler.stop("interrupted") == scheduler.grow(9) == []
+    assert scheduler.engine_start_failed(2, "x") == scheduler.engine_ready(2, 1) == []
+    assert scheduler.shard_done(0, 0) == scheduler.shard_failed(0, 1, "x") == scheduler.recall_refused(1, 2) == []
+    assert scheduler.engine_lost(1, "x") == scheduler.service_failed(1, 3, "x") == []
+
+
+def test_what_an_engine_held_as_it_died_is_told():
+    scheduler = Scheduler(shards(9), 1, max_engine_deaths=1)
+    scheduler.start()
+    assert len(dispatched(scheduler.engine_ready(0, 8))) == 5
+    message = str(finish(scheduler.engine_lost(0, "EngineDead: x")).error)
+    assert "engine 0, with shard 000000 (seed rows 0 to 9), shard 000001 (seed rows 10 to 19), " in message
+    assert message.endswith(" and 2 more shards: EngineDead: x")
+
+
+def suspected() -> Scheduler:
+    """Two engines with room for three shards each, of which 0, 1 and 2 have been there at two deaths."""
+    scheduler = Scheduler(shards(12), 2)
+    scheduler.start()
+    assert dispatched(scheduler.engine_ready(0, 5)) == [(0, 0), (0, 1), (0, 2)]
+    assert dispatched(scheduler.engine_ready(1, 5)) == [(1, 3), (1, 4), (1, 5)]
+    assert dispatched(scheduler.engine_lost(0, "x")) == []
+    assert dispatched(scheduler.engine_ready(2, 5)) == [(2, 0), (2, 1), (2, 2)]
+    scheduler.engine_lost(2, "x")
+    return scheduler
+
+
+def test_an_engine_is_emptied_for_what_is_to_run_alone():
+    scheduler = suspected()
+    assert dispatched(scheduler.shard_done(1, 3)) == [], "kept for suspects"
+    assert dispatched(scheduler.shard_done(1, 4)) == []
+    assert dispatched(scheduler.shard_done(1, 5)) == [(1, 0)], "alone"
+    assert dispatched(scheduler.shard_done(1, 0)) == [(1, 1)]
+    assert dispatched(scheduler.shard_done(1, 1)) == [(1, 2)]
+    assert dispatched(scheduler.shard_done(1, 2)) == [(1, 6), (1, 7), (1, 8)], "suspicion is over"
+
+
+def test_an_engine_that_was_kept_for_suspects_works_again_when_others_took_them():
+    scheduler = suspected()
+    assert dispatched(scheduler.shard_done(1, 3)) == [], "kept"
+    assert dispatched(scheduler.engine_ready(3, 5)) == [(3, 0)], "it is empty, the other is not"
+    assert dispatched(scheduler.shard_done(3, 0)) == [(3, 1)]
+    assert dispatched(scheduler.shard_done(3, 1)) == [(3, 2), (1, 6)], "the last suspect, and the other goes on"
 
 
 def test_a_shard_that_fails_everywhere_fails_the_run_and_is_named():
@@ -179,6 +235,26 @@ def test_a_shard_that_has_begun_stays_and_so_does_all_that_came_before_it():
     for shard in range(6):
         actions = scheduler.shard_done(0, shard)
     assert actions == [Finish(None)]
+
+
+def test_an_engine_with_enough_to_do_gets_nothing_of_another_s():
+    scheduler = Scheduler(shards(6), 2)
+    scheduler.start()
+    assert len(dispatched(scheduler.engine_ready(0, slots=10))) == 6
+    assert scheduler.engine_ready(1, slots=10) == [Recall(0, 5)]
+    assert scheduler.shard_returned(0, 5) == [Dispatch(1, shards(6)[5]), Recall(0, 4)]
+    assert scheduler.shard_returned(0, 4) == [Dispatch(1, shards(6)[4])], "four are left there, two are enough here"
+
+
+def test_a_shard_that_had_begun_and_failed_may_be_asked_back_again():
+    scheduler = Scheduler(shards(6), 2)
+    scheduler.start()
+    scheduler.engine_ready(0, slots=10)
+    assert scheduler.engine_ready(1, slots=10) == [Recall(0, 5)]
+    assert scheduler.recall_refused(0, 5) == []
+    assert scheduler.shard_failed(0, 5, "x") == [Dispatch(1, shards(6)[5]), Recall(0, 4)]
+    assert dispatched(scheduler.engine_lost(1, "x", machine=True)) == [(0, 5)]
+    assert Recall(0, 5) in scheduler.stop("interrupted")
 
 
 def test_answers_to_recalls_that_come_too_late_do_no_harm():
