@@ -25,13 +25,31 @@ PLAN_KEY = "plan.json"
 FORMAT = 3
 # Engine arguments that change what is generated; any other (memory, batch sizes) may change between two starts.
 _TEXT_ARGUMENTS = (
-    "max_model_len",
+    "code_revision",
+    "config_format",
+    "disable_sliding_window",
     "dtype",
-    "quantization",
-    "tokenizer",
-    "tokenizer_revision",
+    "generation_config",
+    "hf_config_path",
     "hf_overrides",
+    "kv_cache_dtype",
+    "kv_cache_dtype_skip_layers",
     "load_format",
+    "logprobs_mode",
+    "lora_dtype",
+    "mamba_cache_dtype",
+    "mamba_ssm_cache_dtype",
+    "max_model_len",
+    "model_weights",
+    "override_generation_config",
+    "quantization",
+    "quantization_config",
+    "structured_outputs_config",
+    "tokenizer",
+    "tokenizer_mode",
+    "tokenizer_revision",
+    "watermark",
+    "watermark_config",
 )
 # What tells the version of a model: `commit` of one from the Hub; `files`, `lora_files`: digests of folders.
 ModelVersion = Mapping[str, str]

@@ -112,6 +112,30 @@ def test_a_shard_is_given_back_as_long_as_none_of_its_rows_has_begun(tmp_path: P
     assert (engine.calls, worker.progress.ok) == (3 * 4 * 2, 12), "two calls a row, and none of them twice"
 
 
+def test_a_shard_whose_rows_are_all_quarantined_cannot_be_given_back_any_more(tmp_path: Path):
+    job = chaos_job(tmp_path, source={"count": 4}, shard_rows=4)
+    worker, plan, seeds, store = worker_on(ChaosEngine(EngineSpec("chaos")), job)
+    asyncio.run(worker.shard(plan.shards[0], new_attempt(), seeds.slice(0, 4), range(4)))
+    assert [row["reason"] for row in read_shard(store, plan, committed(store, plan)[0]).to_pylist()] == [
+        "engine_crash"
+    ] * 4
+    assert not worker.give_back(0)
+
+
+def test_a_shard_that_is_cancelled_and_was_not_given_back_does_not_say_so(tmp_path: Path):
+    job = chaos_job(tmp_path, source={"count": 4}, model={"path": "chaos", "engine": {"latency": 10}})
+    worker, plan, seeds, _ = worker_on(ChaosEngine(EngineSpec("chaos", arguments=job.model.engine)), job)
+
+    async def go() -> None:
+        running = asyncio.create_task(worker.shard(plan.shards[0], new_attempt(), seeds.slice(0, 4)))
+        await asyncio.sleep(0.01)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    asyncio.run(go())
+
+
 def test_a_list_is_spread_over_rows_and_each_goes_on_alone(tmp_path: Path):
     job = chaos_job(
         tmp_path,
@@ -125,6 +149,20 @@ def test_a_list_is_spread_over_rows_and_each_goes_on_alone(tmp_path: Path):
     assert all(row["generation"] and row["context"] for row in rows)
     # What was spent before the fan-out is counted once, so the rows' sums are what the engine did.
     assert sum(row["output_tokens"] for row in rows) == worker.progress.output_tokens
+
+
+def test_items_of_a_list_that_hold_nothing_are_no_rows(tmp_path: Path):
+    job = chaos_job(
+        tmp_path,
+        source={"rows": [{"instruction": "x", "words": words} for words in (["a", None, "", "b"], [], None, [""])]},
+        steps=[{"task": "text_generation", "explode": "words -> word"}],
+    )
+    rows, _ = run_all(job)
+    assert [(row["row_index"], row["branch"], row["word"], row["reason"]) for row in rows] == [
+        (0, "0", "a", None),
+        (0, "1", "b", None),
+        *((index, "", None, "nothing_to_explode") for index in (1, 2, 3)),
+    ]
 
 
 def test_a_failing_branch_is_rejected_alone(tmp_path: Path):
@@ -253,7 +291,8 @@ def test_a_group_in_which_all_failed_is_rejected(tmp_path: Path):
         source={"rows": [{"instruction": "Say it."}]},
         steps=[{"task": "text_generation", "num_generations": 2, "group_generations": True}],
     )
-    (row,), _ = run_all(job, ScriptedEngine(lambda *_: ""))
+    answers = iter(["", "half \ud800 a pair"])
+    (row,), _ = run_all(job, ScriptedEngine(lambda *_: next(answers)))
     assert (row["outcome"], row["reason"], row["generation"]) == ("rejected", "empty_completion", None)
 
 
@@ -308,6 +347,7 @@ def test_preferences_from_end_to_end(tmp_path: Path):
     assert row["prompt"] == [{"role": "user", "content": "Add 1 and 2."}]
     assert row["chosen"][0]["role"] == row["rejected"][0]["role"] == "assistant"
     assert (row["chosen_rating"], row["rejected_rating"]) == (4.0, 2.0)
+    assert row["finish_reason"] == "stop", "of the last step that called a model"
 
 
 def test_a_conversation_and_its_answer_are_the_messages(tmp_path: Path):

@@ -437,3 +437,18 @@ def test_datasets_in_folders_of_one_name_are_not_taken_for_each_other(tmp_path: 
         assert Path(dataset).name == "dataset"
         rows[name] = load_dataset(dataset, split="train", cache_dir=str(tmp_path / "cache"))["instruction"][:]
     assert rows["a"] != rows["b"]
+
+
+def test_rows_without_a_conversation_are_merged_as_they_are(tmp_path: Path):
+    result = run(
+        chaos_job(
+            tmp_path,
+            source={"rows": [{"anchor": "same", "cluster_size": 7}] * 3},
+            model={"path": "chaos", "engine": {"reply": "## Positive\n\nIt is."}},
+            steps=[{"task": "generate_sentence_pair", "action": "paraphrase"}],
+        ),
+        in_process=True,
+    )
+    rows = load_dataset(str(result.dataset), split="train")
+    assert "messages" not in rows.column_names
+    assert [(row["anchor"], row["positive"], row["cluster_size"]) for row in rows] == [("same", "It is.", 7)] * 3

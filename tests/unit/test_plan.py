@@ -11,9 +11,10 @@ import pytest
 from batchgen.api import plan_run
 from batchgen.embedded import MODEL_PATH
 from batchgen.engines import repository
+from batchgen.engines.arguments import engine_arguments
 from batchgen.errors import JobError, ModelError, PlanMismatch, SeedError
 from batchgen.job import Job, Source
-from batchgen.plan import Plan, make_plan, read_plan, settle_plan, shard_bounds
+from batchgen.plan import _TEXT_ARGUMENTS, Plan, make_plan, read_plan, settle_plan, shard_bounds
 from batchgen.seeds import load_seeds
 from batchgen.store import LocalStore
 from tests.helpers import chaos_job, planned
@@ -30,6 +31,9 @@ def test_shards_cover_the_rows_without_gap_or_overlap_and_end_small(rows: int, s
     assert min(sizes) >= 1
     assert max(sizes) <= (shard_rows or 512)
     assert sizes == sorted(sizes, reverse=True)
+    assert sum(size for size in sizes if size == sizes[0]) >= rows // 2
+    if rows >= max(1_000, 10 * sizes[0]):
+        assert sizes[-1] <= 8, "so that no engine ends long after the others"
 
 
 RECIPES = sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))
@@ -129,6 +133,32 @@ def test_what_does_not_change_the_rows_may_change(tmp_path: Path, change: dict):
     first, _, _ = planned(chaos_job(tmp_path))
     second, _, _ = planned(chaos_job(tmp_path, **change))
     assert first == second
+
+
+@pytest.mark.parametrize(
+    ("engine", "named"),
+    [
+        ({"max_num_seqs": 3, "gpu_memory_utilization": 0.5, "enforce_eager": False, "attention_backend": "X"}, None),
+        ({"dtype": "float16"}, r"model\.engine\.dtype: absent then, \"float16\" now"),
+        ({"kv_cache_dtype": "fp8"}, r"model\.engine\.kv_cache_dtype: absent then, \"fp8\" now"),
+    ],
+)
+def test_engine_arguments_that_change_the_text_may_not_change(tmp_path: Path, engine: dict, named: str | None):
+    jobs = [
+        chaos_job(tmp_path, source={"count": 3}, model={"path": "embedded", "engine": given}) for given in ({}, engine)
+    ]
+    plans = [make_plan(job, load_seeds(job.source)) for job in jobs]
+    store = LocalStore(tmp_path)
+    settle_plan(store, plans[0])
+    if named is None:
+        assert settle_plan(store, plans[1]) == plans[0]
+    else:
+        with pytest.raises(PlanMismatch, match=named):
+            settle_plan(store, plans[1])
+
+
+def test_arguments_that_change_the_text_are_vllm_s():
+    assert set(_TEXT_ARGUMENTS) <= engine_arguments().keys()
 
 
 def test_columns_are_those_of_the_steps():
