@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, lru_cache
+from itertools import takewhile
 from typing import Any
 
 from batchgen.engines.base import Completion, Message, Prompt
@@ -95,9 +96,27 @@ class TemplateChat:
     def _up_to_user_turn(self, messages: Sequence[Message]) -> str:
         if self._override is None:
             return self._before_sentinel(messages)
+        # One BOS, before everything, whether or not the given text has it.
+        opening = self._override.removeprefix(self._begin)
         if len(messages) == 1 and _is_system_prompt(messages[0]) and not self._has_system_role:
-            return f"{self._override}{messages[0]['content']}\n\n"
-        return (self._render(messages, False) if messages else "") + self._override
+            return f"{self._begin}{opening}{messages[0]['content']}\n\n"
+        return (self._render(messages, False) if messages else self._begin) + opening
+
+    @cached_property
+    def _begin(self) -> str:
+        """The special token before a first user turn that no later one has: a BOS. "" where there is none."""
+        user, answer = {"role": "user", "content": _SENTINEL}, {"role": "assistant", "content": _ANSWER_SENTINEL}
+        try:
+            rendered = self._render([user, answer, user], False)
+        except Exception:  # a template's own complaint, of any type
+            return ""
+        first = rendered.partition(_SENTINEL)[0]
+        later = rendered.partition(_ANSWER_SENTINEL)[2].partition(_SENTINEL)[0]
+        # Some models have one token for a BOS and for the end of an answer; what opens a user's turn both texts end in.
+        alike = takewhile(lambda pair: pair[0] == pair[1], zip(reversed(first), reversed(later), strict=False))
+        header = first[len(first) - sum(1 for _ in alike) :]
+        found = [text for text in self._special_texts if first.startswith(text) and text not in header]
+        return max(found, key=len, default="")
 
     def continued(self, prompt: Prompt, completion: Completion) -> Prompt | None:
         """A prompt with its completion; None where the completion's text and tokens differ."""

@@ -107,6 +107,22 @@ def test_a_given_pre_query_template_overrides(tokenizer):
     assert tokenizer.decode(chat.user_prompt([]).token_ids) == "<s>[INST] As a teacher, "
 
 
+@pytest.mark.parametrize("begin", ["", "<|endoftext|>"])
+@pytest.mark.parametrize("given", ["", "<|endoftext|>"])
+def test_a_conversation_begins_once_whatever_its_pre_query_template_says(tokenizer, begin: str, given: str):
+    opening = "<|im_start|>user\nAs a teacher, "
+    chat = chat_with(tokenizer, begin + tokenizer.chat_template, pre_query_template=given + opening)
+    if begin:
+        given = begin
+    assert chat.user_prompt([]).text == given + opening
+    system = "<|im_start|>system\nS.<|im_end|>\n"
+    turn = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYo<|im_end|>\n"
+    # A template without a BOS knows of none that a given text could repeat.
+    second = opening if begin else given + opening
+    assert chat.user_prompt([SYSTEM]).text == begin + system + second
+    assert chat.user_prompt([SYSTEM, *TURN]).text == begin + system + turn + second
+
+
 def test_models_that_cannot_be_used_are_named(tmp_path):
     with pytest.raises(ModelError, match="there is no folder"):
         find_model(str(tmp_path / "nope"))

@@ -77,7 +77,31 @@ def test_without_a_system_role_the_prompt_stands_before_the_first_message(kind: 
     assert opening == chat.user_prompt([]).text + SYSTEM["content"] + "\n\n"
     assert chat.prompt([SYSTEM, FIRST[0]]).text.startswith(opening + FIRST[0]["content"])
     overridden = chat_from_tokenizer(tokenizer, "<start>user\n")
-    assert overridden.user_prompt([SYSTEM]).text == f"<start>user\n{SYSTEM['content']}\n\n"
+    begin = "<bos>" if kind == "refuses" else ""
+    assert overridden.user_prompt([SYSTEM]).text == f"{begin}<start>user\n{SYSTEM['content']}\n\n"
+
+
+@pytest.mark.parametrize("name", [name for name, template in TEMPLATES.items() if template.bos is not None])
+@pytest.mark.parametrize("given", ["with its BOS", "without"])
+def test_a_pre_query_template_of_the_job_s_gives_one_bos(name: str, given: str):
+    template = TEMPLATES[name]
+    assert template.bos is not None
+    tokenizer = tokenizer_of(template)
+    bos = tokenizer.convert_tokens_to_ids(template.bos)
+    opening = template.opening.removeprefix(template.bos)
+    chat = chat_from_tokenizer(tokenizer, (template.bos if given == "with its BOS" else "") + opening)
+    assert list(chat.user_prompt([]).token_ids) == [bos, *tokenizer(opening, add_special_tokens=False)["input_ids"]]
+    before = tokenizer.apply_chat_template(FIRST, tokenize=False)
+    assert chat.user_prompt(FIRST).text == before + opening
+
+
+@pytest.mark.parametrize("name", [name for name, template in TEMPLATES.items() if template.bos is None])
+def test_where_a_template_has_no_bos_a_pre_query_template_stays_as_it_is(name: str):
+    tokenizer = tokenizer_of(TEMPLATES[name])
+    opening = TEMPLATES[name].opening
+    chat = chat_from_tokenizer(tokenizer, opening)
+    assert chat.user_prompt([]).text == opening
+    assert chat.user_prompt(FIRST).text == tokenizer.apply_chat_template(FIRST, tokenize=False) + opening
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

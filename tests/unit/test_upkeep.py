@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -106,6 +108,69 @@ def test_a_sound_run_is_verified(job, capsys: pytest.CaptureFixture[str]):
         0,
         0,
     )
+
+
+def rewritten(job, change) -> None:
+    """Shard 1 with other rows, and a manifest that counts them: what no digest would give away."""
+    store, plan = store_and_plan(job)
+    manifest = committed(store, plan)[1]
+    path = store.path(manifest.key)
+    table = change(pq.read_table(path).cast(plan.schema))
+    pq.write_table(table, path)
+    ok = {row["row_index"] for row in table.to_pylist() if row["outcome"] == "ok"}
+    data = path.read_bytes()
+    counted = {
+        "rows": table.num_rows,
+        "ok": len(ok),
+        "rejected": len(set(table["row_index"].to_pylist()) - ok),
+        "size": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    edit(**counted)(store.path("commits/000001/0000.json"))
+
+
+def foreign(table: pa.Table) -> pa.Table:
+    at = table.schema.get_field_index("row_index")
+    return table.set_column(at, table.schema.field(at), pa.array([35, *range(11, 20)], table.schema.field(at).type))
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda table: table.slice(3), {"lost": 3, "twice": 0, "foreign": 0, "ok": 37, "rejected": 0}),
+        (
+            lambda table: pa.concat_tables([table, table.slice(0, 2)]),
+            {"lost": 0, "twice": 2, "foreign": 0, "ok": 40, "rejected": 0},
+        ),
+        (foreign, {"lost": 1, "twice": 0, "foreign": 1, "ok": 39, "rejected": 0}),
+    ],
+)
+def test_rows_that_are_not_conserved_are_counted(tmp_path: Path, change, found: dict[str, int], capsys):
+    job = chaos_job(tmp_path / "run", shard_rows=10)
+    run(job, in_process=True)
+    store, plan = store_and_plan(job)
+    assert (len(plan.shards), verify(store, plan).good) == (len(committed(store, plan)), True)
+    rewritten(job, change)
+    result = verify(store, plan)
+    assert not result.good
+    assert {name: getattr(result, name) for name in found} == found
+    assert result.sound == len(plan.shards) - 1
+    assert main(["verify", job.output]) == 1
+
+
+def test_a_row_with_one_good_branch_is_ok_and_one_with_none_is_rejected(tmp_path: Path):
+    job = chaos_job(
+        tmp_path / "run",
+        source={"rows": [{"instruction": text, "l": ["bad", text, "bad"]} for text in ("good", "bad")]},
+        model={"path": "chaos", "engine": {"empty_on": "bad"}},
+        steps=[
+            {"task": "text_generation", "explode": "l -> x"},
+            {"task": "text_generation", "input_mappings": {"instruction": "x"}, "output_mappings": {"generation": "y"}},
+        ],
+    )
+    run(job, in_process=True)
+    found = verify(*store_and_plan(job))
+    assert (found.good, found.ok, found.rejected, found.versions) == (True, 1, 1, 1)
 
 
 @pytest.mark.parametrize("fault", DATA_FAULTS)
