@@ -141,6 +141,16 @@ def test_an_engine_is_emptied_for_what_is_to_run_alone():
     assert dispatched(scheduler.shard_done(1, 2)) == [(1, 6), (1, 7), (1, 8)], "suspicion is over"
 
 
+def test_what_ran_alone_when_its_machine_was_lost_or_it_failed_runs_alone_again():
+    scheduler = suspected()
+    for shard in (3, 4, 5):
+        actions = scheduler.shard_done(1, shard)
+    assert dispatched(actions) == [(1, 0)]
+    assert dispatched(scheduler.shard_failed(1, 0, "x")) == [(1, 0)]
+    assert dispatched(scheduler.engine_lost(1, "gone", machine=True)) == []
+    assert dispatched(scheduler.engine_ready(3, 5)) == [(3, 0)], "alone, and before the other suspects"
+
+
 def test_an_engine_that_was_kept_for_suspects_works_again_when_others_took_them():
     scheduler = suspected()
     assert dispatched(scheduler.shard_done(1, 3)) == [], "kept"
