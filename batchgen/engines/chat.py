@@ -97,13 +97,13 @@ class TemplateChat:
         if self._override is None:
             return self._before_sentinel(messages)
         # One BOS, before everything, whether or not the given text has it.
-        opening = self._override.removeprefix(self._begin)
+        opening = self._override.removeprefix(self._bos)
         if len(messages) == 1 and _is_system_prompt(messages[0]) and not self._has_system_role:
-            return f"{self._begin}{opening}{messages[0]['content']}\n\n"
-        return (self._render(messages, False) if messages else self._begin) + opening
+            return f"{self._bos}{opening}{messages[0]['content']}\n\n"
+        return (self._render(messages, False) if messages else self._bos) + opening
 
     @cached_property
-    def _begin(self) -> str:
+    def _bos(self) -> str:
         """The special token before a first user turn that no later one has: a BOS. "" where there is none."""
         user, answer = {"role": "user", "content": _SENTINEL}, {"role": "assistant", "content": _ANSWER_SENTINEL}
         try:

@@ -145,7 +145,7 @@ def foreign(table: pa.Table) -> pa.Table:
         (foreign, {"lost": 1, "twice": 0, "foreign": 1, "ok": 39, "rejected": 0}),
     ],
 )
-def test_rows_that_are_not_conserved_are_counted(tmp_path: Path, change, found: dict[str, int], capsys):
+def test_rows_that_are_not_conserved_are_counted(tmp_path: Path, change, found: dict[str, int]):
     job = chaos_job(tmp_path / "run", shard_rows=10)
     run(job, in_process=True)
     store, plan = store_and_plan(job)
