@@ -11,8 +11,9 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from batchgen.errors import BatchgenError, EngineDead, EngineStartError, ShardFailed, Stopped
+from batchgen.errors import BatchgenError, EngineDead, ShardFailed, Stopped
 from batchgen.plan import Shard
+from batchgen.starts import Starts
 from batchgen.suspects import Isolated, Suspects
 
 # Rows that an engine should hold per slot of it. A worker has two in flight; about as many are finished and wait for
@@ -119,7 +120,8 @@ class Scheduler:
         shards: those that are not committed yet.
         engines: how many to keep.
         max_attempts: failures of one shard, on engines that are well, until the run fails.
-        max_start_failures: failed engine starts in a row, over all engines, until the run fails.
+        max_start_failures: failed engine starts in a row, over all engines, until the run fails or, where others are
+            up, a place is left empty for a while.
         max_engine_deaths: engines that die or hang until the run fails.
     """
 
@@ -134,14 +136,12 @@ class Scheduler:
         self._pending = deque(shards)
         self._wanted = engines
         self._max_attempts = max_attempts
-        self._max_start_failures = max_start_failures
+        self._starts = Starts(max_start_failures)
         self._max_engine_deaths = max_engine_deaths
         self._engines: dict[int, _Engine] = {}
         self._failures: dict[int, int] = {}
         self._suspects = Suspects()
         self._deaths: list[str] = []
-        self._start_failures = 0
-        self._came_up = False
         self._next_engine = 0
         self._stopping: str | None = None
         self.finished = False
@@ -164,8 +164,7 @@ class Scheduler:
         """An engine came up; `slots` is how many requests it works on at once."""
         if self.finished or engine not in self._engines:
             return []
-        self._start_failures = 0
-        self._came_up = True
+        self._starts.succeeded()
         self._engines[engine] = _Engine(slots=slots, ready=True)
         return self._fill()
 
@@ -173,18 +172,14 @@ class Scheduler:
         """An engine did not come up.
 
         Args:
-            final: another start would fail as well. Where one has come up before, it is given the benefit of the doubt.
+            final: another start would fail as well.
         """
         if self.finished or engine not in self._engines:
             return []
         del self._engines[engine]
-        self._start_failures += 1
         kill: list[Action] = [KillEngine(engine)]
-        if final and not self._came_up:
-            return kill + self._finish(EngineStartError(error))
-        if self._start_failures >= self._max_start_failures:
-            message = f"engines failed to start {self._start_failures} times in a row; the last time: {error}"
-            return kill + self._finish(EngineStartError(message))
+        if (end := self._starts.failed(error, final, others=len(self._engines))) is not None:
+            return kill + self._finish(end)
         return kill + self._top_up()
 
     def engine_lost(self, engine: int, error: str, machine: bool = False) -> list[Action]:
@@ -221,6 +216,7 @@ class Scheduler:
         if self.finished or engines <= self._wanted:
             return []
         self._wanted = engines
+        self._starts.try_again()
         return self._top_up()
 
     def shard_done(self, engine: int, shard: int) -> list[Action]:
@@ -228,7 +224,8 @@ class Scheduler:
         if self._take(engine, shard) is None:
             return []
         self._survived(engine)
-        return self._fill()
+        retry = self._top_up() if self._starts.shard_done() else []
+        return retry + self._fill()
 
     def probe_done(self, engine: int, shard: int) -> list[Action]:
         """An engine outlived some rows of a shard, which are not committed."""
@@ -305,7 +302,10 @@ class Scheduler:
 
     def _top_up(self) -> list[Action]:
         """Engines as long as one is missing that would have work."""
-        missing = 0 if self._stopping else min(self._wanted - len(self._engines), self._open)
+        if not self._engines:
+            self._starts.try_again()
+        room = self._wanted - self._starts.left_empty - len(self._engines)
+        missing = 0 if self._stopping else min(room, self._open)
         return [self._start_engine() for _ in range(missing)] or self._check_end()
 
     def _count_failure(self, shard: Shard) -> bool:

@@ -134,6 +134,28 @@ def test_an_engine_that_hangs_as_it_starts_is_replaced_and_three_in_a_row_end_th
         drive(job, start_seconds=0.1)
 
 
+class HalfBrokenFleet(LocalFleet):
+    """Two places, in one of which no engine ever starts."""
+
+    tries = 0
+
+    async def start(self, engine: int) -> int:
+        if engine:
+            HalfBrokenFleet.tries += 1
+            raise EngineStartError("no driver", final=engine % 2 == 0)
+        return await super().start(engine)
+
+
+def test_a_machine_on_which_no_engine_starts_ends_no_run_in_which_others_work(tmp_path: Path):
+    job = chaos_job(tmp_path, source={"count": 200}, shard_rows=8, model={"path": "chaos", "engine": {"latency": 0.01}})
+    manifests, plan, statuses = drive(job, engines=2, fleets=HalfBrokenFleet)
+    assert len(manifests) == len(plan.shards) == 25
+    # Three times in a row, and once more for every four shards that the other has done.
+    assert 6 <= HalfBrokenFleet.tries <= 9
+    assert max(status.engines_ready for status in statuses) == 1
+    ledger.record("machine where no engine starts, beside one that works", HalfBrokenFleet.tries, tmp_path, 200)
+
+
 def test_an_engine_that_waits_for_room_is_told_and_does_not_count_as_hung(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -35,7 +35,7 @@ LAYERS = [
     ["seedfiles", "draw", "translate"],
     ["seeds"],
     ["plan"],
-    ["commit", "suspects"],
+    ["commit", "starts", "suspects"],
     ["schedule"],
     ["generate", "fleet"],
     ["host", "drive"],

@@ -182,11 +182,62 @@ def test_engines_that_never_start_fail_the_run_with_the_cause():
 
 
 def test_an_engine_that_was_told_something_wrong_is_started_once():
-    scheduler = Scheduler(shards(3), 2)
+    scheduler = Scheduler(shards(3), 1)
     scheduler.start()
     error = finish(scheduler.engine_start_failed(0, "no such quantization", final=True)).error
     assert isinstance(error, EngineStartError)
     assert str(error) == "no such quantization"
+
+
+def test_a_place_where_no_engine_starts_is_left_empty_where_others_work():
+    scheduler = Scheduler(shards(40), 2, max_start_failures=2)
+    scheduler.start()
+    scheduler.engine_ready(0, 1)
+    assert scheduler.engine_start_failed(1, "x") == [KillEngine(1), StartEngine(2)]
+    assert scheduler.engine_start_failed(2, "x") == [KillEngine(2)], "no end, and no further try for now"
+    done = [dispatched(scheduler.shard_done(0, index)) for index in range(3)]
+    assert done == [[(0, 2)], [(0, 3)], [(0, 4)]], "the other goes on by itself"
+    assert scheduler.shard_done(0, 3)[0] == StartEngine(3)
+    assert scheduler.engine_start_failed(3, "x") == [KillEngine(3)], "one try is enough the next time"
+    for index in range(4, 7):
+        scheduler.shard_done(0, index)
+    assert scheduler.shard_done(0, 7)[0] == StartEngine(4)
+    assert dispatched(scheduler.engine_ready(4, 1))
+
+
+def test_a_place_that_was_left_empty_holds_no_other_back():
+    scheduler = Scheduler(shards(40), 3, max_start_failures=1)
+    scheduler.start()
+    scheduler.engine_ready(0, 1)
+    scheduler.engine_ready(1, 1)
+    scheduler.engine_start_failed(2, "x")
+    assert scheduler.engine_lost(1, "y")[:2] == [KillEngine(1), StartEngine(3)]
+    assert [a for a in scheduler.grow(4) if isinstance(a, StartEngine)] == [StartEngine(4), StartEngine(5)]
+
+
+def test_where_no_engine_is_left_those_that_failed_are_tried_again_and_end_the_run_together():
+    scheduler = Scheduler(shards(40), 2, max_start_failures=1)
+    scheduler.start()
+    scheduler.engine_ready(0, 1)
+    assert scheduler.engine_start_failed(1, "x") == [KillEngine(1)]
+    assert scheduler.engine_lost(0, "y") == [KillEngine(0), StartEngine(2), StartEngine(3)]
+    assert scheduler.engine_start_failed(2, "x") == [KillEngine(2)]
+    error = finish(scheduler.engine_start_failed(3, "no memory")).error
+    assert isinstance(error, EngineStartError)
+    assert "no memory" in str(error)
+
+
+def test_one_machine_s_final_failure_waits_for_the_others_that_are_coming_up():
+    scheduler = Scheduler(shards(40), 3)
+    scheduler.start()
+    assert scheduler.engine_start_failed(0, "no driver", final=True) == [KillEngine(0)]
+    assert dispatched(scheduler.engine_ready(1, 1)) == [(1, 0), (1, 1)]
+    assert scheduler.engine_start_failed(2, "no driver", final=True) == [KillEngine(2), StartEngine(3)]
+
+    scheduler = Scheduler(shards(40), 2)
+    scheduler.start()
+    assert scheduler.engine_start_failed(0, "no such dtype", final=True) == [KillEngine(0)]
+    assert str(finish(scheduler.engine_start_failed(1, "no such dtype", final=True)).error) == "no such dtype"
 
 
 def test_where_an_engine_came_up_another_is_given_the_benefit_of_the_doubt():
