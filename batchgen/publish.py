@@ -13,7 +13,7 @@ from pathlib import Path
 from batchgen.card import render_configs
 from batchgen.errors import StoreError, UserError
 from batchgen.faultpoints import reach
-from batchgen.merge.version import CARD, Version, read_file
+from batchgen.merge.version import CARD, Version, copy_file, read_file
 from batchgen.paths import expanded
 from batchgen.store.base import ObjectStore
 
@@ -29,7 +29,7 @@ def publish_folder(store: ObjectStore, version: Version, folder: str | Path) -> 
         for name in version.files:
             path = fresh / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(read_file(store, version, name))
+            copy_file(store, version, name, path)
         reach("dataset copied")
     return target
 
@@ -82,11 +82,26 @@ def _replacing(folder: str | Path) -> Iterator[tuple[Path, Path]]:
     fresh = target.parent / f".{target.name}.{uuid.uuid4().hex}"
     try:
         yield fresh, target
+        for path in (fresh, *fresh.rglob("*")):
+            _flush(path)
         _swap(fresh, target)
+        _flush(target.parent)
     except OSError as error:
         raise StoreError(f"cannot publish to {target}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Has a file's content, or the names in a folder, on the disk before what comes next."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that knows no such thing
+            raise
+    finally:
+        os.close(handle)
 
 
 def check_target(folder: str | Path) -> Path:

@@ -31,6 +31,7 @@ FORMAT = 1
 ROWS_PER_FILE = 250_000
 ROWS_PER_GROUP = 20_000
 CARD = "README.md"
+_PIECE = 8 << 20
 _VERSION_KEY = re.compile(r"versions/(\d{4,})\.json")
 _DATA_FILE = re.compile(r"data/train-\d{5,}-of-\d{5,}\.parquet")
 
@@ -213,6 +214,21 @@ def read_file(store: ObjectStore, version: Version, name: str) -> bytes:
     if hashlib.sha256(data).hexdigest() != version.files[name].sha256:
         raise _damaged(version, name, "is not what was merged")
     return data
+
+
+def copy_file(store: ObjectStore, version: Version, name: str, target: Path) -> None:
+    """Writes a file of a version to this machine, a piece at a time.
+
+    Raises:
+        CorruptShard: it is not what was merged; what was written is of no use.
+    """
+    digest = hashlib.sha256()
+    with _opened(store, version, name) as source, target.open("wb") as file:
+        while piece := source.read(_PIECE):
+            digest.update(piece)
+            file.write(piece)
+    if digest.hexdigest() != version.files[name].sha256:
+        raise _damaged(version, name, "is not what was merged")
 
 
 def _is_sound(store: ObjectStore, version: Version) -> bool:

@@ -426,6 +426,63 @@ def test_a_dataset_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: py
     assert list(tmp_path.glob(".*")) == []
 
 
+def test_a_dataset_is_on_the_disk_before_it_takes_another_s_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    result = answered(tmp_path, ["a b c"])
+    (tmp_path / "place").mkdir()
+    flushed: list[Path] = []
+    in_place: list[int] = []
+    fsync, replace = os.fsync, os.replace
+
+    def flush(handle: int) -> None:
+        flushed.append(Path(f"/proc/self/fd/{handle}").readlink())
+        fsync(handle)
+
+    def place(source: Path, target: Path) -> None:
+        replace(source, target)
+        in_place.append(len(flushed))
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "replace", place)
+    target = publish_folder(LocalStore(result.run), result.version, tmp_path / "place" / "out")
+    (before,) = in_place
+    kept = {path.relative_to(target) for path in target.rglob("*")}
+    names = {path.name for path in kept}
+    assert {path.name for path in flushed[1:before]} == names == {"README.md", "data", "train-00000-of-00001.parquet"}
+    assert flushed[0].parent == tmp_path / "place"
+    assert flushed[before:] == [tmp_path / "place"]
+
+
+def test_a_file_system_that_cannot_flush_folders_is_published_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    result = answered(tmp_path, ["a b c"])
+    failing = errno.EINVAL
+
+    def fsync(handle: int) -> None:
+        raise OSError(failing, "fsync")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    publish_folder(LocalStore(result.run), result.version, tmp_path / "out")
+    failing = errno.EIO
+    with pytest.raises(StoreError, match="cannot publish"):
+        publish_folder(LocalStore(result.run), result.version, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_file_is_published_in_pieces_and_refused_where_it_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("batchgen.merge.version._PIECE", 100)
+    result = answered(tmp_path, ["a b c", "d e f"])
+    store = LocalStore(result.run)
+    target = publish_folder(store, result.version, tmp_path / "out")
+    data = target / "data" / "train-00000-of-00001.parquet"
+    file = store.path(result.version.files["data/train-00000-of-00001.parquet"].key)
+    assert data.read_bytes() == file.read_bytes()
+    assert len(data.read_bytes()) > 200
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with pytest.raises(CorruptShard, match="is not what was merged"):
+        publish_folder(store, result.version, tmp_path / "out")
+    assert data.read_bytes() != file.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
 def test_datasets_in_folders_of_one_name_are_not_taken_for_each_other(tmp_path: Path):
     """`load_dataset` caches by the folder's name and the card; the card has to tell two datasets apart."""
     from batchgen import run
