@@ -214,10 +214,10 @@ class Driver:
             return
         self._held[engine] -= 1
         self._moved[engine] = time.monotonic()
-        if answer.kind == "done" and answer.receipt is not None:
-            self._committed += answer.receipt.progress
+        if answer.kind == "done" and answer.progress is not None:
+            self._committed += answer.progress
             self._shards_done += 1
-            self._receipted[engine] = self._receipted.get(engine, Progress()) + answer.receipt.progress
+            self._receipted[engine] = self._receipted.get(engine, Progress()) + answer.progress
             self._events.put_nowait(lambda: self._scheduler.shard_done(engine, shard.index))
             return
         if answer.kind in ("done", "returned"):
@@ -248,8 +248,11 @@ class Driver:
         progress = await self._fleet.progress(engine)
         if engine not in self._moved:
             return
-        # One that does not even say has not moved either.
-        if progress is not None and progress != self._live.get(engine):
+        before = self._live.get(engine, Progress())
+        # One that does not even say has not moved either; one that waits for a store or a server does not hang.
+        if progress is not None and (progress.waiting or progress != before):
+            if progress.waiting and not before.waiting:
+                self._note(f"engine {engine} waits: {progress.waiting}")
             self._live[engine] = progress
             self._moved[engine] = time.monotonic()
         elif self._held.get(engine) and time.monotonic() - self._moved[engine] > self._stall_seconds:

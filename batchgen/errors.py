@@ -86,7 +86,17 @@ class EngineDead(EngineError):
 
 
 class EngineUnavailable(EngineError):
-    """A model server elsewhere does not answer, or no longer lets us in; no row and no engine here is to blame."""
+    """A model server elsewhere does not answer, or no longer lets us in; no engine here is to blame.
+
+    Args:
+        final: whether it is no use to ask again.
+        internal: whether the server failed while it worked on the request, which may be the request's doing.
+    """
+
+    def __init__(self, message: str, final: bool = False, internal: bool = False) -> None:
+        super().__init__(message)
+        self.final = final
+        self.internal = internal
 
 
 class ShardFailed(BatchgenError):

@@ -15,7 +15,7 @@ from batchgen.engines.base import EngineSpec
 from batchgen.errors import UserError
 from batchgen.job import Job
 from batchgen.plan import Plan, Shard
-from batchgen.progress import Progress, Receipt
+from batchgen.progress import Progress
 from batchgen.rows import SeedRow
 
 
@@ -27,11 +27,12 @@ class Answer:
         kind: `done`; `returned` (recalled before a row of it had begun); `engine_dead` (the engine's fault);
             `machine_dead` (it went with its machine); `unavailable` (the store's fault, or a server's elsewhere);
             `failed` (anything else).
+        progress: of a shard's committed rows; None of a probe.
         error: what went wrong, without any text of a row.
     """
 
     kind: Literal["done", "returned", "engine_dead", "machine_dead", "unavailable", "failed"]
-    receipt: Receipt | None = None
+    progress: Progress | None = None
     error: str = ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -13,8 +14,9 @@ from batchgen.commit import commit_shard, new_attempt
 from batchgen.engines.base import Completion, Engine
 from batchgen.errors import RowRejected
 from batchgen.job import Job
+from batchgen.outage import Outage
 from batchgen.plan import Plan, Shard
-from batchgen.progress import Progress, Receipt
+from batchgen.progress import Progress
 from batchgen.rows import OK, REJECTED, ResultRow, SeedRow, random_seed
 from batchgen.store.base import ObjectStore
 from batchgen.tasks.llm import CallLog
@@ -106,7 +108,13 @@ class Worker:
         # Rows of shards of which none has begun; shards that were given back and have not ended yet.
         self._waiting: dict[int, list[asyncio.Task[list[ResultRow]]]] = {}
         self._returned: set[int] = set()
+        self._outage = Outage(job.outage_seconds)
         self.progress = Progress()
+
+    @property
+    def waiting(self) -> str:
+        """Why finished shards wait to be committed; "" where none does."""
+        return self._outage.reason
 
     def give_back(self, shard: int) -> bool:
         """Drops a shard where none of its rows has begun; says whether it does."""
@@ -124,14 +132,14 @@ class Worker:
 
     async def shard(
         self, shard: Shard, attempt: str, seeds: Sequence[SeedRow], quarantined: Collection[int] = ()
-    ) -> Receipt | None:
+    ) -> Progress | None:
         """Generates and commits a shard.
 
         Args:
             quarantined: positions of rows that are rejected without being run: each killed an engine.
 
         Returns:
-            None where it was given back.
+            What its committed rows are, whoever's they are; None where it was given back.
 
         Raises:
             EngineDead: the engine is gone; nothing was committed.
@@ -153,8 +161,12 @@ class Worker:
         results += [
             self._result(seed, replace(crashed, data=dict(seed.data))) for seed in seeds if seed.index in quarantined
         ]
-        manifest, won = await asyncio.to_thread(commit_shard, self._store, self._plan, shard, attempt, seeds, results)
-        return Receipt(shard.index, attempt, won, manifest.progress)
+        # Every further try is an attempt of its own: whether an earlier one got through may be unknown.
+        attempts = itertools.chain([attempt], (new_attempt() for _ in itertools.count()))
+        manifest, _ = await self._outage.outlast(
+            lambda: asyncio.to_thread(commit_shard, self._store, self._plan, shard, next(attempts), seeds, results)
+        )
+        return manifest.progress
 
     @staticmethod
     async def _all(tasks: Sequence[asyncio.Task[list[ResultRow]]]) -> list[list[ResultRow]]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 from batchgen.commit import new_attempt
 from batchgen.engines import build_engine
 from batchgen.engines.base import Engine
+from batchgen.engines.patient import PatientEngine
 from batchgen.errors import EngineDead, EngineStartError, EngineUnavailable, PlanMismatch, StoreError
 from batchgen.fleet import Answer, HostConfig, Work
 from batchgen.generate import Worker
+from batchgen.outage import Outage
 from batchgen.plan import PLAN_KEY, Plan
 from batchgen.progress import Progress
 from batchgen.store import ObjectStore, open_store
@@ -23,10 +26,18 @@ class EngineHost:
 
     def __init__(self, config: HostConfig) -> None:
         self._config = config
-        self._engine: Engine = build_engine(config.engine_spec())
+        self._outages: list[Outage] = []
+        self._engine = self._build(None)
         named = {step.model for step in config.job.steps if step.model is not None}
-        self._others: dict[str, Engine] = {name: build_engine(config.engine_spec(name)) for name in sorted(named)}
+        self._others = {name: self._build(name) for name in sorted(named)}
         self._worker: Worker | None = None
+
+    def _build(self, name: str | None) -> Engine:
+        spec = self._config.engine_spec(name)
+        if spec.backend != "openai":
+            return build_engine(spec)
+        self._outages.append(Outage(self._config.job.outage_seconds))
+        return PatientEngine(build_engine(spec), self._outages[-1])
 
     async def start(self) -> int:
         """Loads the models; returns how many requests the job's engine works on at once."""
@@ -46,8 +57,8 @@ class EngineHost:
             if work.probe:
                 await self._worker.probe([seed for seed in work.seeds if seed.index not in work.quarantined])
                 return Answer("done")
-            receipt = await self._worker.shard(work.shard, new_attempt(), work.seeds, work.quarantined)
-            return Answer("done", receipt) if receipt is not None else Answer("returned")
+            progress = await self._worker.shard(work.shard, new_attempt(), work.seeds, work.quarantined)
+            return Answer("done", progress) if progress is not None else Answer("returned")
         except EngineDead as error:
             return Answer("engine_dead", error=str(error))
         except (StoreError, PlanMismatch, EngineUnavailable) as error:
@@ -62,7 +73,10 @@ class EngineHost:
     @property
     def progress(self) -> Progress:
         """What the worker has done since it started."""
-        return self._worker.progress if self._worker else Progress()
+        if self._worker is None:
+            return Progress()
+        reasons = (self._worker.waiting, *(outage.reason for outage in self._outages))
+        return replace(self._worker.progress, waiting=next(filter(None, reasons), ""))
 
     async def stop(self) -> None:
         """Ends the engines."""

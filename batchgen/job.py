@@ -281,6 +281,7 @@ class Job(_Part):
     engines: PositiveInt | None = Field(None, description="number of engines; else one a GPU, or one on a CPU")
     stall_seconds: float = Field(900.0, gt=0, description="an engine that finishes no request for so long is replaced")
     start_seconds: float = Field(1800.0, gt=0, description="so is one that is not up after so long")
+    outage_seconds: float = Field(600.0, ge=0, description="a store or server that is out of reach is waited for")
     max_engine_deaths: PositiveInt = Field(100, description="engines that a run may lose before it fails")
     shard_rows: PositiveInt | None = Field(None, le=100_000, description="rows a shard; else chosen from their number")
 

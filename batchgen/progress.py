@@ -1,4 +1,4 @@
-"""What a worker has done, and what it reports of a shard: the small things that travel to the driver."""
+"""What a worker has done: the small thing that travels to the driver; rows are in the store."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ class Progress:
     Args:
         reasons: rejected rows by reason.
         notes: what happened to rows without rejecting them, by code.
+        waiting: what it waits for that is out of reach; "" where it works.
     """
 
     ok: int = 0
@@ -22,6 +23,7 @@ class Progress:
     input_tokens: int = 0
     output_tokens: int = 0
     notes: Mapping[str, int] = field(default_factory=dict)
+    waiting: str = ""
 
     def __add__(self, other: Progress) -> Progress:
         return Progress(
@@ -37,18 +39,3 @@ class Progress:
 def _sum(a: Mapping[str, int], b: Mapping[str, int]) -> Mapping[str, int]:
     # Added up at every completion, nearly all of which have nothing to say.
     return dict(Counter(a) + Counter(b)) if b else a
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What the driver learns of a finished shard: small, the rows themselves are in the store.
-
-    Args:
-        won: whether this attempt's rows are the committed ones.
-        progress: of the committed rows.
-    """
-
-    shard: int
-    attempt: str
-    won: bool
-    progress: Progress

@@ -2,7 +2,7 @@
 
 Ray restarts and retries nothing here: with its own retries on, a method that kills its process was measured to run four
 times while the driver saw one error. Retries are the scheduler's. Rows never travel through the object store; seeds go
-in as arguments, a receipt comes back.
+in as arguments, counts come back.
 """
 
 from __future__ import annotations

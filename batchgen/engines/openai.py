@@ -16,8 +16,9 @@ from batchgen.errors import EngineStartError, EngineUnavailable, RowRejected
 # Parameters of OpenAI's own API; vLLM's others travel in the request's body, which vLLM's server reads.
 _STANDARD = ("frequency_penalty", "max_tokens", "presence_penalty", "stop", "temperature", "top_p")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,39}")
-# Statuses that one request, and not the server or the key, is to blame for.
+# Statuses that one request, and not the server or the key, is to blame for; and those that stay until somebody acts.
 _ROW_STATUSES = (400, 413, 422)
+_LASTING_STATUSES = (401, 403, 404)
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ class OpenAIEngine:
                 return await self._answer(request, other)
             if error.status_code in _ROW_STATUSES:
                 raise RowRejected(_refusal(error)) from None
-            raise EngineUnavailable(self._told(error)) from None
+            lasting = error.status_code in _LASTING_STATUSES
+            raise EngineUnavailable(self._told(error), lasting, internal=error.status_code == 500) from None
         except openai.OpenAIError as error:
             raise EngineUnavailable(self._told(error)) from None
 

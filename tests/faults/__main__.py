@@ -18,6 +18,7 @@ from tests.faults.ledger import ENVIRONMENT, Line
 HERE = Path(__file__).parent
 TESTS = (
     "tests/unit/test_drive.py",
+    "tests/unit/test_openai.py",
     "tests/unit/test_upkeep.py",
     "tests/faults",
     "tests/cluster/test_nodes.py",

@@ -78,8 +78,8 @@ if sys.argv[2] == "full":
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 try:
     run({"name": "full", "source": {"count": 40}, "model": {"path": "chaos", "engine": {"tokens": 3000}},
-         "sampling": {"max_tokens": 9000}, "steps": [{"task": "magpie"}], "output": sys.argv[1], "shard_rows": 10},
-        in_process=True)
+         "sampling": {"max_tokens": 9000}, "steps": [{"task": "magpie"}], "output": sys.argv[1], "shard_rows": 10,
+         "outage_seconds": 1}, in_process=True)
 except Stopped as stopped:
     print(stopped)
     sys.exit(stopped.exit_code)

@@ -20,6 +20,7 @@ import yaml
 
 from batchgen import Stopped, run
 from batchgen.cli import main
+from batchgen.job import Job
 from batchgen.plan import read_plan
 from batchgen.store import open_store
 from batchgen.upkeep import verify
@@ -142,12 +143,33 @@ def test_a_bucket_that_fails_now_and_then_and_is_slow(server: S3Server, job: Pat
         ledger.record(f"store {name}", injected[kind], objects(server), 120)
 
 
+def test_a_bucket_that_is_away_for_a_while_is_waited_for(server: S3Server, job: Path, monkeypatch):
+    for name, value in environment(server).items():
+        monkeypatch.setenv(name, value)
+    refused = Counter[str]()
+
+    def fault(method: str, key: str) -> Fault:
+        if method != "PUT" or committed(server) < 5 or sum(refused.values()) >= 12:
+            return None
+        refused[key.split("/")[3]] += 1
+        return 403
+
+    server.fault = fault
+    notes: list[str] = []
+    run(str(job), in_process=True, watch=lambda status: notes.extend(status.notes))
+    assert refused["attempts"]
+    assert any("waits: cannot write s3://bucket/night/run/" in note for note in notes)
+    ledger.record("store away for a while", 1, objects(server), 120)
+    store = open_store(RUN)
+    assert verify(store, read_plan(store)).good
+
+
 def test_a_bucket_that_stays_away_stops_the_run_which_goes_on_later(server: S3Server, job: Path, monkeypatch):
     for name, value in environment(server).items():
         monkeypatch.setenv(name, value)
     server.fault = lambda method, key: 403 if "/attempts/" in key and committed(server) > 5 else None
     with pytest.raises(Stopped, match="cannot write s3://bucket/night/run/attempts") as caught:
-        run(str(job), in_process=True)
+        run(Job.load(job, ["outage_seconds=1"]), in_process=True)
     assert caught.value.exit_code == 75
     assert "canary" not in str(caught.value)
     server.fault = lambda method, key: None

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -218,10 +219,37 @@ def test_a_run_that_loses_too_many_engines_fails_with_a_list_of_them(tmp_path: P
 def test_a_store_that_fails_ends_the_run_resumable_and_blames_no_row(tmp_path: Path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "attempts").write_text("in the way")
-    with pytest.raises(Stopped, match="cannot write") as caught:
-        drive(chaos_job(tmp_path / "run"))
+    with pytest.raises(Stopped, match=r"cannot write.* so it has been for 1 s \(outage_seconds\)") as caught:
+        drive(chaos_job(tmp_path / "run", outage_seconds=1))
     assert caught.value.exit_code == 75
     assert issubclass(StoreError, Stopped)
+
+
+def test_a_store_that_is_away_for_a_while_is_waited_for_and_its_engine_does_not_count_as_hung(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("batchgen.outage._PAUSES", (0.1,))
+    way = tmp_path / "run" / "attempts"
+    way.parent.mkdir()
+    way.write_text("in the way")
+
+    class Watched(RecordingFleet):
+        async def progress(self, engine: int) -> Progress | None:
+            progress = await super().progress(engine)
+            if progress is not None and progress.waiting:
+                self.waited = getattr(self, "waited", 0) + 1
+                if self.waited == 3:
+                    way.unlink()
+                # The store's own reasons name another attempt each time.
+                return replace(progress, waiting="cannot write")
+            return progress
+
+    manifests, plan, statuses = drive(chaos_job(tmp_path / "run"), stall_seconds=0.5, fleets=Watched)
+    assert len(manifests) == len(plan.shards)
+    notes = [note for status in statuses for note in status.notes]
+    assert [note for note in notes if "engine 0 waits: cannot write" in note] == notes
+    assert {kind for _, kind in RecordingFleet.last.answers} == {"done"}
+    ledger.record("store away for a while", 1, tmp_path / "run", 40)
 
 
 @pytest.mark.parametrize(("other", "found"), [(None, "is not there"), (50, "holds another run")])

@@ -25,6 +25,7 @@ LAYERS = [
         "records",
         "paths",
         "trees",
+        "outage",
     ],
     ["engines"],
     ["bridge"],

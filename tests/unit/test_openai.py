@@ -7,25 +7,31 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from batchgen import Job, Stopped, run
 from batchgen.engines.base import Completion, EngineSpec, Request
 from batchgen.engines.openai import OpenAIEngine
 from batchgen.errors import EngineStartError, EngineUnavailable, RowRejected
+from tests.faults import ledger
+from tests.helpers import chaos_job
 
 SECRET = "sk-canary-0815"
 
 
 class Server:
     """An OpenAI-compatible server: `statuses` are given to the next requests, then 200; `unknown` is a parameter that
-    it refuses, and `loose` whether it refuses schemas that are to be followed to the letter."""
+    it refuses, `loose` whether it refuses schemas that are to be followed to the letter, and `poison` a text at which
+    it fails."""
 
     def __init__(self) -> None:
         self.statuses: list[int] = []
         self.unknown: str | None = None
         self.loose = False
+        self.poison: str | None = None
         self.told: dict[str, str] = {}
         self.finish = "stop"
         self.requests: list[dict[str, Any]] = []
@@ -59,6 +65,8 @@ class Server:
                     refusal = {"message": SECRET, "code": "unsupported_parameter", "param": param}
                     self.send(400, {"error": refusal})
                     return
+                if server.poison and server.poison in str(body["messages"]):
+                    status = 500
                 if status != 200:
                     self.send(status, {"error": {"message": f"refused, and quoting {body['messages']} {SECRET}"}})
                     return
@@ -238,3 +246,49 @@ def test_a_server_that_is_not_there_is_named():
     )
     with pytest.raises(EngineStartError, match=r"127\.0\.0\.1:9/v1 cannot be reached"):
         asyncio.run(engine.start())
+
+
+def judged(server: Server, tmp_path: Path, **changes: Any) -> Job:
+    """A job whose only step runs on the server."""
+    judge = {"path": "judge", "backend": "openai", "engine": {"base_url": server.url, "max_retries": 0}}
+    return chaos_job(
+        tmp_path / "run",
+        source={"rows": [{"instruction": f"question {i}"} for i in range(20)]},
+        models={"judge": judge},
+        steps=[{"task": "text_generation", "model": "judge"}],
+        merge={"exact": False, "near": False},
+        **changes,
+    )
+
+
+def test_a_server_that_is_away_for_a_while_is_waited_for(server: Server, tmp_path: Path):
+    server.statuses = [503] * 30
+    notes: list[str] = []
+    result = run(judged(server, tmp_path), in_process=True, watch=lambda status: notes.extend(status.notes))
+    assert (result.progress.ok, result.progress.rejected) == (20, 0)
+    assert notes == [f"engine 0 waits: {server.url} answers 503"]
+    ledger.record("model server away for a while", 1, tmp_path / "run", 20)
+
+
+def test_a_server_that_stays_away_stops_the_run_which_goes_on_later(server: Server, tmp_path: Path):
+    server.statuses = [503] * 1000
+    with pytest.raises(Stopped, match=r"answers 503; so it has been for 1 s \(outage_seconds\)"):
+        run(judged(server, tmp_path, outage_seconds=1), in_process=True)
+    server.statuses = []
+    assert run(judged(server, tmp_path), in_process=True).progress.ok == 20
+    ledger.record("model server stays away", 1, tmp_path / "run", 20)
+
+
+def test_a_key_that_is_refused_on_the_way_is_not_waited_for(server: Server, tmp_path: Path):
+    server.statuses = [200] * 5 + [401] * 1000
+    with pytest.raises(Stopped, match="answers 401; is OPENAI_API_KEY set and right"):
+        run(judged(server, tmp_path), in_process=True)
+
+
+def test_a_row_at_which_the_server_fails_again_and_again_is_rejected_alone(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("batchgen.outage._PAUSES", (0.05,))
+    server.poison = "question 7"
+    result = run(judged(server, tmp_path), in_process=True)
+    assert (result.progress.ok, dict(result.progress.reasons)) == (19, {"refused_by_server:500": 1})

@@ -1,0 +1,71 @@
+"""Outlasts a store, or a model server, that is out of reach for a while: a run of a night is not to end for minutes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from batchgen.errors import EngineUnavailable, StoreError
+
+Result = TypeVar("Result")
+_PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+
+
+class Outage:
+    """Calls to one thing elsewhere, which share what they know of it.
+
+    Args:
+        patience: seconds from the first call that failed until those that wait give up.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._since: float | None = None
+        self._waiting: set[object] = set()
+        self._reason = ""
+        self.successes = 0
+
+    @property
+    def reason(self) -> str:
+        """Why calls wait, for as long as they may; "" where none does."""
+        waits = self._waiting and self._since is not None and time.monotonic() - self._since <= self._patience
+        return self._reason if waits else ""
+
+    async def outlast(self, call: Callable[[], Awaitable[Result]]) -> Result:
+        """What a call gives, which is made again and again while it raises `StoreError` or `EngineUnavailable`.
+
+        Raises:
+            StoreError, EngineUnavailable: of the last try, with how long it was waited for.
+        """
+        me = object()
+        first = float("inf")
+        try:
+            for tries in itertools.count():
+                try:
+                    result = await call()
+                except (StoreError, EngineUnavailable) as error:
+                    first = min(first, time.monotonic())
+                    self._failed(error, first)
+                    self._waiting.add(me)
+                else:
+                    self._since = None
+                    self.successes += 1
+                    return result
+                await asyncio.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
+        finally:
+            self._waiting.discard(me)
+        raise AssertionError("it is tried for ever")
+
+    def _failed(self, error: StoreError | EngineUnavailable, first: float) -> None:
+        """Notes a failure; raises where it is no use to wait any more."""
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        if self._patience <= 0 or getattr(error, "final", False):
+            raise error
+        # What works for others and not for this call is not waited for any longer either.
+        if now - min(first, self._since) >= self._patience:
+            raise type(error)(f"{error}; so it has been for {self._patience:.0f} s (outage_seconds)") from None
+        self._reason = str(error)

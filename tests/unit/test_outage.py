@@ -1,0 +1,167 @@
+"""Stores and servers that are out of reach for a while."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+
+import pytest
+
+from batchgen.engines.base import Completion, Request
+from batchgen.engines.patient import PatientEngine
+from batchgen.errors import EngineDead, EngineUnavailable, RowRejected, StoreError
+from batchgen.outage import Outage
+from tests.helpers import ScriptedEngine
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchgen.outage._PAUSES", (0.02,))
+
+
+def answers(given: Iterable[Exception | str]) -> Callable[[], Awaitable[str]]:
+    """A call that raises, or gives, one after the other, and the last for ever."""
+    left = list(given)
+
+    async def call() -> str:
+        await asyncio.sleep(0)
+        answer = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return call
+
+
+DISK_FULL = StoreError("disk full")
+AWAY = EngineUnavailable("http://judge answers 503")
+
+
+@pytest.mark.parametrize("error", [DISK_FULL, AWAY])
+def test_a_call_is_made_again_until_it_succeeds_and_says_why_it_waits(error: Exception):
+    async def go() -> None:
+        outage = Outage(60)
+        waiting = asyncio.create_task(outage.outlast(answers([error, error, error, "done"])))
+        await asyncio.sleep(0.03)
+        assert outage.reason == str(error)
+        assert await waiting == "done"
+        assert outage.reason == ""
+        assert outage.successes == 1
+
+    asyncio.run(go())
+
+
+def test_patience_ends_with_the_last_error_and_for_how_long_it_was_so():
+    outage = Outage(0.1)
+    with pytest.raises(StoreError, match=r"disk full; so it has been for 0 s \(outage_seconds\)"):
+        asyncio.run(outage.outlast(answers([DISK_FULL])))
+    assert outage.reason == ""
+
+
+def test_without_patience_the_first_error_is_the_last():
+    with pytest.raises(StoreError, match=r"^disk full$"):
+        asyncio.run(Outage(0).outlast(answers([DISK_FULL, "done"])))
+
+
+def test_what_stays_until_somebody_acts_is_not_waited_for():
+    with pytest.raises(EngineUnavailable, match=r"^key refused$"):
+        asyncio.run(Outage(60).outlast(answers([EngineUnavailable("key refused", final=True), "done"])))
+
+
+def test_other_errors_are_nobody_s_to_wait_for():
+    with pytest.raises(EngineDead):
+        asyncio.run(Outage(60).outlast(answers([EngineDead("x"), "done"])))
+
+
+def test_a_call_that_comes_late_waits_no_longer_than_those_that_wait_already():
+    async def go() -> None:
+        outage, loop = Outage(0.2), asyncio.get_running_loop()
+        early = asyncio.create_task(outage.outlast(answers([DISK_FULL])))
+        await asyncio.sleep(0.15)
+        began = loop.time()
+        with pytest.raises(StoreError):
+            await outage.outlast(answers([DISK_FULL]))
+        assert loop.time() - began < 0.15
+        with pytest.raises(StoreError):
+            await early
+
+    asyncio.run(go())
+
+
+def test_a_call_that_fails_for_itself_alone_gives_up_too():
+    async def go() -> None:
+        outage = Outage(0.1)
+
+        async def well() -> None:
+            while True:
+                await outage.outlast(answers(["done"]))
+                await asyncio.sleep(0.01)
+
+        others = asyncio.create_task(well())
+        with pytest.raises(StoreError):
+            await asyncio.wait_for(outage.outlast(answers([DISK_FULL])), 5)
+        others.cancel()
+
+    asyncio.run(go())
+
+
+def test_a_call_that_is_cancelled_waits_for_nothing():
+    async def go() -> None:
+        outage = Outage(60)
+        waiting = asyncio.create_task(outage.outlast(answers([DISK_FULL])))
+        await asyncio.sleep(0.01)
+        assert outage.reason
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert outage.reason == ""
+
+    asyncio.run(go())
+
+
+class Judge(ScriptedEngine):
+    """Fails at some requests as a server does that has a defect, or at all of them."""
+
+    def __init__(self, *failing: str) -> None:
+        super().__init__(lambda prompt, number: "fine")
+        self.failing = failing
+
+    async def generate(self, request: Request) -> Completion:
+        """Fails, or answers."""
+        if any(word in request.key for word in self.failing):
+            await asyncio.sleep(0)
+            raise EngineUnavailable("http://judge answers 500", internal=True)
+        return await super().generate(request)
+
+
+def test_a_row_at_which_a_server_fails_alone_is_rejected():
+    async def go() -> list[Completion | BaseException]:
+        engine = PatientEngine(Judge("poison"), Outage(60))
+        assert (engine.model_name, engine.slots, engine.chat is None) == ("scripted", 8, False)
+        await engine.start()
+
+        async def well() -> Completion:
+            for _ in range(20):
+                answer = await engine.generate(Request([1], {}, seed=0, key="good"))
+                await asyncio.sleep(0.01)
+            return answer
+
+        found = await asyncio.gather(
+            engine.generate(Request([1], {}, seed=0, key="poison")), well(), return_exceptions=True
+        )
+        await engine.stop()
+        return found
+
+    rejected, answer = asyncio.run(go())
+    assert isinstance(rejected, RowRejected)
+    assert rejected.reason == "refused_by_server:500"
+    assert isinstance(answer, Completion)
+
+
+def test_a_server_that_fails_at_everything_is_no_row_s_fault():
+    engine = PatientEngine(Judge("a", "b"), Outage(0.3))
+
+    async def go() -> None:
+        await asyncio.gather(*(engine.generate(Request([1], {}, seed=0, key=key)) for key in "ab"))
+
+    with pytest.raises(EngineUnavailable, match="answers 500; so it has been"):
+        asyncio.run(go())
