@@ -106,6 +106,7 @@ class Driver:
         self._held: dict[int, int] = {}
         self._meter = _Meter()
         self._notes: deque[str] = deque(maxlen=3)
+        self._hurried = False
         self._result: BatchgenError | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -131,6 +132,7 @@ class Driver:
             while not self._scheduler.finished:
                 event = await self._events.get()
                 await self._perform(event())
+                self._hurry()
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -155,6 +157,13 @@ class Driver:
                     await self._fleet.kill(engine)
                 case Finish(error):
                     self._result = error
+
+    def _hurry(self) -> None:
+        """Has engines wait no longer for what is out of reach, once the run is to stop."""
+        if self._scheduler.stopping and not self._hurried:
+            self._hurried = True
+            for engine in self._moved:
+                self._spawn(self._fleet.stop_waiting(engine))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -131,6 +131,9 @@ class Fleet(Protocol):
     async def recall(self, engine: int, shard: int) -> bool:
         """Whether an engine gives a shard back, as none of its rows has begun; `run` answers so then. Never raises."""
 
+    async def stop_waiting(self, engine: int) -> None:
+        """Has an engine give up what waits for a store or a server that is out of reach. Never raises."""
+
     async def progress(self, engine: int) -> Progress | None:
         """What an engine has done since its start; None where it does not say."""
 

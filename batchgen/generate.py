@@ -116,6 +116,10 @@ class Worker:
         """Why finished shards wait to be committed; "" where none does."""
         return self._outage.reason
 
+    def stop_waiting(self) -> None:
+        """Has shards that wait to be committed fail where the store is still out of reach."""
+        self._outage.give_up()
+
     def give_back(self, shard: int) -> bool:
         """Drops a shard where none of its rows has begun; says whether it does."""
         rows = self._waiting.pop(shard, None)

@@ -70,6 +70,13 @@ class EngineHost:
         """Gives a shard back where none of its rows has begun; says whether it does."""
         return self._worker is not None and self._worker.give_back(shard)
 
+    def stop_waiting(self) -> None:
+        """Gives up what waits for a store or a server that is out of reach: the run is about to stop."""
+        if self._worker is not None:
+            self._worker.stop_waiting()
+        for outage in self._outages:
+            outage.give_up()
+
     @property
     def progress(self) -> Progress:
         """What the worker has done since it started."""
@@ -154,6 +161,11 @@ class LocalFleet:
         """Whether an engine gives a shard back."""
         host = self._hosts.get(engine)
         return host is not None and host.recall(shard)
+
+    async def stop_waiting(self, engine: int) -> None:
+        """Has an engine give up what waits for something out of reach."""
+        if (host := self._hosts.get(engine)) is not None:
+            host.stop_waiting()
 
     async def progress(self, engine: int) -> Progress | None:
         """What an engine has done since its start."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections.abc import Awaitable, Callable
@@ -26,6 +27,7 @@ class Outage:
         self._since: float | None = None
         self._waiting: set[object] = set()
         self._reason = ""
+        self._given_up = asyncio.Event()
         self.successes = 0
 
     @property
@@ -33,6 +35,11 @@ class Outage:
         """Why calls wait, for as long as they may; "" where none does."""
         waits = self._waiting and self._since is not None and time.monotonic() - self._since <= self._patience
         return self._reason if waits else ""
+
+    def give_up(self) -> None:
+        """Ends the patience: what waits fails at its next try, which is made at once."""
+        self._patience = 0
+        self._given_up.set()
 
     async def outlast(self, call: Callable[[], Awaitable[Result]]) -> Result:
         """What a call gives, which is made again and again while it raises `StoreError` or `EngineUnavailable`.
@@ -54,7 +61,8 @@ class Outage:
                     self._since = None
                     self.successes += 1
                     return result
-                await asyncio.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._given_up.wait(), _PAUSES[min(tries, len(_PAUSES) - 1)])
         finally:
             self._waiting.discard(me)
         raise AssertionError("it is tried for ever")

@@ -7,7 +7,7 @@ them as events; an event about an engine that it has given up is ignored, so lat
 from __future__ import annotations
 
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -139,7 +139,7 @@ class Scheduler:
         self._starts = Starts(max_start_failures)
         self._max_engine_deaths = max_engine_deaths
         self._engines: dict[int, _Engine] = {}
-        self._failures: dict[int, int] = {}
+        self._failures = Counter[int]()
         self._suspects = Suspects()
         self._deaths: list[str] = []
         self._next_engine = 0
@@ -150,6 +150,11 @@ class Scheduler:
     def in_flight(self) -> Collection[int]:
         """Shards that an engine holds."""
         return {index for engine in self._engines.values() for index in engine.shards}
+
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing more is handed out."""
+        return self._stopping is not None
 
     @property
     def engines_ready(self) -> int:
@@ -236,7 +241,8 @@ class Scheduler:
         failed = self._take(engine, shard)
         if failed is None:
             return []
-        if self._count_failure(failed):
+        self._failures[failed.index] += 1
+        if self._failures[failed.index] >= self._max_attempts:
             return self._give_up(failed, error)
         alone, self._engines[engine].alone = self._engines[engine].alone, None
         if alone is not None:
@@ -307,10 +313,6 @@ class Scheduler:
         room = self._wanted - self._starts.left_empty - len(self._engines)
         missing = 0 if self._stopping else min(room, self._open)
         return [self._start_engine() for _ in range(missing)] or self._check_end()
-
-    def _count_failure(self, shard: Shard) -> bool:
-        self._failures[shard.index] = self._failures.get(shard.index, 0) + 1
-        return self._failures[shard.index] >= self._max_attempts
 
     def _give_up(self, shard: Shard, error: str) -> list[Action]:
         rows = f"seed rows {shard.start} to {shard.stop - 1}"

@@ -76,6 +76,9 @@ class _Actor:
     async def recall(self, shard: int) -> bool:
         return self._host.recall(shard)
 
+    async def stop_waiting(self) -> None:
+        self._host.stop_waiting()
+
     async def progress(self) -> Progress:
         return self._host.progress
 
@@ -221,6 +224,13 @@ class RayFleet:
             return bool(await actor.recall.remote(shard))
         except RayError:
             return False
+
+    async def stop_waiting(self, engine: int) -> None:
+        """Has an engine give up what waits for something out of reach."""
+        actor = self._actors.get(engine)
+        if actor is not None:
+            with contextlib.suppress(RayError):
+                await actor.stop_waiting.remote()
 
     async def progress(self, engine: int) -> Progress | None:
         """What an engine has done since its start; None where it does not say in time."""

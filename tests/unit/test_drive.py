@@ -225,6 +225,19 @@ def test_a_store_that_fails_ends_the_run_resumable_and_blames_no_row(tmp_path: P
     assert issubclass(StoreError, Stopped)
 
 
+def test_a_run_that_is_to_stop_waits_for_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("batchgen.outage._PAUSES", (60.0,))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "attempts").write_text("in the way")
+
+    def watch(status: Status) -> None:
+        if any("waits" in note for note in status.notes):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Stopped, match="interrupted"):
+        run(chaos_job(tmp_path / "run"), watch=watch, in_process=True)
+
+
 def test_a_store_that_is_away_for_a_while_is_waited_for_and_its_engine_does_not_count_as_hung(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -105,6 +105,20 @@ def test_a_call_that_fails_for_itself_alone_gives_up_too():
     asyncio.run(go())
 
 
+def test_patience_can_be_ended(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("batchgen.outage._PAUSES", (60,))
+
+    async def go() -> None:
+        outage = Outage(600)
+        waiting = [asyncio.create_task(outage.outlast(answers([DISK_FULL, last]))) for last in (DISK_FULL, "done")]
+        await asyncio.sleep(0.01)
+        outage.give_up()
+        failed, done = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 5)
+        assert (str(failed), done) == ("disk full", "done")
+
+    asyncio.run(go())
+
+
 def test_a_call_that_is_cancelled_waits_for_nothing():
     async def go() -> None:
         outage = Outage(60)
