@@ -154,18 +154,6 @@ def _magpie_chat(parameters: Magpie) -> tuple[str, str | None] | None:
     return ("instruction", "response") if parameters.gives_pair else None
 
 
-def _structured_inputs(parameters: StructuredGeneration) -> Mapping[str, str]:
-    return {"instruction": "text", "structured_output": "text", "system_prompt": "text?"}
-
-
-class StructuredGeneration(TaskParameters):
-    """Answers an instruction in the format that its row asks for."""
-
-    def for_distilabel(self) -> dict[str, Any]:
-        """A row's system prompt is used where there is one."""
-        return {"use_system_prompt": True}
-
-
 def _finish_genstruct(row: Row, parameters: Any, notes: list[str]) -> Row:
     if not (row["user"] and row["assistant"]):
         raise RowRejected("invalid_output")
@@ -214,8 +202,8 @@ GENERATION: Mapping[str, TaskSpec] = {
     "structured_generation": TaskSpec(
         summary="answers in a JSON schema, a regular expression or a choice that the row gives",
         distilabel="StructuredGeneration",
-        parameters=StructuredGeneration,
-        inputs=_structured_inputs,
+        parameters=NoParameters,
+        inputs=columns(instruction="text", structured_output="text", system_prompt="text?"),
         outputs=columns(generation="text"),
         chat=lambda p: ("instruction", "generation"),
     ),

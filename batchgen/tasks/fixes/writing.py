@@ -15,6 +15,11 @@ from batchgen.tasks.evolution import answer_elimination, elimination
 from batchgen.tasks.generation import render_template
 
 
+def _messages(system_prompt: str | None, prompt: str) -> list[dict[str, str]]:
+    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    return [*system, {"role": "user", "content": prompt}]
+
+
 class TextGeneration(tasks.TextGeneration):  # type: ignore[misc]  # distilabel is untyped
     """Without Jinja: instructions are text, and a template has placeholders only."""
 
@@ -23,8 +28,7 @@ class TextGeneration(tasks.TextGeneration):  # type: ignore[misc]  # distilabel 
     def format_input(self, input: dict[str, Any]) -> list[dict[str, str]]:
         """The row's system prompt, or the task's, and the prompt."""
         prompt = render_template(self.prompt_template, input) if self.prompt_template else input["instruction"]
-        system = input.get("system_prompt") or self.system_prompt
-        return [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": prompt}]
+        return _messages(input.get("system_prompt") or self.system_prompt, prompt)
 
 
 class ChatGeneration(tasks.ChatGeneration):  # type: ignore[misc]
@@ -163,7 +167,7 @@ class StructuredGeneration(tasks.StructuredGeneration):  # type: ignore[misc]
             wanted = None
         if not isinstance(wanted, dict) or not wanted:
             raise RowRejected("invalid_structured_output")
-        return super().format_input({**input, "structured_output": wanted})
+        return _messages(input.get("system_prompt"), input["instruction"]), wanted
 
 
 class SelfInstruct(tasks.SelfInstruct):  # type: ignore[misc]
