@@ -19,6 +19,7 @@ from batchgen.seeds import Seeds
 POLL_SECONDS = 1.0
 _RATE_WINDOW = 15.0
 _PLACE_SECONDS = 60.0
+_TELL_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ class Driver:
         self._receipted: dict[int, Progress] = {}
         self._moved: dict[int, float] = {}
         self._held: dict[int, int] = {}
+        self._told: dict[int, float] = {}
         self._meter = _Meter()
         self._notes: deque[str] = deque(maxlen=3)
         self._hurried = False
@@ -257,15 +259,21 @@ class Driver:
         progress = await self._fleet.progress(engine)
         if engine not in self._moved:
             return
-        before = self._live.get(engine, Progress())
+        if progress is not None and progress.waiting:
+            self._tell(engine, progress.waiting)
         # One that does not even say has not moved either; one that waits for a store or a server does not hang.
-        if progress is not None and (progress.waiting or progress != before):
-            if progress.waiting and not before.waiting:
-                self._note(f"engine {engine} waits: {progress.waiting}")
+        if progress is not None and (progress.waiting or progress != self._live.get(engine)):
             self._live[engine] = progress
             self._moved[engine] = time.monotonic()
         elif self._held.get(engine) and time.monotonic() - self._moved[engine] > self._stall_seconds:
             self._lose_hung(engine)
+
+    def _tell(self, engine: int, waiting: str) -> None:
+        """Notes what an engine waits for, again and again but not all the time: a server may answer now and then."""
+        now = time.monotonic()
+        if now - self._told.get(engine, float("-inf")) > _TELL_SECONDS:
+            self._told[engine] = now
+            self._note(f"engine {engine} waits: {waiting}")
 
     async def _grow(self) -> None:
         """Has engines started where machines have joined the cluster."""
@@ -282,7 +290,7 @@ class Driver:
         self._events.put_nowait(lambda: self._scheduler.engine_lost(engine, reason))
 
     def _forget(self, engine: int) -> None:
-        tables: tuple[dict[int, Any], ...] = (self._live, self._receipted, self._moved, self._held)
+        tables: tuple[dict[int, Any], ...] = (self._live, self._receipted, self._moved, self._held, self._told)
         for table in tables:
             table.pop(engine, None)
 

@@ -75,5 +75,5 @@ class Outage:
             raise error
         # What works for others and not for this call is not waited for any longer either.
         if now - min(first, self._since) >= self._patience:
-            raise type(error)(f"{error}; so it has been for {self._patience:.0f} s (outage_seconds)") from None
+            raise type(error)(f"{error}; so it has been for {self._patience:g} s (outage_seconds)") from None
         self._reason = str(error)

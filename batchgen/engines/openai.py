@@ -84,7 +84,14 @@ class OpenAIEngine:
     async def generate(self, request: Request) -> Completion:
         """Completes one conversation."""
         async with self._free:
-            answer = await self._answer(request, self._dialect)
+            try:
+                # Around all retries: a server that takes requests and never answers is to be known before the engine
+                # is taken for hung, for which its rows would be blamed.
+                async with asyncio.timeout(self.options.timeout):
+                    answer = await self._answer(request, self._dialect)
+            except TimeoutError:
+                late = f"has not answered within {self.options.timeout:g} s"
+                raise EngineUnavailable(f"{self.options.base_url} {late}") from None
         if not answer.choices:
             raise RowRejected("refused_by_server")
         choice = answer.choices[0]

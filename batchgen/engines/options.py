@@ -21,7 +21,7 @@ class OpenAIOptions(BaseModel):
         description="environment variable that holds the key; where it is not set, none is sent",
     )
     max_concurrency: PositiveInt = Field(64, description="requests in flight from one batchgen engine")
-    timeout: float = Field(600.0, gt=0, description="seconds a request")
+    timeout: float = Field(600.0, gt=0, description="seconds a request, with its retries")
     max_retries: int = Field(
         8, ge=0, description="of a request, with back-off, on 408, 409, 429, 5xx and lost connections"
     )

@@ -22,16 +22,21 @@ from tests.helpers import chaos_job
 SECRET = "sk-canary-0815"
 
 
+class _Http(ThreadingHTTPServer):
+    request_queue_size = 128
+
+
 class Server:
-    """An OpenAI-compatible server: `statuses` are given to the next requests, then 200; `unknown` is a parameter that
-    it refuses, `loose` whether it refuses schemas that are to be followed to the letter, and `poison` a text at which
-    it fails."""
+    """An OpenAI-compatible server: `statuses` are given to the next requests (0: no answer), then 200; `unknown` is a
+    parameter that it refuses, `loose` whether it refuses schemas that are to be followed to the letter, and `poison` a
+    text at which it fails."""
 
     def __init__(self) -> None:
         self.statuses: list[int] = []
         self.unknown: str | None = None
         self.loose = False
         self.poison: str | None = None
+        self.closing = threading.Event()
         self.told: dict[str, str] = {}
         self.finish = "stop"
         self.requests: list[dict[str, Any]] = []
@@ -65,6 +70,9 @@ class Server:
                     refusal = {"message": SECRET, "code": "unsupported_parameter", "param": param}
                     self.send(400, {"error": refusal})
                     return
+                if status == 0:
+                    server.closing.wait(20)
+                    return
                 if server.poison and server.poison in str(body["messages"]):
                     status = 500
                 if status != 200:
@@ -88,7 +96,7 @@ class Server:
                 self.end_headers()
                 self.wfile.write(raw)
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http = _Http(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
 
@@ -97,6 +105,7 @@ class Server:
 def server() -> Iterator[Server]:
     server = Server()
     yield server
+    server.closing.set()
     server.http.shutdown()
     server.http.server_close()
 
@@ -272,11 +281,22 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(server: Server, tmp_pat
 
 def test_a_server_that_stays_away_stops_the_run_which_goes_on_later(server: Server, tmp_path: Path):
     server.statuses = [503] * 1000
-    with pytest.raises(Stopped, match=r"answers 503; so it has been for 1 s \(outage_seconds\)"):
+    with pytest.raises(Stopped, match=r"; so it has been for 1 s \(outage_seconds\)"):
         run(judged(server, tmp_path, outage_seconds=1), in_process=True)
     server.statuses = []
     assert run(judged(server, tmp_path), in_process=True).progress.ok == 20
     ledger.record("model server stays away", 1, tmp_path / "run", 20)
+
+
+def test_a_server_that_takes_requests_and_does_not_answer_is_waited_for(server: Server, tmp_path: Path):
+    server.statuses = [0] * 30
+    notes: list[str] = []
+    job = judged(server, tmp_path, stall_seconds=2)
+    tree = job.tree()
+    tree["models"]["judge"]["engine"] |= {"timeout": 0.5, "max_retries": 8}
+    result = run(Job.of(tree), in_process=True, watch=lambda status: notes.extend(status.notes))
+    assert (result.progress.ok, result.progress.rejected) == (20, 0)
+    assert notes == [f"engine 0 waits: {server.url} has not answered within 0.5 s"]
 
 
 def test_a_key_that_is_refused_on_the_way_is_not_waited_for(server: Server, tmp_path: Path):

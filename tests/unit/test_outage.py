@@ -53,7 +53,7 @@ def test_a_call_is_made_again_until_it_succeeds_and_says_why_it_waits(error: Exc
 
 def test_patience_ends_with_the_last_error_and_for_how_long_it_was_so():
     outage = Outage(0.1)
-    with pytest.raises(StoreError, match=r"disk full; so it has been for 0 s \(outage_seconds\)"):
+    with pytest.raises(StoreError, match=r"disk full; so it has been for 0.1 s \(outage_seconds\)"):
         asyncio.run(outage.outlast(answers([DISK_FULL])))
     assert outage.reason == ""
 
