@@ -196,9 +196,10 @@ def test_a_bad_row_is_rejected_with_its_reason_and_its_neighbours_go_on(tmp_path
         model={"path": "chaos", "engine": script},
         steps=[{"task": "text_generation"}],
     )
-    rows, _ = run_all(job)
+    rows, worker = run_all(job)
     assert [row["outcome"] for row in rows] == ["ok"] * 9 + ["rejected"]
     assert rows[9]["reason"] == reason
+    assert (worker.progress.ok, worker.progress.rejected, worker.progress.reasons) == (9, 1, {reason: 1})
 
 
 def test_a_truncated_answer_says_so(tmp_path: Path):
@@ -216,6 +217,34 @@ def test_text_that_no_file_can_hold_rejects_its_row(tmp_path: Path):
     job = chaos_job(tmp_path, source={"rows": [{"instruction": "x"}]}, steps=[{"task": "text_generation"}])
     rows, _ = run_all(job, ScriptedEngine(["half \ud800 a pair"]))
     assert rows[0]["reason"] == "invalid_text"
+
+
+def test_where_a_row_ends_its_shard_the_others_end_as_well(tmp_path: Path):
+    rows = [{"instruction": "deadly" if i == 3 else f"row {i}"} for i in range(8)]
+    job = chaos_job(tmp_path, source={"rows": rows}, steps=[{"task": "text_generation"}])
+
+    class Dying(ChaosEngine):
+        cancelled = 0
+
+        async def generate(self, request):
+            if b"deadly" in bytes(request.token_ids):
+                raise EngineDead("gone")
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+
+    engine = Dying(EngineSpec("chaos"))
+
+    async def go() -> None:
+        worker, plan, seeds, _ = worker_on(engine, job)
+        with pytest.raises(EngineDead):
+            await worker.shard(plan.shards[0], new_attempt(), seeds.slice(0, 8))
+        await asyncio.sleep(0)
+        assert engine.cancelled == 7
+
+    asyncio.run(go())
 
 
 def test_a_dead_engine_rejects_no_row_and_commits_nothing(tmp_path: Path):

@@ -10,7 +10,7 @@ import pytest
 
 from batchgen.errors import RowRejected
 from batchgen.tasks.llm import CallLog
-from batchgen.tasks.runner import TaskRunner
+from batchgen.tasks.runner import TaskRunner, fitted
 from batchgen.tasks.table import TASKS
 from tests.helpers import ScriptedEngine, run_task
 from tests.task_examples import EXAMPLES
@@ -224,3 +224,28 @@ def test_importing_distilabel_leaves_the_traceback_hook_alone():
     code = "import sys; hook = sys.excepthook; import batchgen.tasks.distilabel_api; print(sys.excepthook is hook)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ("text", "list[text]"),
+        ({"a": "b"}, "list[text]"),
+        (["a", 1], "list[text]"),
+        ("4", "number"),
+        (1, "boolean"),
+        (4, "text"),
+        ({"role": "user"}, "conversation"),
+    ],
+)
+def test_a_value_that_its_column_cannot_hold_rejects_its_row(value: object, kind: str):
+    with pytest.raises(RowRejected, match="invalid_output"):
+        fitted(value, kind)
+
+
+def test_values_are_made_to_fit_where_they_can():
+    assert fitted([[4, None]], "list[list[number]]") == [[4.0, None]]
+    assert fitted([{"role": "user", "content": "x", "name": "y"}], "conversation?") == [
+        {"role": "user", "content": "x"}
+    ]
+    assert fitted(None, "text?") is None
