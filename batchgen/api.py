@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import tempfile
@@ -27,12 +26,14 @@ from batchgen.paths import expanded
 from batchgen.plan import ModelVersion, Plan, make_plan, settle_plan
 from batchgen.progress import Progress
 from batchgen.publish import check_target, publish_folder, publish_store
+from batchgen.records import RecordError, seal, unseal
 from batchgen.schedule import Scheduler
 from batchgen.seeds import Seeds, load_seeds
 from batchgen.store import ObjectStore, is_remote, log_folder, open_store, probe
 from batchgen.tasks.table import TASKS
 
 JOB_KEY = "job.json"
+JOB_FORMAT = 1
 Watch = Callable[[Status], None]
 
 
@@ -199,7 +200,7 @@ def check_output(output: str) -> None:
 
 def save_job(store: ObjectStore, job: Job) -> None:
     """Keeps the job as it was last run with the run, for `merge` and `status`."""
-    store.put(JOB_KEY, (json.dumps(job.tree(), indent=2, ensure_ascii=False) + "\n").encode())
+    store.put(JOB_KEY, seal(job.tree(), JOB_FORMAT))
 
 
 def saved_job(store: ObjectStore) -> Job:
@@ -212,10 +213,9 @@ def saved_job(store: ObjectStore) -> Job:
     if data is None:
         raise UserError(f"{store.location} is no run of batchgen: it has no {JOB_KEY}")
     try:
-        return Job.of(json.loads(data))
-    except ValueError as error:
-        why = f"cannot be read ({type(error).__name__}); the job's own command writes it again"
-        raise UserError(f"{store.location}: {JOB_KEY} {why}") from error
+        return Job.of(unseal(data, JOB_FORMAT))
+    except RecordError as error:
+        raise UserError(f"{store.location}: {JOB_KEY} {error}; the job's own command writes it again") from error
 
 
 def progress_of(manifests: dict[int, Manifest]) -> Progress:

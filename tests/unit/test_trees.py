@@ -63,7 +63,7 @@ def test_bytes_among_the_rows_of_a_job_do_not_end_its_run(tmp_path: Path):
         in_process=True,
     )
     assert result.progress.ok == 1
-    assert '"raw": "_w=="' in (output / "job.json").read_text()
+    assert '"raw":"_w=="' in (output / "job.json").read_text()
 
 
 @pytest.mark.parametrize(
