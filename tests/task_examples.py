@@ -57,6 +57,7 @@ EXAMPLES: Mapping[str, Example] = {
     "complexity_scorer": Example(
         "[1] score: 2\n\n[2] score: 5", {"scores": [2.0, 5.0]}, {"instructions": ["Add.", "Prove."]}
     ),
+    "drop_duplicates": Example("", {}, {"instruction": "Add."}),
     "embedding_task_generator": Example(
         '["Find a recipe.", "Find a law."]',
         {"tasks": ["Find a recipe.", "Find a law."]},

@@ -16,6 +16,7 @@ from batchgen.commit import Manifest, check_shard
 from batchgen.errors import JobError
 from batchgen.job import Job, Merge, Step
 from batchgen.merge import near
+from batchgen.minhash import normalise, signatures
 from batchgen.plan import Plan, check_merge_columns
 from batchgen.rows import CONVERSATION, OK, kind_of
 from batchgen.store.base import ObjectStore
@@ -219,12 +220,6 @@ def _complete(table: pa.Table, chat: ChatColumns) -> Mask:
     )
 
 
-def normalise(texts: pa.Array) -> pa.Array:
-    """Texts as they are compared: NFKC, lower case, single spaces."""
-    texts = pc.utf8_lower(pc.utf8_normalize(texts, form="NFKC"))
-    return pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, pattern=r"\s+", replacement=" "))
-
-
 def _compared(table: pa.Table, chat: ChatColumns, keep: Mask, merge: Merge) -> Iterator[pa.Array]:
     """The texts of rows that no other row may share, a batch after the other."""
     roles = ("user",) if merge.compare == "prompt" else ("user", "assistant")
@@ -247,8 +242,8 @@ def _deduplicate(
         first = _first_indices(xxhash.xxh3_128_digest(text.encode()) for text in texts)
         keep, sizes = _first_of_each(keep, sizes, first, "exact duplicate", dropped)
     if merge.near is not None and keep.any():
-        signatures = np.concatenate([near.signatures(texts) for texts in _compared(table, chat, keep, merge)])
-        first = near.clusters(signatures, merge.near.threshold)
+        matrix = np.concatenate([signatures(texts) for texts in _compared(table, chat, keep, merge)])
+        first = near.clusters(matrix, merge.near.threshold)
         keep, sizes = _first_of_each(keep, sizes, first, "near duplicate", dropped)
     return keep, sizes
 

@@ -40,7 +40,7 @@ def text() -> str:
     for task in listing():
         lines.append(f"{task['name']}: {task['summary']}")
         lines.append(f"    reads   {_columns(task['inputs']) or 'nothing'}")
-        lines.append(f"    writes  {_columns(task['outputs'])}")
+        lines.append(f"    writes  {_columns(task['outputs']) or 'nothing'}")
         if task["parameters"]:
             lines.append(f"    set     {_parameters(task['parameters'])}")
         lines.append(f"    calls   {task['calls']} a row" + (f"; {task['paper']}" if task["paper"] else ""))

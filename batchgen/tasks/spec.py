@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -24,6 +24,18 @@ class TaskParameters(BaseModel):
         return self.model_dump(exclude_none=True)
 
 
+class Gate(Protocol):
+    """What decides whether a row goes on; one for every engine, so that it may know the rows before."""
+
+    def reason(self, text: str, row: int) -> str | None:
+        """Why a row ends at the gate, a short code; None where it goes on.
+
+        Args:
+            text: of the gate's input.
+            row: a number that is the row's own, at every attempt.
+        """
+
+
 def _same_row(row: Row, parameters: Any, notes: list[str]) -> Row:
     return row
 
@@ -41,7 +53,7 @@ class TaskSpec:
     Args:
         summary: what it does, in a line.
         distilabel: class name in `distilabel.steps.tasks`, or a class of the user's own; None for an entry that calls
-            no engine, whose `finish` makes the outputs out of the inputs.
+            no engine, whose `finish` makes the outputs out of the inputs, or whose `gate` ends rows.
         parameters: what a job may set.
         inputs: columns that it reads, name to kind, for given parameters.
         outputs: columns that it writes, name to kind, for given parameters.
@@ -54,6 +66,7 @@ class TaskSpec:
         plain: whether its prompt is one text that a base model goes on from, so that it needs no chat template.
         stop: texts at which its completions end, besides those of the job.
         generator: whether distilabel's class makes its prompts without any input.
+        gate: of an entry that reads one text and writes nothing; made once for every engine.
         example: parameters with which the columns are listed, where some have no default.
     """
 
@@ -71,6 +84,7 @@ class TaskSpec:
     plain: bool = False
     stop: tuple[str, ...] = ()
     generator: bool = False
+    gate: Callable[[Any], Gate] | None = None
     example: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -10,11 +10,13 @@ from types import MappingProxyType
 
 from batchgen.tasks.domain import DOMAIN
 from batchgen.tasks.evolution import EVOLUTION
+from batchgen.tasks.gates import GATES
 from batchgen.tasks.generation import GENERATION
 from batchgen.tasks.judging import JUDGING
 from batchgen.tasks.spec import TaskSpec
 
-TASKS: Mapping[str, TaskSpec] = MappingProxyType(dict(sorted({**GENERATION, **EVOLUTION, **JUDGING, **DOMAIN}.items())))
+_FAMILIES = (GENERATION, EVOLUTION, JUDGING, DOMAIN, GATES)
+TASKS: Mapping[str, TaskSpec] = MappingProxyType(dict(sorted(entry for each in _FAMILIES for entry in each.items())))
 
 # Classes of `distilabel.steps.tasks` that are no entry, and why.
 LEFT_OUT: Mapping[str, str] = MappingProxyType(

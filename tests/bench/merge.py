@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from batchgen.commit import commit_shard, new_attempt
 from batchgen.merge import merge_run, near
-from batchgen.merge.rows import normalise
+from batchgen.minhash import normalise, signatures
 from batchgen.rows import OK, ResultRow
 from tests.helpers import chaos_job, planned
 
@@ -36,7 +36,7 @@ def _texts() -> list[str]:
 
 
 def _ours(texts: list[str]) -> int:
-    first = near.clusters(near.signatures(normalise(pa.array(texts))), 0.8)
+    first = near.clusters(signatures(normalise(pa.array(texts))), 0.8)
     return int(sum(index == keep for index, keep in enumerate(first)))
 
 

@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, load_dataset
 
-from batchgen import run
+from batchgen import minhash, run
 from batchgen.api import plan_run
 from batchgen.errors import CorruptShard, JobError, StoreError, UserError
 from batchgen.merge import latest_version, merge_run, near, read_version
-from batchgen.merge.rows import normalise
 from batchgen.merge.version import Version
+from batchgen.minhash import normalise
 from batchgen.plan import read_plan
 from batchgen.publish import publish_folder
 from batchgen.store import LocalStore
@@ -44,7 +44,7 @@ def test_compiling_does_without_a_place_on_disk(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
     with pytest.raises(RuntimeError, match="no locator available"):
         numba.njit(cache=True)(jaccard)
-    assert near._compiled(near._mix.py_func)(np.uint64(5)) == near._mix(np.uint64(5))
+    assert minhash.compiled(minhash._mix.py_func)(np.uint64(5)) == minhash._mix(np.uint64(5))
 
 
 def test_signatures_estimate_jaccard_similarity_as_well_as_datasketch():
@@ -58,8 +58,8 @@ def test_signatures_estimate_jaccard_similarity_as_well_as_datasketch():
         for _ in range(rng.randint(0, 8)):
             b[rng.randrange(len(b))] = rng.choice(VOCABULARY)
         true = jaccard(a, b)
-        signatures = near.signatures(pa.array([" ".join(a), " ".join(b)]))
-        mine.append(near.similarity(signatures[0], signatures[1]) - true)
+        signatures = minhash.signatures(pa.array([" ".join(a), " ".join(b)]))
+        mine.append(minhash.similarity(signatures[0], signatures[1]) - true)
         sketches = []
         for words in (a, b):
             sketch = MinHash(num_perm=128)
@@ -82,7 +82,7 @@ def test_near_duplicates_are_found_and_others_are_not():
                 words[rng.randrange(len(words))] = "changed"
             texts.append(" ".join(words))
             cluster.append(index)
-    first = near.clusters(near.signatures(pa.array(texts)), 0.8)
+    first = near.clusters(minhash.signatures(pa.array(texts)), 0.8)
     found = sum(first[i] == first[j] for i, j in pairs(cluster))
     assert found >= 0.98 * len(pairs(cluster))
     assert all(cluster[i] == cluster[first[i]] for i in range(len(texts))), "no two different texts are one"
@@ -102,17 +102,17 @@ def test_texts_that_share_a_band_and_little_more_stay_apart():
         base = text(rng)
         copy = base[:15] + text(rng, 45) if rng.random() < 0.5 else base[:45] + text(rng, 15)
         texts += [" ".join(base), " ".join(copy)]
-    signatures = near.signatures(pa.array(texts))
-    bands = signatures.reshape(len(texts), near.BANDS, -1)
+    signatures = minhash.signatures(pa.array(texts))
+    bands = signatures.reshape(len(texts), minhash.BANDS, -1)
     sharing = sum(any((a == b).all(axis=1)) for a, b in zip(bands[::2], bands[1::2], strict=True))
     assert sharing > 20, "so that the signatures have something to tell apart"
     assert near.clusters(signatures, 0.8).tolist() == list(range(len(texts)))
 
 
 def test_a_huge_bucket_is_one_cluster_and_signs_tell_texts_apart():
-    same = near.clusters(near.signatures(pa.array(["the very same text again and again"] * 5000)), 0.8)
+    same = near.clusters(minhash.signatures(pa.array(["the very same text again and again"] * 5000)), 0.8)
     assert set(same.tolist()) == {0}
-    apart = near.clusters(near.signatures(pa.array(["what is 5 + 3 ?", "what is 5 - 3 ?", "what is 5 * 3 ?"])), 0.8)
+    apart = near.clusters(minhash.signatures(pa.array(["what is 5 + 3 ?", "what is 5 - 3 ?", "what is 5 * 3 ?"])), 0.8)
     assert apart.tolist() == [0, 1, 2]
 
 
@@ -136,7 +136,7 @@ def test_a_huge_bucket_is_one_cluster_and_signs_tell_texts_apart():
     ],
 )
 def test_near_duplicates_of_any_script_are_found(a: str, b: str):
-    assert near.clusters(near.signatures(normalise(pa.array([a, b]))), 0.7).tolist() == [0, 0]
+    assert near.clusters(minhash.signatures(normalise(pa.array([a, b]))), 0.7).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -152,14 +152,14 @@ def test_near_duplicates_of_any_script_are_found(a: str, b: str):
     ],
 )
 def test_different_texts_of_any_script_are_none(a: str, b: str):
-    assert near.clusters(near.signatures(normalise(pa.array([a, b]))), 0.7).tolist() == [0, 1]
+    assert near.clusters(minhash.signatures(normalise(pa.array([a, b]))), 0.7).tolist() == [0, 1]
 
 
 def test_a_text_is_cut_into_words_and_signs():
     def tokens(text: str) -> list[int]:
         data = np.frombuffer(text.encode() or b" ", np.uint8)
         out = np.empty(len(data), np.uint64)
-        return out[: near._tokens(data, 0, len(data), out)].tolist()
+        return out[: minhash._tokens(data, 0, len(data), out)].tolist()
 
     cut = "für | 5 | × | 3 | = | 15 | , | 机 | 器 | か | ก | 😀 | 𠀀 | हिन्दी | । | قال | ؟ | 한국어 | … | 10 | €"
     words = cut.split(" | ")
@@ -172,13 +172,13 @@ def test_a_text_is_cut_into_words_and_signs():
 
 @pytest.mark.parametrize("texts", [[], ["one"], ["", ""], ["a", "a b"], ["ÄÖ ü", "ÄÖ ü"]])
 def test_short_and_odd_texts_are_no_trouble(texts: list[str]):
-    first = near.clusters(near.signatures(pa.array(texts, pa.string())), 0.8)
+    first = near.clusters(minhash.signatures(pa.array(texts, pa.string())), 0.8)
     assert [texts[i] for i in first] == texts
 
 
 def test_a_sliced_array_is_read_from_its_own_start():
     whole = pa.array(["x y z w", "a b c d", "a b c d"])
-    assert near.clusters(near.signatures(whole.slice(1)), 0.8).tolist() == [0, 0]
+    assert near.clusters(minhash.signatures(whole.slice(1)), 0.8).tolist() == [0, 0]
 
 
 def test_normalisation():
