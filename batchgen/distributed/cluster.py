@@ -76,7 +76,7 @@ def connected(address: str | None, engines: int | None) -> Iterator[Cluster]:
                 )
         else:
             ray.init(address=address, **quiet)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises any type here, and bare ones
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         if address is None:
             raise UserError(

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from batchgen.card import render_card
 from batchgen.commit import committed
-from batchgen.errors import CorruptShard, UserError
+from batchgen.errors import CorruptShard, StoreError, UserError
 from batchgen.faultpoints import reach
 from batchgen.job import Job
 from batchgen.merge.rows import Merged, merge_rows
@@ -109,7 +109,11 @@ def merge_run(store: ObjectStore, plan: Plan, job: Job, partial: bool = False) -
     while True:
         number = before.number + 1 if before else 1
         with tempfile.TemporaryDirectory(prefix="batchgen-") as scratch:
-            paths = _write_files(job, plan, merged, details, Path(scratch))
+            try:
+                paths = _write_files(job, plan, merged, details, Path(scratch))
+            except OSError as error:
+                place = f"cannot write the dataset in {scratch}, from where it goes to the run"
+                raise StoreError(f"{place}: {error} (TMPDIR names another folder)") from error
             # A version's files lie under its own number, so where another merge took it they are uploaded anew: what
             # lies under a taken number and is not named never will be, and a garbage collection may remove it.
             files = {name: _described(path, f"versions/{number:04d}", name) for name, path in paths.items()}

@@ -13,8 +13,8 @@ import pytest
 from ray.exceptions import RaySystemError
 
 from batchgen.distributed import fleet as fleets
-from batchgen.distributed.cluster import ask, usable_cores
-from batchgen.errors import ClusterLost
+from batchgen.distributed.cluster import ask, connected, usable_cores
+from batchgen.errors import ClusterLost, UserError
 from batchgen.fleet import HostConfig, Placement
 from tests.helpers import chaos_job, planned
 
@@ -83,3 +83,14 @@ def test_what_is_loaded_once_an_engine_is_up_stays_out_of_garbage_collections():
         assert gc.get_freeze_count() > 1000
     finally:
         gc.unfreeze()
+
+
+@pytest.mark.parametrize("address", [None, "auto"])
+def test_whatever_ray_raises_as_it_starts_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch, address: str | None):
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nMore of that.")  # Ray's own, and as bare
+
+    monkeypatch.setattr("ray.init", init)
+    said = r"Ray.*: The current node timed out during startup\. \("
+    with pytest.raises(UserError, match=said), connected(address, None):
+        pass

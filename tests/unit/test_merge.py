@@ -6,6 +6,7 @@ import errno
 import math
 import os
 import random
+import resource
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
@@ -424,6 +425,21 @@ def test_a_dataset_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: py
         publish_folder(store, result.version, target)
     assert (target / "README.md").stat().st_ino == before
     assert list(tmp_path.glob(".*")) == []
+
+
+def test_a_merge_that_has_no_room_for_its_files_says_where_and_goes_on_later(tmp_path: Path):
+    result = answered(tmp_path, [" ".join(text(random.Random(i))) for i in range(20)])
+    store = LocalStore(result.run)
+    job = chaos_job(result.run, merge={"near": None})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(StoreError, match=r"cannot write the dataset in .*File too large.*TMPDIR names another"):
+            merge_run(store, read_plan(store), job)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert latest_version(store).number == 1
+    assert merge_run(store, read_plan(store), job).number == 2
 
 
 def test_a_dataset_is_on_the_disk_before_it_takes_another_s_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
