@@ -206,10 +206,11 @@ def _plan(options: argparse.Namespace) -> int:
     if begun:
         plan = check_plan(store, plan)
     commit = f" at commit {plan.commit_of(None)}" if plan.commit_of(None) else ""
-    print(f"job {job.name}: {plan.rows:,} seed rows in {len(plan.shards):,} shards, model {job.model.path}{commit}")
+    shards = "1 shard" if len(plan.shards) == 1 else f"{len(plan.shards):,} shards"
+    print(f"job {job.name}: {plan.rows:,} seed rows in {shards}, model {job.model.path}{commit}")
     for index, step in enumerate(job.steps):
-        outputs = ", ".join(step.outputs)
-        print(f"  {index + 1}. {step.task} -> {outputs}" + (f"; explode {step.explode}" if step.explode else ""))
+        outputs = f" -> {', '.join(step.outputs)}" if step.outputs else ""
+        print(f"  {index + 1}. {step.task}{outputs}" + (f"; explode {step.explode}" if step.explode else ""))
     print(f"columns of a shard: {', '.join(plan.schema.names)}")
     print(f"output: {job.output}" + (" (a run of this job, which would go on)" if begun else ""))
     return 0

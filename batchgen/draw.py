@@ -15,9 +15,9 @@ def mermaid(job: Job) -> str:
     before, edge = "source", "-->"
     for index, step in enumerate(job.steps):
         node = f"step{index}"
-        columns = ", ".join(step.outputs)
+        columns = f"<br/>{_safe(', '.join(step.outputs))}" if step.outputs else ""
         on = f" on {step.model}" if step.model is not None else ""
-        lines.append(f'  {node}["{step.task}{_safe(on)}<br/>{_safe(columns)}"]')
+        lines.append(f'  {node}["{step.task}{_safe(on)}{columns}"]')
         lines.append(f"  {before} {edge} {node}")
         before = node
         edge = _edge(step, job.generations(step))

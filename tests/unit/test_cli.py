@@ -135,7 +135,7 @@ def test_plan_status_merge_publish_draw(folder: Path, capsys):
     from batchgen import Job, run
 
     assert main(["plan", "job.yaml"]) == 0
-    assert "2 seed rows in 1 shards" in capsys.readouterr().out
+    assert "2 seed rows in 1 shard, model" in capsys.readouterr().out
     assert not (folder / "run").exists(), "plan writes nothing"
     run(Job.load("job.yaml"), in_process=True)
     assert main(["status", "run", "--json"]) == 0
