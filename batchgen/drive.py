@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from batchgen.actions import Action, Dispatch, Finish, KillEngine, Recall, StartEngine
 from batchgen.errors import BatchgenError, EngineDead, EngineError
 from batchgen.fleet import Fleet, Work
 from batchgen.progress import Progress
-from batchgen.schedule import Action, Dispatch, Finish, KillEngine, Recall, Scheduler, StartEngine
+from batchgen.schedule import Scheduler
 from batchgen.seeds import Seeds
 
 POLL_SECONDS = 1.0

@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+from batchgen.actions import Action, Dispatch, Finish, KillEngine, Recall, StartEngine
 from batchgen.errors import BatchgenError, EngineDead, ShardFailed, Stopped
 from batchgen.plan import Shard
 from batchgen.starts import Starts
@@ -24,62 +25,11 @@ HELD_SHARDS = 2
 BUSY_ROWS_PER_SLOT = 2
 
 
-@dataclass(frozen=True)
-class StartEngine:
-    """Start an engine; answered by `engine_ready` or `engine_start_failed`."""
-
-    engine: int
-
-
-@dataclass(frozen=True)
-class Dispatch:
-    """Run a shard on an engine.
-
-    Answered by `shard_done`, `probe_done`, `shard_returned`, `shard_failed` or `engine_lost`.
-
-    Args:
-        rows: [start, stop) where only these rows run, to see whether the engine survives; nothing is committed.
-        quarantined: rows that are rejected without being run, because each killed an engine.
-    """
-
-    engine: int
-    shard: Shard
-    rows: tuple[int, int] | None = None
-    quarantined: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True)
-class Recall:
-    """Take a shard back where none of its rows has begun.
-
-    Its dispatch is answered by `shard_returned` then; where it is too late the answer is `recall_refused`.
-    """
-
-    engine: int
-    shard: int
-
-
-@dataclass(frozen=True)
-class KillEngine:
-    """Kill an engine at once, whatever it does; not answered."""
-
-    engine: int
-
-
-@dataclass(frozen=True)
-class Finish:
-    """The end: `error` is None where every shard is committed."""
-
-    error: BatchgenError | None
-
-
-Action = StartEngine | Dispatch | Recall | KillEngine | Finish
-
-
 @dataclass
 class _Engine:
     slots: int = 0
     ready: bool = False
+    worked: bool = False
     # In the order in which they were handed out, which is that in which a worker begins with them.
     shards: dict[int, Shard] = field(default_factory=dict)
     # Of these: asked back and not answered yet; known to have begun.
@@ -142,6 +92,7 @@ class Scheduler:
         self._failures = Counter[int]()
         self._suspects = Suspects()
         self._deaths: list[str] = []
+        self._sound: Shard | None = None
         self._next_engine = 0
         self._stopping: str | None = None
         self.finished = False
@@ -205,6 +156,10 @@ class Scheduler:
             else:
                 self._pending.extendleft(reversed(held))
             return actions + self._top_up() + self._fill()
+        if lost.alone is not None and lost.alone.trial:
+            if (end := self._starts.trial_failed(error, others=len(self._engines))) is not None:
+                return actions + self._finish(end)
+            return actions + self._top_up() + self._fill()
         names = ", ".join(f"shard {shard.name} (seed rows {shard.start} to {shard.stop - 1})" for shard in held[:3])
         names += f" and {len(held) - 3} more shards" * (len(held) > 3)
         self._deaths.append(f"engine {engine}, with {names or 'no shard'}: {error}")
@@ -226,15 +181,16 @@ class Scheduler:
 
     def shard_done(self, engine: int, shard: int) -> list[Action]:
         """A shard is committed, by this attempt or by another."""
-        if self._take(engine, shard) is None:
+        done = self._take(engine, shard)
+        if done is None:
             return []
-        self._survived(engine)
-        retry = self._top_up() if self._starts.shard_done() else []
-        return retry + self._fill()
+        if not self._suspects.quarantined(done):
+            self._sound = done
+        return self._outlived(engine)
 
     def probe_done(self, engine: int, shard: int) -> list[Action]:
         """An engine outlived some rows of a shard, which are not committed."""
-        return self.shard_done(engine, shard)
+        return self._outlived(engine) if self._take(engine, shard) is not None else []
 
     def shard_failed(self, engine: int, shard: int, error: str) -> list[Action]:
         """A shard failed on an engine that is well."""
@@ -287,10 +243,16 @@ class Scheduler:
         self._engines[engine].begun.discard(shard)
         return self._engines[engine].shards.pop(shard, None)
 
-    def _survived(self, engine: int) -> None:
+    def _outlived(self, engine: int) -> list[Action]:
+        """An engine is well after what it ran."""
+        if not self._engines[engine].worked:
+            self._starts.trial_passed()
+        self._engines[engine].worked = True
         alone, self._engines[engine].alone = self._engines[engine].alone, None
         if alone is not None:
             self._suspects.survived(alone)
+        again = self._top_up() if self._starts.shard_done() else []
+        return again + self._fill()
 
     def stop(self, reason: str) -> list[Action]:
         """Hand out nothing more, take back what has not begun, finish what has; a second call ends it at once."""
@@ -311,7 +273,8 @@ class Scheduler:
         if not self._engines:
             self._starts.try_again()
         room = self._wanted - self._starts.left_empty - len(self._engines)
-        missing = 0 if self._stopping else min(room, self._open)
+        # One more for each that was no good: the next may come up in the same place again.
+        missing = 0 if self._stopping else min(room, self._open and self._open + self._starts.failed_trials)
         return [self._start_engine() for _ in range(missing)] or self._check_end()
 
     def _give_up(self, shard: Shard, error: str) -> list[Action]:
@@ -360,6 +323,19 @@ class Scheduler:
         self._engines[number].asked.add(shard.index)
         return Recall(number, shard.index)
 
+    def _alone_on(self, engine: _Engine) -> Isolated | None:
+        """What an empty engine is to run alone; None where it has to wait.
+
+        Of one that has done nothing yet the machine may be what kills, and a suspect would be taken for it. So it is
+        tried with rows that are known to be sound; as long as none are, others that are at work may tell some.
+        """
+        if engine.worked:
+            return self._suspects.next()
+        if self._sound is not None:
+            return self._suspects.trial(self._sound)
+        others = any(other.shards and other.alone is None for other in self._engines.values())
+        return None if others else self._suspects.next()
+
     def _isolate(self) -> list[Action]:
         """Suspects go to engines that hold nothing; where there is none, one takes nothing more until it is empty."""
         actions: list[Action] = []
@@ -370,12 +346,15 @@ class Scheduler:
                 if ready and not any(e.reserved for e in ready.values()):
                     ready[min(ready, key=lambda number: len(ready[number].shards))].reserved = True
                 break
-            work = self._suspects.next()
-            assert work is not None
-            engine = self._engines[empty[0]]
+            number = max(empty, key=lambda number: ready[number].worked)
+            engine = self._engines[number]
+            work = self._alone_on(engine)
+            if work is None:
+                engine.reserved = True
+                break
             engine.alone, engine.reserved = work, False
             engine.shards[work.shard.index] = work.shard
-            actions.append(Dispatch(empty[0], work.shard, work.rows, self._suspects.quarantined(work.shard)))
+            actions.append(Dispatch(number, work.shard, work.rows, self._suspects.quarantined(work.shard)))
         if not self._suspects:
             for engine in self._engines.values():
                 engine.reserved = False

@@ -1,4 +1,4 @@
-"""What follows from engines that do not start: pure, and without a clock.
+"""What follows from engines that do not start, or fail their trial: pure, and without a clock.
 
 A cause that all engines share ends the run at once, or after a few tries. Where others work, or may still come up, it
 is likely that of one machine: its place is left empty, so that it costs the others nothing, and tried again once they
@@ -14,15 +14,16 @@ _REST_SHARDS = 4
 
 
 class Starts:
-    """Failed engine starts of one run.
+    """Engine starts of one run that came to nothing.
 
     Args:
-        most: failed starts in a row, over all engines, after which none is replaced.
+        most: failed starts in a row, or failed trials in a row, over all engines, after which none is replaced.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._in_a_row = 0
+        self.failed_trials = 0
         self._came_up = False
         self._rest = 0
         self.left_empty = 0
@@ -41,14 +42,25 @@ class Starts:
         """
         self._in_a_row += 1
         at_once = final and not self._came_up
-        if not at_once and self._in_a_row < self._most:
-            return None
-        if others:
-            self._rest = self._rest or _REST_SHARDS * others
-            self.left_empty += 1
-            return None
-        tries = f"engines failed to start {self._in_a_row} times in a row; the last time: "
-        return EngineStartError(error if at_once else tries + error)
+        tries = "" if at_once else f"engines failed to start {self._in_a_row} times in a row; the last time: "
+        return self._given_up(tries + error, others) if at_once or self._in_a_row >= self._most else None
+
+    def trial_passed(self) -> None:
+        """An engine that had done nothing before survived some rows."""
+        self.failed_trials = 0
+
+    def trial_failed(self, error: str, others: int) -> EngineStartError | None:
+        """An engine came up and died of rows that another one had survived; returns what ends the run, if that does."""
+        self.failed_trials += 1
+        message = f"engines died {self.failed_trials} times in a row of rows that are sound; the last time: {error}"
+        return self._given_up(message, others) if self.failed_trials >= self._most else None
+
+    def _given_up(self, message: str, others: int) -> EngineStartError | None:
+        if not others:
+            return EngineStartError(message)
+        self._rest = self._rest or _REST_SHARDS * others
+        self.left_empty += 1
+        return None
 
     def shard_done(self) -> bool:
         """Another engine has done a shard; whether the empty places are tried again now."""

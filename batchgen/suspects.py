@@ -3,7 +3,8 @@
 When an engine dies, any of the rows in flight may have done it, or none: a node was preempted. A shard that was there
 at several deaths runs alone on an engine from then on, which clears its neighbours. If it dies alone as well, it is
 bisected: parts of its rows run alone, to see whether the engine survives. A row that killed an engine all by itself is
-quarantined, which rejects it with `engine_crash`; the rest of its shard is generated as ever.
+quarantined, which rejects it with `engine_crash`; the rest of its shard is generated as ever. An engine that has done
+nothing yet shows first that it survives rows which others did: it may be its machine that kills.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from batchgen.plan import Shard
 
 # Deaths that a shard may be near before it runs alone: one is what a preempted node costs everybody on it.
 DEATHS_AMONG_OTHERS = 2
+_TRIAL_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,12 @@ class Isolated:
 
     Args:
         rows: [start, stop) of a probe, whose rows are thrown away; None: the whole shard, to be committed.
+        trial: of the engine itself, by rows that another one survived.
     """
 
     shard: Shard
     rows: tuple[int, int] | None = None
+    trial: bool = False
 
 
 class Suspects:
@@ -47,13 +51,19 @@ class Suspects:
         """Rows of a shard that killed an engine by themselves."""
         return frozenset(self._quarantined.get(shard.index, ()))
 
-    def next(self) -> Isolated | None:
-        """What is to run alone next."""
-        return self._waiting.popleft() if self._waiting else None
+    def next(self) -> Isolated:
+        """What is to run alone next; there has to be something."""
+        return self._waiting.popleft()
+
+    @staticmethod
+    def trial(sound: Shard) -> Isolated:
+        """Some rows of a shard that is done, for an engine of which nobody knows that it works at all."""
+        return Isolated(sound, (sound.start, min(sound.stop, sound.start + _TRIAL_ROWS)), trial=True)
 
     def put_back(self, work: Isolated) -> None:
         """What did not run to an end, for no fault of its own."""
-        self._waiting.appendleft(work)
+        if not work.trial:
+            self._waiting.appendleft(work)
 
     def died_among(self, shards: Sequence[Shard]) -> list[Shard]:
         """An engine died that held several shards; returns those that go on among others."""
@@ -79,6 +89,8 @@ class Suspects:
 
     def survived(self, work: Isolated) -> None:
         """An engine outlived what it held alone."""
+        if work.trial:
+            return
         if work.rows is None:
             self._deaths.pop(work.shard.index, None)
             return

@@ -159,6 +159,28 @@ def test_a_machine_on_which_no_engine_starts_ends_no_run_in_which_others_work(tm
     ledger.record("machine where no engine starts, beside one that works", HalfBrokenFleet.tries, tmp_path, 200)
 
 
+class DeadlyFleet(LocalFleet):
+    """Two places; engines come up in both, and die of whatever they are given in one of them."""
+
+    deaths = 0
+
+    async def run(self, engine: int, work: Work) -> Answer:
+        if engine == 0:
+            return await super().run(engine, work)
+        await asyncio.sleep(0.005)
+        DeadlyFleet.deaths += 1
+        return Answer("engine_dead", error="XID 79")
+
+
+def test_a_machine_that_kills_its_engines_costs_no_row(tmp_path: Path):
+    job = chaos_job(tmp_path, source={"count": 400}, shard_rows=8, model={"path": "chaos", "engine": {"latency": 0.01}})
+    manifests, plan, _ = drive(job, engines=2, fleets=DeadlyFleet)
+    assert len(manifests) == len(plan.shards) == 50
+    assert sum(manifest.ok for manifest in manifests.values()) == 400, "no row is taken for the killer"
+    assert DeadlyFleet.deaths > 4
+    ledger.record("machine that kills its engines, beside one that works", DeadlyFleet.deaths, tmp_path, 400)
+
+
 def test_an_engine_that_waits_for_room_is_told_and_does_not_count_as_hung(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -37,7 +37,7 @@ LAYERS = [
     ["seedfiles", "draw", "translate"],
     ["seeds"],
     ["plan"],
-    ["commit", "starts", "suspects"],
+    ["actions", "commit", "starts", "suspects"],
     ["schedule"],
     ["generate", "fleet"],
     ["host", "drive"],

@@ -148,15 +148,30 @@ def test_what_ran_alone_when_its_machine_was_lost_or_it_failed_runs_alone_again(
     assert dispatched(actions) == [(1, 0)]
     assert dispatched(scheduler.shard_failed(1, 0, "x")) == [(1, 0)]
     assert dispatched(scheduler.engine_lost(1, "gone", machine=True)) == []
-    assert dispatched(scheduler.engine_ready(3, 5)) == [(3, 0)], "alone, and before the other suspects"
+    scheduler.engine_ready(3, 5)
+    assert dispatched(scheduler.probe_done(3, 5)) == [(3, 0)], "alone, and before the other suspects"
 
 
 def test_an_engine_that_was_kept_for_suspects_works_again_when_others_took_them():
     scheduler = suspected()
-    assert dispatched(scheduler.shard_done(1, 3)) == [], "kept"
-    assert dispatched(scheduler.engine_ready(3, 5)) == [(3, 0)], "it is empty, the other is not"
+    assert dispatched(scheduler.engine_ready(3, 5)) == [], "the other may tell which rows are sound"
+    assert dispatched(scheduler.shard_done(1, 3)) == [(3, 3)], "so it does, and is kept itself"
+    assert dispatched(scheduler.probe_done(3, 3)) == [(3, 0)]
     assert dispatched(scheduler.shard_done(3, 0)) == [(3, 1)]
     assert dispatched(scheduler.shard_done(3, 1)) == [(3, 2), (1, 6)], "the last suspect, and the other goes on"
+
+
+def test_an_engine_that_has_done_nothing_is_tried_with_sound_rows_before_suspects():
+    scheduler = suspected()
+    scheduler.shard_done(1, 3)
+    (trial,) = scheduler.engine_ready(3, 5)
+    assert trial == Dispatch(3, shards(4)[3], rows=(30, 38)), "its machine may be what kills"
+    assert dispatched(scheduler.engine_lost(3, "XID 79")) == []
+    (trial,) = scheduler.engine_ready(4, 5)
+    assert (trial.shard.index, trial.rows) == (3, (30, 38))
+    assert dispatched(scheduler.probe_done(4, 3)) == [(4, 0)]
+    scheduler.shard_done(1, 4)
+    assert dispatched(scheduler.shard_done(1, 5)) == [(1, 1)]
 
 
 def test_a_shard_that_fails_everywhere_fails_the_run_and_is_named():
@@ -205,11 +220,63 @@ def test_a_place_where_no_engine_starts_is_left_empty_where_others_work():
     assert dispatched(scheduler.engine_ready(4, 1))
 
 
+def test_a_machine_on_which_engines_die_of_sound_rows_is_left_empty_as_well():
+    """Some broken GPUs let an engine start, and end it at its first requests."""
+    scheduler = Scheduler(shards(60), 2, max_start_failures=2, max_engine_deaths=3)
+    scheduler.start()
+    scheduler.engine_ready(0, 1)
+    scheduler.shard_done(0, 0)
+    for engine in (1, 2):
+        assert dispatched(scheduler.engine_ready(engine, 1)) == [(engine, 3), (engine, 4)]
+        assert StartEngine(engine + 1) in scheduler.engine_lost(engine, "XID 79")
+    trial = Dispatch(3, shards(1)[0], rows=(0, 8))
+    assert scheduler.engine_ready(3, 1) == [trial], "what it held is suspect now"
+    assert scheduler.engine_lost(3, "XID 79") == [KillEngine(3), StartEngine(4)]
+    assert [action.rows for action in scheduler.engine_ready(4, 1)] == [(0, 8)]
+    assert scheduler.engine_lost(4, "XID 79") == [KillEngine(4)], "no further try for now, and no end"
+    started = [scheduler.shard_done(0, index) for index in (1, 2, 3, 4)]
+    assert [StartEngine(5) in actions for actions in started] == [False, False, False, True]
+
+
+def test_an_engine_that_is_alone_and_dies_of_sound_rows_ends_the_run():
+    scheduler = Scheduler(shards(60), 1, max_start_failures=2)
+    scheduler.start()
+    scheduler.engine_ready(0, 1)
+    scheduler.shard_done(0, 0)
+    for engine in (0, 1):
+        assert scheduler.engine_lost(engine, "XID 79") == [KillEngine(engine), StartEngine(engine + 1)]
+        scheduler.engine_ready(engine + 1, 1)
+    assert scheduler.engine_lost(2, "XID 79") == [KillEngine(2), StartEngine(3)]
+    scheduler.engine_ready(3, 1)
+    error = finish(scheduler.engine_lost(3, "XID 79")).error
+    assert isinstance(error, EngineStartError)
+    assert str(error) == "engines died 2 times in a row of rows that are sound; the last time: XID 79"
+
+
+def test_an_engine_that_is_alone_is_replaced_however_often_it_dies():
+    scheduler = Scheduler(shards(4), 1, max_start_failures=1)
+    scheduler.start()
+    for engine in range(3):
+        scheduler.engine_ready(engine, 1)
+        assert StartEngine(engine + 1) in scheduler.engine_lost(engine, "x")
+
+
+def test_engines_that_die_after_some_work_are_replaced():
+    scheduler = Scheduler(shards(60), 2, max_start_failures=1)
+    scheduler.start()
+    scheduler.engine_ready(0, 1)
+    for engine in (1, 2, 3):
+        scheduler.engine_ready(engine, 1)
+        scheduler.shard_done(engine, next(iter(scheduler._engines[engine].shards)))
+        assert StartEngine(engine + 1) in scheduler.engine_lost(engine, "x")
+
+
 def test_a_place_that_was_left_empty_holds_no_other_back():
     scheduler = Scheduler(shards(40), 3, max_start_failures=1)
     scheduler.start()
     scheduler.engine_ready(0, 1)
     scheduler.engine_ready(1, 1)
+    scheduler.shard_done(1, 2)
     scheduler.engine_start_failed(2, "x")
     assert scheduler.engine_lost(1, "y")[:2] == [KillEngine(1), StartEngine(3)]
     assert [a for a in scheduler.grow(4) if isinstance(a, StartEngine)] == [StartEngine(4), StartEngine(5)]
@@ -375,7 +442,8 @@ def test_whatever_happens_every_shard_is_done_once_or_the_run_says_why(seed: int
                 ready.pop(action.engine, None)
             elif isinstance(action, Dispatch):
                 held = {index for each in ready.values() for index in each}
-                assert action.shard.index not in held | done
+                trial = action.rows is not None and action.shard.index in done
+                assert trial or action.shard.index not in held | done
                 alone = action.rows is not None or any(rows is not None for rows in ready[action.engine].values())
                 assert not (alone and ready[action.engine]), "a probe runs alone"
                 ready[action.engine][action.shard.index] = action.rows
@@ -472,3 +540,61 @@ def test_just_the_rows_that_kill_engines_are_quarantined(seed: int):
     assert sorted(committed) == list(range(count))
     assert set().union(*committed.values()) == killers
     assert deaths <= len(killers) * (size.bit_length() + 4) + 2
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_a_machine_that_kills_its_engines_costs_no_row(seed: int):
+    """Engines come up there and die of whatever they are given; rows that kill engines are found all the same."""
+    rng = random.Random(seed)
+    places, count, size = rng.randint(2, 5), rng.randint(20, 60), rng.randint(4, 40)
+    killers = set(rng.sample(range(count * size), rng.randint(0, 2)))
+    scheduler = Scheduler(shards(count, size), places, max_engine_deaths=100)
+    free, place_of = list(range(places)), {}
+    held: dict[int, list[Dispatch]] = {}
+    starting: list[int] = []
+    quarantined: set[int] = set()
+    done: set[int] = set()
+    end: Finish | None = None
+
+    def perform(actions: list) -> None:
+        nonlocal end
+        for action in actions:
+            if isinstance(action, StartEngine):
+                starting.append(action.engine)
+                place_of[action.engine] = free.pop(free.index(min(free)))
+            elif isinstance(action, Dispatch):
+                held[action.engine].append(action)
+            elif isinstance(action, KillEngine):
+                held.pop(action.engine, None)
+                free.append(place_of.pop(action.engine))
+            elif isinstance(action, Recall):
+                perform(scheduler.recall_refused(action.engine, action.shard))
+            else:
+                end = action
+
+    perform(scheduler.start())
+    while end is None:
+        # An engine dies on the broken machine, 0, in the time in which others do a shard or two; all come up together.
+        broken = [engine for engine, work in held.items() if work and place_of[engine] == 0]
+        well = [engine for engine, work in held.items() if work and place_of[engine] != 0]
+        if starting and (rng.random() < 0.3 or not (broken or well) or starting[0] < places):
+            engine = starting.pop(0)
+            held[engine] = []
+            perform(scheduler.engine_ready(engine, 4))
+        elif broken and (rng.random() < 0.5 or not well):
+            perform(scheduler.engine_lost(broken[0], "XID 79"))
+        elif well:
+            engine = rng.choice(well)
+            work = held[engine].pop(rng.randrange(len(held[engine])))
+            rows = set(range(*(work.rows or (work.shard.start, work.shard.stop)))) - work.quarantined
+            if rows & killers:
+                perform(scheduler.engine_lost(engine, "killed"))
+            elif work.rows is not None:
+                perform(scheduler.probe_done(engine, work.shard.index))
+            else:
+                done.add(work.shard.index)
+                quarantined |= work.quarantined
+                perform(scheduler.shard_done(engine, work.shard.index))
+    assert end.error is None
+    assert done == set(range(count))
+    assert quarantined == killers
