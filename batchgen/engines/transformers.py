@@ -116,6 +116,8 @@ class TransformersEngine:
                 completions = await asyncio.to_thread(self._batch, [request for request, _ in same])
             except Exception as error:
                 failure = EngineDead(f"transformers failed: {type(error).__name__}")
+                while not self._waiting.empty():  # they came while the batch ran
+                    held.append(self._waiting.get_nowait())
                 for _, future in (*same, *held):
                     if not future.done():
                         future.set_exception(failure)
