@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -116,13 +117,15 @@ class LocalStore:
 
     @staticmethod
     def _copy(path: Path, target: Path) -> None:
-        import shutil
 
         own = target.parent / f".{target.name}.{uuid.uuid4().hex}"
-        shutil.copyfile(path, own)
-        with own.open("rb") as file:
-            os.fsync(file.fileno())
-        own.replace(target)
+        try:
+            shutil.copyfile(path, own)
+            with own.open("rb") as file:
+                os.fsync(file.fileno())
+            own.replace(target)
+        finally:
+            own.unlink(missing_ok=True)  # half of it, where the disk is full
         path.unlink()
 
 

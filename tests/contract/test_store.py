@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import pickle
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -208,6 +210,45 @@ def test_a_good_store_passes_the_probe_and_keeps_nothing_of_it(store: ObjectStor
         assert list(store.root.iterdir()) == []
     else:
         assert request.getfixturevalue("server").objects == {}
+
+
+def on_another_disk(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has a file's move fail as between two file systems: a machine's own disk, and the one that all share."""
+    replace = Path.replace
+
+    def move(self: Path, target: Path) -> Path:
+        if self == source:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", move)
+
+
+def test_a_file_of_another_disk_is_copied_and_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source, store = tmp_path / "scratch", open_store(str(tmp_path / "store"))
+    source.write_bytes(b"x" * 1000)
+    on_another_disk(source, monkeypatch)
+    store.upload("deep/er/key", source)
+    assert store.read("deep/er/key") == b"x" * 1000
+    assert not source.exists()
+    assert [path.name for path in (tmp_path / "store" / "deep" / "er").iterdir()] == ["key"]
+
+
+def test_a_copy_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A commit is tried again and again while a disk is full: its halves are not to fill it up."""
+    source, store = tmp_path / "scratch", open_store(str(tmp_path / "store"))
+    source.write_bytes(b"x" * 1000)
+    on_another_disk(source, monkeypatch)
+
+    def full(_: Path, target: Path) -> None:
+        target.write_bytes(b"x" * 500)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(StoreError, match="No space left on device"):
+        store.upload("deep/er/key", source)
+    assert list((tmp_path / "store" / "deep" / "er").iterdir()) == []
+    assert source.exists()
 
 
 def test_a_large_file_goes_up_in_parts(server: S3Server, tmp_path: Path):
