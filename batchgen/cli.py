@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     revoke = command("revoke", _revoke, "have committed shards generated again by the next run; deletes nothing")
     revoke.add_argument("run", metavar="RUN", help=RUN_HELP)
     revoke.add_argument("shards", metavar="SHARD", nargs="+", help="numbers, as `verify` names them")
-    gc = command("gc", _gc, "remove attempts that lost and what unfinished merges left; nothing that anybody reads")
+    gc = command("gc", _gc, "remove attempts that lost and what killed processes left; nothing that anybody reads")
     gc.add_argument("run", metavar="RUN", help=RUN_HELP)
     gc.add_argument("--dry-run", action="store_true", help="only count it")
     publish = command("publish", _publish, "put the newest dataset version into a folder")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +18,8 @@ from batchgen.faultpoints import reach
 from batchgen.merge.version import CARD, Version, copy_file, read_file
 from batchgen.paths import expanded
 from batchgen.store.base import ObjectStore
+
+_DAY = 24 * 3600.0
 
 
 def publish_folder(store: ObjectStore, version: Version, folder: str | Path) -> Path:
@@ -90,6 +94,15 @@ def _replacing(folder: str | Path) -> Iterator[tuple[Path, Path]]:
         raise StoreError(f"cannot publish to {target}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def leftovers(folder: str | Path) -> list[Path]:
+    """What publishers of a folder that were killed left beside it; a day old, so that none of them is at work."""
+    target = expanded(folder).resolve()
+    ours = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{32}}(\.old)?")
+    since = time.time() - _DAY
+    beside = target.parent.iterdir() if target.parent.is_dir() else ()
+    return sorted(path for path in beside if ours.fullmatch(path.name) and path.lstat().st_ctime < since)
 
 
 def _flush(path: Path) -> None:

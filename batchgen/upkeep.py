@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from batchgen.commit import (
     Manifest,
@@ -20,7 +22,9 @@ from batchgen.commit import (
 from batchgen.errors import CorruptShard, PlanMismatch, UserError
 from batchgen.merge.version import check_version, latest_version, read_version, version_numbers
 from batchgen.plan import Plan, Shard
+from batchgen.publish import leftovers
 from batchgen.rows import OK
+from batchgen.store import is_remote
 from batchgen.store.base import ObjectStore
 
 _STAGED = re.compile(r"versions/(\d{4,})/")
@@ -150,8 +154,8 @@ def garbage(store: ObjectStore, plan: Plan) -> Iterator[tuple[str, int]]:
     An attempt's file is garbage once its shard is committed by another attempt; before that it may be about to be.
     Files are listed before the manifests, so that an attempt which begins meanwhile is not among them.
     """
-    attempts = list(store.list("attempts"))
-    staged = [(key, int(found[1])) for key in store.list("versions") if (found := _STAGED.match(key))]
+    attempts, versions = ([*store.list(name), *store.unfinished(name)] for name in ("attempts", "versions"))
+    staged = [(key, int(found[1])) for key in versions if (found := _STAGED.match(key))]
     # Read once: a shard that is committed after this is none whose attempts could be garbage.
     current = current_generations(store)
     by_name = {shard.name: shard for shard in plan.shards}
@@ -190,4 +194,10 @@ def collect(store: ObjectStore, plan: Plan, dry_run: bool = False) -> tuple[int,
         if not dry_run:
             store.delete(key)
         objects, size = objects + 1, size + bytes_
+    if not is_remote(store.location):
+        for path in leftovers(Path(store.location) / "dataset"):
+            files = [file for file in path.rglob("*") if file.is_file()]
+            objects, size = objects + len(files), size + sum(file.stat().st_size for file in files)
+            if not dry_run:
+                shutil.rmtree(path)
     return objects, size

@@ -47,8 +47,8 @@ class ObjectStore(Protocol):
     def delete(self, key: str) -> None:
         """Removes an object; nothing happens where there is none."""
 
-    def local_path(self, key: str) -> Path | None:
-        """The file behind a key, where this machine has one."""
+    def unfinished(self, prefix: str) -> Iterator[str]:
+        """Keys under a folder name of what writers, perhaps killed ones, have not finished; `list` leaves them out."""
 
 
 def probe(store: ObjectStore) -> None:

@@ -99,15 +99,18 @@ class LocalStore:
         except (FileNotFoundError, NotADirectoryError):
             return 0
 
-    def local_path(self, key: str) -> Path | None:
-        """The file behind a key."""
-        return self.path(key)
-
     def list(self, prefix: str) -> Iterator[str]:
         """Keys under a folder, in order."""
+        return (key for key in self._files(prefix) if not _is_unfinished(key))
+
+    def unfinished(self, prefix: str) -> Iterator[str]:
+        """Keys under a folder of files that do not have their names yet."""
+        return (key for key in self._files(prefix) if _is_unfinished(key))
+
+    def _files(self, prefix: str) -> Iterator[str]:
         folder = self.path(prefix.rstrip("/"))
         for file in sorted(folder.rglob("*")) if folder.is_dir() else ():
-            if file.is_file() and not file.name.startswith("."):
+            if file.is_file():
                 yield file.relative_to(self.root).as_posix()
 
     def delete(self, key: str) -> None:
@@ -143,6 +146,10 @@ def _written(target: Path, data: bytes) -> Iterator[Path]:
     finally:
         own.unlink(missing_ok=True)
     _sync_folder(target.parent)
+
+
+def _is_unfinished(key: str) -> bool:
+    return key.rpartition("/")[2].startswith(".")
 
 
 def _make_folder(folder: Path) -> None:

@@ -159,8 +159,9 @@ class S3Store:
             except (NotFoundError, FileNotFoundError):
                 return
 
-    def local_path(self, key: str) -> None:
-        """None: no object is a file here."""
+    def unfinished(self, prefix: str) -> Iterator[str]:
+        """None: an object is there whole, or not at all."""
+        return iter(())
 
     @contextmanager
     def _translated(self, what: str, key: str) -> Iterator[None]:

@@ -66,4 +66,5 @@ class SimStore:
     def delete(self, key: str) -> None:
         self._at(lambda: self.objects.pop(key, None))
 
-    def local_path(self, key: str) -> None: ...
+    def unfinished(self, prefix: str) -> Iterator[str]:
+        return iter(())

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import load_dataset
 
 from batchgen import run
 from batchgen.cli import main
@@ -298,17 +299,33 @@ def test_gc_removes_only_what_no_manifest_names(job, tmp_path: Path, capsys):
     next_merge = tmp_path / "run" / "versions" / "0002" / "live" / "x.parquet"
     next_merge.parent.mkdir(parents=True)
     next_merge.write_bytes(b"a merge that may be under way")
+    half = tmp_path / "run" / "attempts" / "000003" / f".x.{'a' * 32}"
+    half.write_bytes(b"half")
     # A shard that is revoked is not committed: an attempt at it may be about to be.
     main(["revoke", job.output, "2"])
     coming = tmp_path / "run" / "attempts" / "000002" / ("e" * 32 + ".parquet")
     coming.write_bytes(b"about to be committed")
     files = {path for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert main(["gc", job.output, "--dry-run"]) == 0
-    assert "would remove 2 files, 14 bytes" in capsys.readouterr().out
+    assert "would remove 3 files, 18 bytes" in capsys.readouterr().out
     assert {path for path in (tmp_path / "run").rglob("*") if path.is_file()} == files
     assert main(["gc", job.output]) == 0
-    assert {path for path in (tmp_path / "run").rglob("*") if path.is_file()} == files - {lost, staged}
+    assert {path for path in (tmp_path / "run").rglob("*") if path.is_file()} == files - {lost, staged, half}
     assert collect(store, plan) == (0, 0)
+
+
+def test_gc_removes_what_killed_publishers_left_once_it_is_old(job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store, plan = store_and_plan(job)
+    names = [f".dataset.{'a' * 32}", f".dataset.{'b' * 32}.old", ".dataset.mine", f".other.{'c' * 32}"]
+    folders = [tmp_path / "run" / name for name in names]
+    for folder in folders:
+        (folder / "data").mkdir(parents=True)
+        (folder / "data" / "x").write_bytes(b"rows")
+    assert collect(store, plan) == (0, 0), "they may be at work"
+    monkeypatch.setattr("batchgen.publish._DAY", -10.0)
+    assert collect(store, plan, dry_run=True) == collect(store, plan) == (2, 8)
+    assert [folder.exists() for folder in folders] == [False, False, True, True]
+    assert load_dataset(str(tmp_path / "run" / "dataset"), split="train").num_rows > 0
 
 
 def test_gc_takes_nothing_from_a_merge_that_lost_its_number_to_another(job, monkeypatch: pytest.MonkeyPatch):
