@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from batchgen.engines.base import EngineSpec
 from batchgen.errors import UserError
-from batchgen.fleet import Placement, place_engines
+from batchgen.fleet import HostConfig, Placement, place_engines
 from batchgen.job import Job
+from batchgen.plan import make_plan
+from batchgen.seeds import load_seeds
 
 
 def job(engine: dict[str, Any] | None = None, **more: Any) -> Job:
@@ -53,3 +57,13 @@ def test_models_of_one_job_share_an_engine_s_gpus_and_servers_take_none():
     models = {"big": {"path": "embedded", "engine": {"tensor_parallel_size": 2}}, "judge": judge}
     assert place_engines(job(models=models), [4], local=True) == Placement(2, 2)
     assert place_engines(job(model=judge, steps=[{"task": "genstruct"}]), [4], local=False) == Placement(1)
+
+
+def test_each_model_has_a_spec_of_its_own_at_the_commit_that_the_run_began_with(tmp_path: Path):
+    models = {"big": {"path": "org/big", "revision": "v2"}, "new": {"path": "org/new", "revision": "main"}}
+    described = job({"max_model_len": 99}, models=models, output=str(tmp_path))
+    plan = make_plan(described, load_seeds(described.source))
+    config = HostConfig(described, plan.with_versions({None: {"files": "x"}, "new": {"commit": "c0ffee"}}), "store", 7)
+    assert config.engine_spec() == EngineSpec("embedded", arguments={"max_model_len": 99}, seed=7)
+    assert config.engine_spec("big") == EngineSpec("org/big", revision="v2", seed=7)
+    assert config.engine_spec("new") == EngineSpec("org/new", revision="c0ffee", seed=7)
