@@ -139,7 +139,10 @@ def _from_dataset(source: Source, base: Path) -> pa.Table:
         if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
             if config is not None:
                 raise SeedError(f"source.config: {name} was saved with save_to_disk, and has none")
-            dataset = load_from_disk(str(folder))
+            try:
+                dataset = load_from_disk(str(folder))
+            except IndexError as error:  # what the datasets library makes of one that was saved without rows
+                raise SeedError(f"source.dataset: {name} has no rows") from error
             if isinstance(dataset, DatasetDict):
                 if split not in dataset:
                     raise SeedError(f"source.split: {split!r} is not in {name}; legal: {', '.join(dataset)}")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset, DatasetDict
 
 from batchgen.errors import SeedError
 from batchgen.job import Source
@@ -50,8 +51,6 @@ def test_patterns_match_in_order_and_rows_are_named_by_file_and_line(tmp_path: P
 
 
 def test_a_dataset_saved_to_disk(tmp_path: Path):
-    from datasets import Dataset, DatasetDict
-
     DatasetDict({"train": Dataset.from_list([{"x": "1"}]), "test": Dataset.from_list([{"x": "2"}])}).save_to_disk(
         tmp_path / "saved"
     )
@@ -231,8 +230,6 @@ def test_a_column_that_could_not_be_read_from_the_dataset_is_refused(tmp_path: P
     ids=str,
 )
 def test_columns_of_a_dataset_have_the_type_that_they_have_in_a_shard(tmp_path: Path, type: pa.DataType):
-    from datasets import Dataset
-
     Dataset(pa.table({"x": ["text"], "column": pa.array([None], type)})).save_to_disk(tmp_path / "saved")
     seeds = load_seeds(Source(dataset="saved"), tmp_path)
     pq.write_table(seeds.table, tmp_path / "shard.parquet")
@@ -260,8 +257,6 @@ def test_columns_are_chosen_and_only_they_have_to_be_right(tmp_path: Path, end: 
 
 
 def test_columns_of_a_dataset_and_of_rows_are_chosen(tmp_path: Path):
-    from datasets import Dataset
-
     records = [{"x": "1", "y": 2}]
     Dataset.from_list(records).save_to_disk(tmp_path / "saved")
     for source in ({"dataset": "saved"}, {"rows": records}):
@@ -305,3 +300,11 @@ def test_a_column_of_empty_objects_is_refused(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"x": "1", "meta": {}}\n')
     with pytest.raises(SeedError, match=r"column 'meta' is struct<>, which Parquet or"):
         load_seeds(Source(path="a.jsonl"), tmp_path)
+
+
+def test_a_dataset_without_rows_is_refused(tmp_path: Path):
+    Dataset(pa.table({"x": pa.array([], pa.string())})).save_to_disk(tmp_path / "empty")
+    Dataset.from_list([{"x": "a"}]).filter(lambda row: False).save_to_disk(tmp_path / "filtered")
+    for name, message in (("empty", "empty has no rows"), ("filtered", "there are no seed rows")):
+        with pytest.raises(SeedError, match=message):
+            load_seeds(Source(dataset=str(tmp_path / name)))
