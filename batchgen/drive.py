@@ -186,6 +186,7 @@ class Driver:
     async def _start(self, engine: int) -> None:
         try:
             await self._place(engine)
+            self._events.put_nowait(lambda: self._scheduler.engine_placed(engine))
             async with asyncio.timeout(self._start_seconds):
                 slots = await self._fleet.start(engine)
         except TimeoutError:

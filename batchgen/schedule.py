@@ -28,6 +28,8 @@ BUSY_ROWS_PER_SLOT = 2
 @dataclass
 class _Engine:
     slots: int = 0
+    # It has a place to run on; it is up; it has done something since.
+    placed: bool = False
     ready: bool = False
     worked: bool = False
     # In the order in which they were handed out, which is that in which a worker begins with them.
@@ -116,12 +118,18 @@ class Scheduler:
         """The first actions of a run."""
         return self._top_up() if self._pending else self._finish(None)
 
+    def engine_placed(self, engine: int) -> list[Action]:
+        """An engine has found a place to run on, for which it may have waited for long."""
+        if engine in self._engines:
+            self._engines[engine].placed = True
+        return []
+
     def engine_ready(self, engine: int, slots: int) -> list[Action]:
         """An engine came up; `slots` is how many requests it works on at once."""
         if self.finished or engine not in self._engines:
             return []
         self._starts.succeeded()
-        self._engines[engine] = _Engine(slots=slots, ready=True)
+        self._engines[engine] = _Engine(slots=slots, placed=True, ready=True)
         return self._fill()
 
     def engine_start_failed(self, engine: int, error: str, final: bool = False) -> list[Action]:
@@ -134,7 +142,7 @@ class Scheduler:
             return []
         del self._engines[engine]
         kill: list[Action] = [KillEngine(engine)]
-        if (end := self._starts.failed(error, final, others=len(self._engines))) is not None:
+        if (end := self._starts.failed(error, final, others=self._coming)) is not None:
             return kill + self._finish(end)
         return kill + self._top_up()
 
@@ -157,7 +165,7 @@ class Scheduler:
                 self._pending.extendleft(reversed(held))
             return actions + self._top_up() + self._fill()
         if lost.alone is not None and lost.alone.trial:
-            if (end := self._starts.trial_failed(error, others=len(self._engines))) is not None:
+            if (end := self._starts.trial_failed(error, others=self._coming)) is not None:
                 return actions + self._finish(end)
             return actions + self._top_up() + self._fill()
         names = ", ".join(f"shard {shard.name} (seed rows {shard.start} to {shard.stop - 1})" for shard in held[:3])
@@ -262,6 +270,11 @@ class Scheduler:
             return self._finish(Stopped(self._stopping))
         self._stopping = reason
         return self._fill()
+
+    @property
+    def _coming(self) -> int:
+        """Engines that are up, or coming up: one that waits for a place may do so for ever."""
+        return sum(engine.placed for engine in self._engines.values())
 
     def _start_engine(self) -> StartEngine:
         number, self._next_engine = self._next_engine, self._next_engine + 1

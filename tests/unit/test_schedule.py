@@ -288,6 +288,7 @@ def test_where_no_engine_is_left_those_that_failed_are_tried_again_and_end_the_r
     scheduler.engine_ready(0, 1)
     assert scheduler.engine_start_failed(1, "x") == [KillEngine(1)]
     assert scheduler.engine_lost(0, "y") == [KillEngine(0), StartEngine(2), StartEngine(3)]
+    scheduler.engine_placed(3)
     assert scheduler.engine_start_failed(2, "x") == [KillEngine(2)]
     error = finish(scheduler.engine_start_failed(3, "no memory")).error
     assert isinstance(error, EngineStartError)
@@ -297,14 +298,23 @@ def test_where_no_engine_is_left_those_that_failed_are_tried_again_and_end_the_r
 def test_one_machine_s_final_failure_waits_for_the_others_that_are_coming_up():
     scheduler = Scheduler(shards(40), 3)
     scheduler.start()
+    assert scheduler.engine_placed(1) == scheduler.engine_placed(2) == []
     assert scheduler.engine_start_failed(0, "no driver", final=True) == [KillEngine(0)]
     assert dispatched(scheduler.engine_ready(1, 1)) == [(1, 0), (1, 1)]
     assert scheduler.engine_start_failed(2, "no driver", final=True) == [KillEngine(2), StartEngine(3)]
 
     scheduler = Scheduler(shards(40), 2)
     scheduler.start()
+    scheduler.engine_placed(1)
     assert scheduler.engine_start_failed(0, "no such dtype", final=True) == [KillEngine(0)]
     assert str(finish(scheduler.engine_start_failed(1, "no such dtype", final=True)).error) == "no such dtype"
+
+
+def test_an_engine_that_waits_for_a_place_is_none_that_is_coming_up():
+    """It may wait for ever: a run in which nothing works is not to wait with it."""
+    scheduler = Scheduler(shards(40), 2, max_start_failures=1)
+    scheduler.start()
+    assert isinstance(finish(scheduler.engine_start_failed(0, "no memory")).error, EngineStartError)
 
 
 def test_where_an_engine_came_up_another_is_given_the_benefit_of_the_doubt():
@@ -561,6 +571,7 @@ def test_a_machine_that_kills_its_engines_costs_no_row(seed: int):
         for action in actions:
             if isinstance(action, StartEngine):
                 starting.append(action.engine)
+                scheduler.engine_placed(action.engine)
                 place_of[action.engine] = free.pop(free.index(min(free)))
             elif isinstance(action, Dispatch):
                 held[action.engine].append(action)
