@@ -106,7 +106,7 @@ class Worker:
         # First come, first served: a shard begins when all that came before it have.
         self._rows = asyncio.Semaphore(max(2, int(engine.slots * ROWS_PER_SLOT)))
         # Rows of shards of which none has begun; shards that were given back and have not ended yet.
-        self._waiting: dict[int, list[asyncio.Task[list[ResultRow]]]] = {}
+        self._unbegun: dict[int, list[asyncio.Task[list[ResultRow]]]] = {}
         self._returned: set[int] = set()
         self._outage = Outage(job.outage_seconds)
         self.progress = Progress()
@@ -122,7 +122,7 @@ class Worker:
 
     def give_back(self, shard: int) -> bool:
         """Drops a shard where none of its rows has begun; says whether it does."""
-        rows = self._waiting.pop(shard, None)
+        rows = self._unbegun.pop(shard, None)
         if rows is None:
             return False
         self._returned.add(shard)
@@ -150,15 +150,15 @@ class Worker:
             StoreError: the store failed; the shard may or may not be committed.
         """
         run = [seed for seed in seeds if seed.index not in quarantined]
-        self._waiting[shard.index] = [asyncio.create_task(self._row(seed, attempt, shard.index)) for seed in run]
+        self._unbegun[shard.index] = [asyncio.create_task(self._row(seed, attempt, shard.index)) for seed in run]
         try:
-            groups = await self._all(self._waiting[shard.index])
+            groups = await self._all(self._unbegun[shard.index])
         except asyncio.CancelledError:
             if shard.index not in self._returned:
                 raise
             return None
         finally:
-            self._waiting.pop(shard.index, None)
+            self._unbegun.pop(shard.index, None)
             self._returned.discard(shard.index)
         results = [result for group in groups for result in group]
         crashed = _Branch("", {}, reason="engine_crash")
@@ -185,7 +185,7 @@ class Worker:
         """One seed row through all steps: at least one result, whatever happens to it."""
         async with self._rows:
             if shard is not None:
-                self._waiting.pop(shard, None)
+                self._unbegun.pop(shard, None)
             return await self._advance(seed, attempt, 0, _Branch("", dict(seed.data)))
 
     def _count(self, completion: Completion) -> None:

@@ -301,7 +301,7 @@ class Scheduler:
         return len(self._pending) + len(self._suspects)
 
     def _fill(self) -> list[Action]:
-        actions: list[Action] = self._isolate()
+        actions: list[Action] = [*self._try_out(), *self._isolate()]
         while self._pending and not self._stopping:
             hungry = [(e.load, number) for number, e in self._engines.items() if e.wants_more]
             if not hungry:
@@ -336,18 +336,12 @@ class Scheduler:
         self._engines[number].asked.add(shard.index)
         return Recall(number, shard.index)
 
-    def _alone_on(self, engine: _Engine) -> Isolated | None:
-        """What an empty engine is to run alone; None where it has to wait.
-
-        Of one that has done nothing yet the machine may be what kills, and a suspect would be taken for it. So it is
-        tried with rows that are known to be sound; as long as none are, others that are at work may tell some.
-        """
-        if engine.worked:
-            return self._suspects.next()
-        if self._sound is not None:
-            return self._suspects.trial(self._sound)
-        others = any(other.shards and other.alone is None for other in self._engines.values())
-        return None if others else self._suspects.next()
+    def _try_out(self) -> list[Action]:
+        """Has new engines run sound rows before anything else, once one has died: a machine may be what kills."""
+        if self._stopping or not self._deaths or self._sound is None or not self._open:
+            return []
+        new = [number for number, e in self._engines.items() if e.ready and not (e.worked or e.shards)]
+        return [self._run_alone(number, self._suspects.trial(self._sound)) for number in new]
 
     def _isolate(self) -> list[Action]:
         """Suspects go to engines that hold nothing; where there is none, one takes nothing more until it is empty."""
@@ -360,18 +354,21 @@ class Scheduler:
                     ready[min(ready, key=lambda number: len(ready[number].shards))].reserved = True
                 break
             number = max(empty, key=lambda number: ready[number].worked)
-            engine = self._engines[number]
-            work = self._alone_on(engine)
-            if work is None:
-                engine.reserved = True
+            if not ready[number].worked and any(e.shards for e in ready.values()):
+                # It could not be tried out: which rows are sound one of those may tell that are at work.
+                ready[number].reserved = True
                 break
-            engine.alone, engine.reserved = work, False
-            engine.shards[work.shard.index] = work.shard
-            actions.append(Dispatch(number, work.shard, work.rows, self._suspects.quarantined(work.shard)))
+            actions.append(self._run_alone(number, self._suspects.next()))
         if not self._suspects:
             for engine in self._engines.values():
                 engine.reserved = False
         return actions
+
+    def _run_alone(self, number: int, work: Isolated) -> Dispatch:
+        engine = self._engines[number]
+        engine.alone, engine.reserved = work, False
+        engine.shards[work.shard.index] = work.shard
+        return Dispatch(number, work.shard, work.rows, self._suspects.quarantined(work.shard))
 
     def _check_end(self) -> list[Action]:
         if self.finished or self.in_flight:

@@ -222,20 +222,41 @@ def test_a_place_where_no_engine_starts_is_left_empty_where_others_work():
 
 def test_a_machine_on_which_engines_die_of_sound_rows_is_left_empty_as_well():
     """Some broken GPUs let an engine start, and end it at its first requests."""
-    scheduler = Scheduler(shards(60), 2, max_start_failures=2, max_engine_deaths=3)
+    scheduler = Scheduler(shards(60), 2, max_start_failures=2, max_engine_deaths=2)
     scheduler.start()
     scheduler.engine_ready(0, 1)
     scheduler.shard_done(0, 0)
-    for engine in (1, 2):
-        assert dispatched(scheduler.engine_ready(engine, 1)) == [(engine, 3), (engine, 4)]
-        assert StartEngine(engine + 1) in scheduler.engine_lost(engine, "XID 79")
-    trial = Dispatch(3, shards(1)[0], rows=(0, 8))
-    assert scheduler.engine_ready(3, 1) == [trial], "what it held is suspect now"
-    assert scheduler.engine_lost(3, "XID 79") == [KillEngine(3), StartEngine(4)]
-    assert [action.rows for action in scheduler.engine_ready(4, 1)] == [(0, 8)]
-    assert scheduler.engine_lost(4, "XID 79") == [KillEngine(4)], "no further try for now, and no end"
+    assert dispatched(scheduler.engine_ready(1, 1)) == [(1, 3), (1, 4)]
+    assert scheduler.engine_lost(1, "XID 79") == [KillEngine(1), StartEngine(2)]
+    trial = Dispatch(2, shards(1)[0], rows=(0, 8))
+    assert scheduler.engine_ready(2, 1) == [trial], "one has died: new ones show first that they work"
+    assert scheduler.engine_lost(2, "XID 79") == [KillEngine(2), StartEngine(3)]
+    assert [action.rows for action in scheduler.engine_ready(3, 1)] == [(0, 8)]
+    assert scheduler.engine_lost(3, "XID 79") == [KillEngine(3)], "no further try for now, and no end"
     started = [scheduler.shard_done(0, index) for index in (1, 2, 3, 4)]
-    assert [StartEngine(5) in actions for actions in started] == [False, False, False, True]
+    assert [StartEngine(4) in actions for actions in started] == [False, False, False, True]
+
+
+def test_a_trial_that_is_survived_is_followed_by_work():
+    scheduler = Scheduler(shards(9), 1)
+    scheduler.start()
+    scheduler.engine_ready(0, 1)
+    scheduler.shard_done(0, 0)
+    scheduler.engine_lost(0, "x")
+    assert scheduler.engine_ready(1, 1) == [Dispatch(1, shards(1)[0], rows=(0, 8))]
+    assert dispatched(scheduler.probe_done(1, 0)) == [(1, 1), (1, 2)]
+
+
+def test_an_engine_that_comes_up_when_all_is_handed_out_is_not_tried():
+    scheduler = Scheduler(shards(3), 2)
+    scheduler.start()
+    scheduler.engine_ready(0, 9)
+    scheduler.shard_done(0, 0)
+    scheduler.engine_ready(1, 9)
+    scheduler.engine_lost(1, "x")
+    assert scheduler.engine_ready(2, 9) == []
+    scheduler.shard_done(0, 1)
+    assert finish(scheduler.shard_done(0, 2)).error is None
 
 
 def test_an_engine_that_is_alone_and_dies_of_sound_rows_ends_the_run():
@@ -246,9 +267,7 @@ def test_an_engine_that_is_alone_and_dies_of_sound_rows_ends_the_run():
     for engine in (0, 1):
         assert scheduler.engine_lost(engine, "XID 79") == [KillEngine(engine), StartEngine(engine + 1)]
         scheduler.engine_ready(engine + 1, 1)
-    assert scheduler.engine_lost(2, "XID 79") == [KillEngine(2), StartEngine(3)]
-    scheduler.engine_ready(3, 1)
-    error = finish(scheduler.engine_lost(3, "XID 79")).error
+    error = finish(scheduler.engine_lost(2, "XID 79")).error
     assert isinstance(error, EngineStartError)
     assert str(error) == "engines died 2 times in a row of rows that are sound; the last time: XID 79"
 
@@ -558,7 +577,7 @@ def test_a_machine_that_kills_its_engines_costs_no_row(seed: int):
     rng = random.Random(seed)
     places, count, size = rng.randint(2, 5), rng.randint(20, 60), rng.randint(4, 40)
     killers = set(rng.sample(range(count * size), rng.randint(0, 2)))
-    scheduler = Scheduler(shards(count, size), places, max_engine_deaths=100)
+    scheduler = Scheduler(shards(count, size), places, max_engine_deaths=40)
     free, place_of = list(range(places)), {}
     held: dict[int, list[Dispatch]] = {}
     starting: list[int] = []
