@@ -3,8 +3,8 @@
 When an engine dies, any of the rows in flight may have done it, or none: a node was preempted. A shard that was there
 at several deaths runs alone on an engine from then on, which clears its neighbours. If it dies alone as well, it is
 bisected: parts of its rows run alone, to see whether the engine survives. A row that killed an engine all by itself is
-quarantined, which rejects it with `engine_crash`; the rest of its shard is generated as ever. An engine that has done
-nothing yet shows first that it survives rows which others did: it may be its machine that kills.
+quarantined, which rejects it with `engine_crash`; the rest of its shard is generated as ever. Once an engine has died,
+each new one shows first that it survives rows which another one did: it may be a machine that kills.
 """
 
 from __future__ import annotations
