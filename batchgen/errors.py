@@ -90,13 +90,14 @@ class EngineUnavailable(EngineError):
 
     Args:
         final: whether it is no use to ask again.
-        internal: whether the server failed while it worked on the request, which may be the request's doing.
+        perhaps_row: how the server failed while it worked on the request, a short code, where that may be the request's
+            own doing.
     """
 
-    def __init__(self, message: str, final: bool = False, internal: bool = False) -> None:
+    def __init__(self, message: str, final: bool = False, perhaps_row: str | None = None) -> None:
         super().__init__(message)
         self.final = final
-        self.internal = internal
+        self.perhaps_row = perhaps_row
 
 
 class ShardFailed(BatchgenError):

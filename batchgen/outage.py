@@ -36,6 +36,11 @@ class Outage:
         waits = self._waiting and self._since is not None and time.monotonic() - self._since <= self._patience
         return self._reason if waits else ""
 
+    @property
+    def patient(self) -> bool:
+        """Whether calls wait at all."""
+        return self._patience > 0
+
     def give_up(self) -> None:
         """Ends the patience: what waits fails at its next try, which is made at once."""
         self._patience = 0
@@ -71,7 +76,7 @@ class Outage:
         """Notes a failure; raises where it is no use to wait any more."""
         now = time.monotonic()
         self._since = now if self._since is None else self._since
-        if self._patience <= 0 or getattr(error, "final", False):
+        if not self.patient or getattr(error, "final", False):
             raise error
         # What works for others and not for this call is not waited for any longer either.
         if now - min(first, self._since) >= self._patience:

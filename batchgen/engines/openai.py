@@ -91,7 +91,7 @@ class OpenAIEngine:
                     answer = await self._answer(request, self._dialect)
             except TimeoutError:
                 late = f"has not answered within {self.options.timeout:g} s"
-                raise EngineUnavailable(f"{self.options.base_url} {late}") from None
+                raise EngineUnavailable(f"{self.options.base_url} {late}", perhaps_row="timeout") from None
         if not answer.choices:
             raise RowRejected("refused_by_server")
         choice = answer.choices[0]
@@ -125,7 +125,7 @@ class OpenAIEngine:
             if error.status_code in _ROW_STATUSES:
                 raise RowRejected(_refusal(error)) from None
             lasting = error.status_code in _LASTING_STATUSES
-            raise EngineUnavailable(self._told(error), lasting, internal=error.status_code == 500) from None
+            raise EngineUnavailable(self._told(error), lasting, "500" if error.status_code == 500 else None) from None
         except openai.OpenAIError as error:
             raise EngineUnavailable(self._told(error)) from None
 

@@ -6,8 +6,8 @@ from batchgen.engines.base import ChatFormat, Completion, Engine, Request
 from batchgen.errors import EngineUnavailable, RowRejected
 from batchgen.outage import Outage
 
-# Each of them is several of the client library's own.
-_TRIES = 3
+# Failures at a request, each with answers to others since the one before; each is several tries of the client library.
+_TIMES_ALONE = 2
 
 
 class PatientEngine:
@@ -41,21 +41,28 @@ class PatientEngine:
         await self._engine.start()
 
     async def generate(self, request: Request) -> Completion:
-        """Completes one prompt; rejects its row where the server fails at it alone."""
-        failures = others = 0
+        """Completes one prompt; rejects its row where the server fails at it, and meanwhile answers others."""
+        seen: int | None = None
+        alone, how = 0, None
 
         async def ask() -> Completion:
-            nonlocal failures, others
+            nonlocal seen, alone, how
             try:
                 return await self._engine.generate(request)
             except EngineUnavailable as error:
-                others = others if failures else self._outage.successes
-                failures += 1
-                if error.internal and failures >= _TRIES and self._outage.successes > others:
-                    raise RowRejected("refused_by_server:500") from None
+                # What began while the server was away may fail after it has come back: once is no proof.
+                alone += seen is not None and self._outage.successes > seen
+                seen, how = self._outage.successes, error.perhaps_row
+                if how and alone >= _TIMES_ALONE:
+                    raise RowRejected(f"refused_by_server:{how}") from None
                 raise
 
-        return await self._outage.outlast(ask)
+        try:
+            return await self._outage.outlast(ask)
+        except EngineUnavailable:
+            if how and alone and self._outage.patient:
+                raise RowRejected(f"refused_by_server:{how}") from None
+            raise
 
     async def stop(self) -> None:
         """Stops the engine."""

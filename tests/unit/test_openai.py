@@ -36,6 +36,7 @@ class Server:
         self.unknown: str | None = None
         self.loose = False
         self.poison: str | None = None
+        self.poisoned = 500
         self.closing = threading.Event()
         self.told: dict[str, str] = {}
         self.finish = "stop"
@@ -70,11 +71,11 @@ class Server:
                     refusal = {"message": SECRET, "code": "unsupported_parameter", "param": param}
                     self.send(400, {"error": refusal})
                     return
+                if server.poison and server.poison in str(body["messages"]):
+                    status = server.poisoned
                 if status == 0:
                     server.closing.wait(20)
                     return
-                if server.poison and server.poison in str(body["messages"]):
-                    status = 500
                 if status != 200:
                     self.send(status, {"error": {"message": f"refused, and quoting {body['messages']} {SECRET}"}})
                     return
@@ -305,10 +306,15 @@ def test_a_key_that_is_refused_on_the_way_is_not_waited_for(server: Server, tmp_
         run(judged(server, tmp_path), in_process=True)
 
 
+@pytest.mark.parametrize(("status", "reason"), [(500, "500"), (0, "timeout")])
 def test_a_row_at_which_the_server_fails_again_and_again_is_rejected_alone(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, reason: str
 ):
     monkeypatch.setattr("batchgen.outage._PAUSES", (0.05,))
-    server.poison = "question 7"
-    result = run(judged(server, tmp_path), in_process=True)
-    assert (result.progress.ok, dict(result.progress.reasons)) == (19, {"refused_by_server:500": 1})
+    server.poisoned = status
+    tree = judged(server, tmp_path).tree()
+    tree["models"]["judge"]["engine"] |= {"timeout": 0.3, "max_concurrency": 2}
+    tree["source"]["rows"] = [{"instruction": f"question {i}."} for i in range(300)]
+    server.poison = "question 7."
+    result = run(Job.of(tree), in_process=True)
+    assert (result.progress.ok, dict(result.progress.reasons)) == (299, {f"refused_by_server:{reason}": 1})

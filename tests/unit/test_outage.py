@@ -143,7 +143,7 @@ class Judge(ScriptedEngine):
         """Fails, or answers."""
         if any(word in request.key for word in self.failing):
             await asyncio.sleep(0)
-            raise EngineUnavailable("http://judge answers 500", internal=True)
+            raise EngineUnavailable("http://judge answers 500", perhaps_row="500")
         return await super().generate(request)
 
 
@@ -169,6 +169,26 @@ def test_a_row_at_which_a_server_fails_alone_is_rejected():
     assert isinstance(rejected, RowRejected)
     assert rejected.reason == "refused_by_server:500"
     assert isinstance(answer, Completion)
+
+
+@pytest.mark.parametrize(("gives_up", "kind"), [(False, RowRejected), (True, EngineUnavailable)])
+def test_a_row_that_failed_alone_when_patience_ends_is_rejected_unless_the_run_stops(
+    monkeypatch: pytest.MonkeyPatch, gives_up: bool, kind: type[Exception]
+):
+    monkeypatch.setattr("batchgen.outage._PAUSES", (0.1,))
+
+    async def go() -> None:
+        outage = Outage(60 if gives_up else 0.05)
+        engine = PatientEngine(Judge("poison"), outage)
+        asking = asyncio.create_task(engine.generate(Request([1], {}, seed=0, key="poison")))
+        await asyncio.sleep(0.02)
+        await engine.generate(Request([1], {}, seed=0, key="good"))
+        if gives_up:
+            outage.give_up()
+        await asking
+
+    with pytest.raises(kind):
+        asyncio.run(go())
 
 
 def test_a_server_that_fails_at_everything_is_no_row_s_fault():
