@@ -18,6 +18,7 @@ from batchgen.faultpoints import reach
 from batchgen.merge.version import CARD, Version, copy_file, read_file
 from batchgen.paths import expanded
 from batchgen.store.base import ObjectStore
+from batchgen.store.local import flush
 
 _DAY = 24 * 3600.0
 
@@ -106,15 +107,12 @@ def leftovers(folder: str | Path) -> list[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Has a file's content, or the names in a folder, on the disk before what comes next."""
-    handle = os.open(path, os.O_RDONLY)
+    """As the store does, but where a file system knows no such thing a dataset is published all the same."""
     try:
-        os.fsync(handle)
+        flush(path)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that knows no such thing
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
-    finally:
-        os.close(handle)
 
 
 def check_target(folder: str | Path) -> Path:

@@ -355,7 +355,7 @@ class Scheduler:
                 break
             number = max(empty, key=lambda number: ready[number].worked)
             if not ready[number].worked and any(e.shards for e in ready.values()):
-                # It could not be tried out: which rows are sound one of those may tell that are at work.
+                # No rows are known to be sound yet with which it could be tried; those that are at work may tell some.
                 ready[number].reserved = True
                 break
             actions.append(self._run_alone(number, self._suspects.next()))

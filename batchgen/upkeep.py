@@ -19,7 +19,7 @@ from batchgen.commit import (
     read_manifest,
     revocation_key,
 )
-from batchgen.errors import CorruptShard, PlanMismatch, UserError
+from batchgen.errors import CorruptShard, PlanMismatch, StoreError, UserError
 from batchgen.merge.version import check_version, latest_version, read_version, version_numbers
 from batchgen.plan import Plan, Shard
 from batchgen.publish import leftovers
@@ -199,5 +199,12 @@ def collect(store: ObjectStore, plan: Plan, dry_run: bool = False) -> tuple[int,
             files = [file for file in path.rglob("*") if file.is_file()]
             objects, size = objects + len(files), size + sum(file.stat().st_size for file in files)
             if not dry_run:
-                shutil.rmtree(path)
+                _remove(path)
     return objects, size
+
+
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise StoreError(f"cannot delete {folder}: {error.strerror or error}") from error

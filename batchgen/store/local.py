@@ -80,7 +80,7 @@ class LocalStore:
                 if error.errno != errno.EXDEV:
                     raise
                 self._copy(path, target)
-            _sync_folder(target.parent)
+            flush(target.parent)
 
     def open(self, key: str) -> BinaryIO:
         """An object for reading; raises FileNotFoundError where there is none."""
@@ -145,7 +145,7 @@ def _written(target: Path, data: bytes) -> Iterator[Path]:
         yield own
     finally:
         own.unlink(missing_ok=True)
-    _sync_folder(target.parent)
+    flush(target.parent)
 
 
 def _is_unfinished(key: str) -> bool:
@@ -158,11 +158,12 @@ def _make_folder(folder: Path) -> None:
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         with suppress(PermissionError):  # a folder that may be written in and not be read
-            _sync_folder(folder.parent)
+            flush(folder.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Has a file's content, or the names in a folder, on the disk before what comes next."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -25,6 +25,12 @@ def finish(actions: list) -> Finish:
     return end
 
 
+def start_error(actions: list) -> str:
+    error = finish(actions).error
+    assert isinstance(error, EngineStartError)
+    return str(error)
+
+
 def test_nothing_to_do_finishes_at_once():
     assert Scheduler([], 2).start() == [Finish(None)]
 
@@ -191,17 +197,13 @@ def test_engines_that_never_start_fail_the_run_with_the_cause():
     scheduler.start()
     assert scheduler.engine_start_failed(0, "no memory") == [KillEngine(0), StartEngine(1)]
     assert scheduler.engine_start_failed(1, "no memory") == [KillEngine(1), StartEngine(2)]
-    error = finish(scheduler.engine_start_failed(2, "no memory")).error
-    assert isinstance(error, EngineStartError)
-    assert "3 times in a row; the last time: no memory" in str(error)
+    assert "3 times in a row; the last time: no memory" in start_error(scheduler.engine_start_failed(2, "no memory"))
 
 
 def test_an_engine_that_was_told_something_wrong_is_started_once():
     scheduler = Scheduler(shards(3), 1)
     scheduler.start()
-    error = finish(scheduler.engine_start_failed(0, "no such quantization", final=True)).error
-    assert isinstance(error, EngineStartError)
-    assert str(error) == "no such quantization"
+    assert start_error(scheduler.engine_start_failed(0, "no such quantization", final=True)) == "no such quantization"
 
 
 def test_a_place_where_no_engine_starts_is_left_empty_where_others_work():
@@ -267,9 +269,10 @@ def test_an_engine_that_is_alone_and_dies_of_sound_rows_ends_the_run():
     for engine in (0, 1):
         assert scheduler.engine_lost(engine, "XID 79") == [KillEngine(engine), StartEngine(engine + 1)]
         scheduler.engine_ready(engine + 1, 1)
-    error = finish(scheduler.engine_lost(2, "XID 79")).error
-    assert isinstance(error, EngineStartError)
-    assert str(error) == "engines died 2 times in a row of rows that are sound; the last time: XID 79"
+    assert (
+        start_error(scheduler.engine_lost(2, "XID 79"))
+        == "engines died 2 times in a row of rows that are sound; the last time: XID 79"
+    )
 
 
 def test_an_engine_that_is_alone_is_replaced_however_often_it_dies():
@@ -309,9 +312,7 @@ def test_where_no_engine_is_left_those_that_failed_are_tried_again_and_end_the_r
     assert scheduler.engine_lost(0, "y") == [KillEngine(0), StartEngine(2), StartEngine(3)]
     scheduler.engine_placed(3)
     assert scheduler.engine_start_failed(2, "x") == [KillEngine(2)]
-    error = finish(scheduler.engine_start_failed(3, "no memory")).error
-    assert isinstance(error, EngineStartError)
-    assert "no memory" in str(error)
+    assert "no memory" in start_error(scheduler.engine_start_failed(3, "no memory"))
 
 
 def test_one_machine_s_final_failure_waits_for_the_others_that_are_coming_up():
@@ -333,7 +334,7 @@ def test_an_engine_that_waits_for_a_place_is_none_that_is_coming_up():
     """It may wait for ever: a run in which nothing works is not to wait with it."""
     scheduler = Scheduler(shards(40), 2, max_start_failures=1)
     scheduler.start()
-    assert isinstance(finish(scheduler.engine_start_failed(0, "no memory")).error, EngineStartError)
+    assert "no memory" in start_error(scheduler.engine_start_failed(0, "no memory"))
 
 
 def test_where_an_engine_came_up_another_is_given_the_benefit_of_the_doubt():
