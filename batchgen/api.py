@@ -9,7 +9,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from batchgen.fleet import Fleet, HostConfig, place_engines
 from batchgen.job import Job, Model, OwnTasks, Step
 from batchgen.merge.rows import chat_columns
 from batchgen.merge.version import Version, merge_run
+from batchgen.outage import outlast_store
 from batchgen.paths import expanded
 from batchgen.plan import ModelVersion, Plan, make_plan, settle_plan
 from batchgen.progress import Progress
@@ -151,12 +152,27 @@ def run(
     plan = settle_plan(store, plan)
     save_job(store, job)
     manifests = committed(store, plan)
+    last = Status(plan.rows, progress_of(manifests), len(plan.shards), len(manifests))
+
+    def show(status: Status) -> None:
+        nonlocal last
+        last = status
+        watch(status)
+
     if len(manifests) < len(plan.shards):
         config = HostConfig(job, plan, store.location, job.seed, trust_remote_code)
         with _fleet(config, address, in_process) as (fleet, engines):
-            _generate(job, plan, seeds, manifests, fleet, engines, watch)
-        manifests = committed(store, plan)
-    progress = progress_of(manifests)
+            _generate(job, plan, seeds, manifests, fleet, engines, show)
+
+    def tell(reason: str) -> None:
+        watch(replace(last, engines_ready=0, tokens_per_second=0.0, notes=(f"the merge waits: {reason}",)))
+
+    return outlast_store(lambda: _publish(job, store, plan), job.outage_seconds, tell)
+
+
+def _publish(job: Job, store: ObjectStore, plan: Plan) -> Result:
+    """Merges and publishes a run whose shards are all committed."""
+    progress = progress_of(committed(store, plan))
     if progress.ok == 0:
         reasons = ", ".join(f"{reason} {count}" for reason, count in progress.reasons.items())
         raise BatchgenError(f"all {plan.rows} rows were rejected ({reasons}); there is nothing to publish")

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,6 +21,7 @@ import pyarrow.parquet as pq
 from batchgen.errors import BatchgenError, CorruptShard, PlanMismatch, StoreError
 from batchgen.faultpoints import reach
 from batchgen.parquet import read_parquet
+from batchgen.paths import scratch_folder
 from batchgen.plan import Plan, Shard
 from batchgen.progress import Progress
 from batchgen.records import RecordError, read_record, seal
@@ -185,8 +184,8 @@ def commit_shard(
 def _upload(store: ObjectStore, key: str, schema: pa.Schema, results: Sequence[ResultRow]) -> None:
     """Writes an attempt's rows, in the order of their seed rows and branches."""
     ordered = sorted(results, key=lambda result: (result.seed.index, _branch_order(result.branch)))
-    with tempfile.TemporaryDirectory(prefix="batchgen-") as scratch:
-        path = Path(scratch) / "rows.parquet"
+    with scratch_folder() as scratch:
+        path = scratch / "rows.parquet"
         try:
             table = pa.Table.from_pylist([result.record() for result in ordered], schema=schema)
             pq.write_table(table, path, compression="zstd", write_page_checksum=True)

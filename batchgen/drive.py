@@ -13,6 +13,7 @@ from typing import Any
 from batchgen.actions import Action, Dispatch, Finish, KillEngine, Recall, StartEngine
 from batchgen.errors import BatchgenError, EngineDead, EngineError
 from batchgen.fleet import Fleet, Work
+from batchgen.outage import TELL_SECONDS
 from batchgen.progress import Progress
 from batchgen.schedule import Scheduler
 from batchgen.seeds import Seeds
@@ -20,7 +21,7 @@ from batchgen.seeds import Seeds
 POLL_SECONDS = 1.0
 _RATE_WINDOW = 15.0
 _PLACE_SECONDS = 60.0
-_TELL_SECONDS = 60.0
+_MOST = 0.75
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,10 @@ class Status:
     done: Progress
     shards: int
     shards_done: int
-    engines: int
-    engines_ready: int
-    tokens_per_second: float
-    eta: float | None
+    engines: int = 0
+    engines_ready: int = 0
+    tokens_per_second: float = 0.0
+    eta: float | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -107,6 +108,7 @@ class Driver:
         self._moved: dict[int, float] = {}
         self._held: dict[int, int] = {}
         self._told: dict[int, float] = {}
+        self._committed_at: dict[int, float] = {}
         self._meter = _Meter()
         self._notes: deque[str] = deque(maxlen=3)
         self._hurried = False
@@ -230,6 +232,7 @@ class Driver:
         if answer.kind == "done" and answer.progress is not None:
             self._committed += answer.progress
             self._shards_done += 1
+            self._committed_at[engine] = time.monotonic()
             self._receipted[engine] = self._receipted.get(engine, Progress()) + answer.progress
             self._events.put_nowait(lambda: self._scheduler.shard_done(engine, shard.index))
             return
@@ -238,12 +241,21 @@ class Driver:
             self._events.put_nowait(lambda: tell(engine, shard.index))
             return
         self._note(f"shard {shard.name} on engine {engine}: {answer.error}")
+        only_here = self._others_got_on(engine, answer.waited)
         react = {
             "engine_dead": lambda: self._scheduler.engine_lost(engine, answer.error),
             "machine_dead": lambda: self._scheduler.engine_lost(engine, answer.error, machine=True),
-            "unavailable": lambda: self._scheduler.service_failed(engine, shard.index, answer.error),
+            "unavailable": lambda: self._scheduler.service_failed(engine, shard.index, answer.error, only_here),
         }.get(answer.kind, lambda: self._scheduler.shard_failed(engine, shard.index, answer.error))
         self._events.put_nowait(react)
+
+    def _others_got_on(self, engine: int, waited: float) -> bool:
+        """Whether other engines committed shards for most of the time for which this one could not go on.
+
+        Not at its beginning: where what it waits for went away for all, they may have been a moment ahead.
+        """
+        since = time.monotonic() - _MOST * waited
+        return any(at > since for other, at in self._committed_at.items() if other != engine)
 
     async def _recall(self, engine: int, shard: int) -> None:
         if not await self._fleet.recall(engine, shard):
@@ -273,7 +285,7 @@ class Driver:
     def _tell(self, engine: int, waiting: str) -> None:
         """Notes what an engine waits for, again and again but not all the time: a server may answer now and then."""
         now = time.monotonic()
-        if now - self._told.get(engine, float("-inf")) > _TELL_SECONDS:
+        if now - self._told.get(engine, float("-inf")) > TELL_SECONDS:
             self._told[engine] = now
             self._note(f"engine {engine} waits: {waiting}")
 

@@ -64,6 +64,9 @@ class ClusterLost(Stopped):
 class StoreError(Stopped):
     """The store refused a write or a read; rows are not to blame."""
 
+    # Seconds for which it was so and was waited for.
+    waited = 0.0
+
 
 class EngineError(BatchgenError):
     """An engine failed as a whole."""
@@ -93,6 +96,9 @@ class EngineUnavailable(EngineError):
         perhaps_row: how the server failed while it worked on the request, a short code, where that may be the request's
             own doing.
     """
+
+    # Seconds for which it was so and was waited for.
+    waited = 0.0
 
     def __init__(self, message: str, final: bool = False, perhaps_row: str | None = None) -> None:
         super().__init__(message)

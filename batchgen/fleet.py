@@ -29,11 +29,13 @@ class Answer:
             `failed` (anything else).
         progress: of a shard's committed rows; None of a probe.
         error: what went wrong, without any text of a row.
+        waited: seconds for which what is `unavailable` was waited for.
     """
 
     kind: Literal["done", "returned", "engine_dead", "machine_dead", "unavailable", "failed"]
     progress: Progress | None = None
     error: str = ""
+    waited: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,9 @@ class EngineHost:
             return Answer("done", progress) if progress is not None else Answer("returned")
         except EngineDead as error:
             return Answer("engine_dead", error=str(error))
-        except (StoreError, PlanMismatch, EngineUnavailable) as error:
+        except (StoreError, EngineUnavailable) as error:
+            return Answer("unavailable", error=str(error), waited=error.waited)
+        except PlanMismatch as error:
             return Answer("unavailable", error=str(error))
         except Exception as error:
             return Answer("failed", error=f"{type(error).__name__} in {_where(error)}")

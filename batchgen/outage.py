@@ -12,7 +12,35 @@ from typing import TypeVar
 from batchgen.errors import EngineUnavailable, StoreError
 
 Result = TypeVar("Result")
+# Between two notes about something that goes on.
+TELL_SECONDS = 60.0
 _PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+
+
+def outlast_store(call: Callable[[], Result], patience: float, tell: Callable[[str], None]) -> Result:
+    """What a call gives, which is made again and again while the store fails: one that is safe to make twice.
+
+    Args:
+        patience: seconds from the first failure until it is given up.
+        tell: told why it waits, now and then.
+
+    Raises:
+        StoreError: of the last try.
+    """
+    first = told = None
+    for tries in itertools.count():
+        try:
+            return call()
+        except StoreError as error:
+            now = time.monotonic()
+            first = now if first is None else first
+            if now - first >= patience:
+                raise
+            if told is None or now - told >= TELL_SECONDS:
+                told = now
+                tell(str(error))
+        time.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
+    raise AssertionError("it is tried for ever")
 
 
 class Outage:
@@ -80,5 +108,7 @@ class Outage:
             raise error
         # What works for others and not for this call is not waited for any longer either.
         if now - min(first, self._since) >= self._patience:
-            raise type(error)(f"{error}; so it has been for {self._patience:g} s (outage_seconds)") from None
+            last = type(error)(f"{error}; so it has been for {self._patience:g} s (outage_seconds)")
+            last.waited = self._patience
+            raise last from None
         self._reason = str(error)

@@ -1,10 +1,13 @@
-"""Paths as users write them."""
+"""Paths as users write them, and folders for a while."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from batchgen.errors import UserError
+from batchgen.errors import StoreError, UserError
 
 
 def expanded(path: str | Path) -> Path:
@@ -17,3 +20,18 @@ def expanded(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise UserError(f"{str(path)!r}: {str(path).partition('/')[0]} has no home directory here") from error
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder of this machine, for as long as the context lasts, for files on their way to a store.
+
+    Raises:
+        StoreError: there is no place for it.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="batchgen-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise StoreError(f"cannot make a scratch folder: {error} (TMPDIR names another place)") from error
+    with folder as name:
+        yield Path(name)

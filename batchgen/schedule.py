@@ -6,63 +6,18 @@ them as events; an event about an engine that it has given up is ignored, so lat
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter, deque
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 
 from batchgen.actions import Action, Dispatch, Finish, KillEngine, Recall, StartEngine
+from batchgen.enginestate import BUSY_ROWS_PER_SLOT, EngineState
 from batchgen.errors import BatchgenError, EngineDead, ShardFailed, Stopped
 from batchgen.plan import Shard
 from batchgen.starts import Starts
 from batchgen.suspects import Isolated, Suspects
 
-# Rows that an engine should hold per slot of it. A worker has two in flight; about as many are finished and wait for
-# the slow rows of their shards, and the rest are at hand when a slot falls free.
-HELD_ROWS_PER_SLOT = 6
-HELD_SHARDS = 2
-# With fewer an engine runs short: that many the worker has in flight (`generate.ROWS_PER_SLOT`).
-BUSY_ROWS_PER_SLOT = 2
-
-
-@dataclass
-class _Engine:
-    slots: int = 0
-    # It has a place to run on; it is up; it has done something since.
-    placed: bool = False
-    ready: bool = False
-    worked: bool = False
-    # In the order in which they were handed out, which is that in which a worker begins with them.
-    shards: dict[int, Shard] = field(default_factory=dict)
-    # Of these: asked back and not answered yet; known to have begun.
-    asked: set[int] = field(default_factory=set)
-    begun: set[int] = field(default_factory=set)
-    # What it holds alone; `reserved`: it is to hold something alone as soon as it is empty.
-    alone: Isolated | None = None
-    reserved: bool = False
-
-    @property
-    def free(self) -> bool:
-        """Whether it takes shards at all."""
-        return self.ready and not self.reserved and self.alone is None
-
-    @property
-    def load(self) -> float:
-        """Rows per slot, without those of shards that are asked back."""
-        rows = sum(shard.stop - shard.start for index, shard in self.shards.items() if index not in self.asked)
-        return rows / max(1, self.slots)
-
-    @property
-    def wants_more(self) -> bool:
-        return self.free and (len(self.shards) < HELD_SHARDS or self.load < HELD_ROWS_PER_SLOT)
-
-    def recallable(self) -> list[Shard]:
-        """Those that may not have begun and are not asked back yet, last come first."""
-        if self.alone is not None:
-            return []
-        last_come = reversed(self.shards.values())
-        waiting = itertools.takewhile(lambda shard: shard.index not in self.begun, last_come)
-        return [shard for shard in waiting if shard.index not in self.asked]
+# An engine on which so many shards fail in a row, where there are others, is set aside.
+FAILURES_IN_A_ROW = 2
 
 
 class Scheduler:
@@ -90,8 +45,9 @@ class Scheduler:
         self._max_attempts = max_attempts
         self._starts = Starts(max_start_failures)
         self._max_engine_deaths = max_engine_deaths
-        self._engines: dict[int, _Engine] = {}
+        self._engines: dict[int, EngineState] = {}
         self._failures = Counter[int]()
+        self._failed_on: dict[int, int] = {}
         self._suspects = Suspects()
         self._deaths: list[str] = []
         self._sound: Shard | None = None
@@ -129,7 +85,7 @@ class Scheduler:
         if self.finished or engine not in self._engines:
             return []
         self._starts.succeeded()
-        self._engines[engine] = _Engine(slots=slots, placed=True, ready=True)
+        self._engines[engine] = EngineState(slots=slots, placed=True, ready=True)
         return self._fill()
 
     def engine_start_failed(self, engine: int, error: str, final: bool = False) -> list[Action]:
@@ -159,10 +115,7 @@ class Scheduler:
         held = list(lost.shards.values())
         actions: list[Action] = [KillEngine(engine)]
         if machine:
-            if lost.alone is not None:
-                self._suspects.put_back(lost.alone)
-            else:
-                self._pending.extendleft(reversed(held))
+            self._put_back(lost)
             return actions + self._top_up() + self._fill()
         if lost.alone is not None and lost.alone.trial:
             if (end := self._starts.trial_failed(error, others=self._coming)) is not None:
@@ -178,6 +131,21 @@ class Scheduler:
         if len(self._deaths) >= self._max_engine_deaths:
             return actions + self._finish(EngineDead(_listed(self._deaths)))
         return actions + self._top_up() + self._fill()
+
+    def _put_back(self, engine: EngineState) -> None:
+        """Hands out again what an engine held that is given up through no fault of a row."""
+        if engine.alone is not None:
+            self._suspects.put_back(engine.alone)
+        else:
+            self._pending.extendleft(reversed(engine.shards.values()))
+
+    def _set_aside(self, engine: int) -> list[Action]:
+        """Gives up an engine on which work fails and elsewhere does not; its place, likely the cause, stays empty."""
+        aside = self._engines.pop(engine)
+        self._put_back(aside)
+        self._failures.subtract(aside.failed)
+        self._starts.leave_empty(others=self._coming)
+        return [KillEngine(engine), *self._top_up(), *self._fill()]
 
     def grow(self, engines: int) -> list[Action]:
         """There is room for so many engines now; fewer than before changes nothing, as what is lost is replaced."""
@@ -202,17 +170,23 @@ class Scheduler:
 
     def shard_failed(self, engine: int, shard: int, error: str) -> list[Action]:
         """A shard failed on an engine that is well."""
-        failed = self._take(engine, shard)
-        if failed is None:
+        if (failed := self._take(engine, shard)) is None:
             return []
+        alone = self._engines[engine].alone
+        if alone is not None and alone.trial:
+            return self.engine_lost(engine, error)
         self._failures[failed.index] += 1
-        if self._failures[failed.index] >= self._max_attempts:
-            return self._give_up(failed, error)
-        alone, self._engines[engine].alone = self._engines[engine].alone, None
+        self._failed_on[failed.index] = engine
+        self._engines[engine].failed.append(failed.index)
+        self._engines[engine].alone = None
         if alone is not None:
             self._suspects.put_back(alone)
         else:
             self._pending.append(failed)
+        if len(self._engines[engine].failed) >= FAILURES_IN_A_ROW and self._coming > 1:
+            return self._set_aside(engine)
+        if self._failures[failed.index] >= self._max_attempts:
+            return self._give_up(failed, error)
         return self._fill()
 
     def shard_returned(self, engine: int, shard: int) -> list[Action]:
@@ -231,15 +205,23 @@ class Scheduler:
         self._engines[engine].begun.add(shard)
         return self._fill()
 
-    def service_failed(self, engine: int, shard: int, error: str) -> list[Action]:
+    def service_failed(self, engine: int, shard: int, error: str, only_here: bool = False) -> list[Action]:
         """The store, or a model server, failed: no row is to blame and no other shard would fare better.
 
         What has begun is finished where it can be; then the run ends, resumable.
+
+        Args:
+            only_here: other engines got on meanwhile. What this one held goes to them, and the run goes on.
         """
-        failed = self._take(engine, shard)
-        if failed is None:
+        if (failed := self._take(engine, shard)) is None:
             return []
-        self._pending.appendleft(failed)
+        alone, self._engines[engine].alone = self._engines[engine].alone, None
+        if alone is not None:
+            self._suspects.put_back(alone)
+        else:
+            self._pending.appendleft(failed)
+        if only_here and not self._stopping and self._coming > 1:
+            return self._set_aside(engine)
         self._stopping = self._stopping or error
         return self._fill()
 
@@ -256,6 +238,7 @@ class Scheduler:
         if not self._engines[engine].worked:
             self._starts.trial_passed()
         self._engines[engine].worked = True
+        self._engines[engine].failed.clear()
         alone, self._engines[engine].alone = self._engines[engine].alone, None
         if alone is not None:
             self._suspects.survived(alone)
@@ -278,7 +261,7 @@ class Scheduler:
 
     def _start_engine(self) -> StartEngine:
         number, self._next_engine = self._next_engine, self._next_engine + 1
-        self._engines[number] = _Engine()
+        self._engines[number] = EngineState()
         return StartEngine(number)
 
     def _top_up(self) -> list[Action]:
@@ -303,7 +286,9 @@ class Scheduler:
     def _fill(self) -> list[Action]:
         actions: list[Action] = [*self._try_out(), *self._isolate()]
         while self._pending and not self._stopping:
-            hungry = [(e.load, number) for number, e in self._engines.items() if e.wants_more]
+            # What failed goes to another engine, where one is up: it may have been the first one's fault.
+            failed_on = self._failed_on.get(self._pending[0].index) if self.engines_ready > 1 else None
+            hungry = [(e.load, n) for n, e in self._engines.items() if e.wants_more and n != failed_on]
             if not hungry:
                 break
             number = min(hungry)[1]

@@ -1,4 +1,4 @@
-"""What follows from engines that do not start, or fail their trial: pure, and without a clock.
+"""What follows from engines that do not start, or are no good where they are: pure, and without a clock.
 
 A cause that all engines share ends the run at once, or after a few tries. Where others work, or may still come up, it
 is likely that of one machine: its place is left empty, so that it costs the others nothing, and tried again once they
@@ -58,9 +58,13 @@ class Starts:
     def _given_up(self, message: str, others: int) -> EngineStartError | None:
         if not others:
             return EngineStartError(message)
+        self.leave_empty(others)
+        return None
+
+    def leave_empty(self, others: int) -> None:
+        """Leaves a place empty on which engines are no good, until the others have done some more."""
         self._rest = self._rest or _REST_SHARDS * others
         self.left_empty += 1
-        return None
 
     def shard_done(self) -> bool:
         """Another engine has done a shard; whether the empty places are tried again now."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from batchgen.errors import CorruptShard, StoreError, UserError
 from batchgen.faultpoints import reach
 from batchgen.job import Job
 from batchgen.merge.rows import Merged, merge_rows
+from batchgen.paths import scratch_folder
 from batchgen.plan import Plan
 from batchgen.records import RecordError, read_record, seal
 from batchgen.rows import canonical_json
@@ -108,9 +108,9 @@ def merge_run(store: ObjectStore, plan: Plan, job: Job, partial: bool = False) -
     before = latest_version(store)
     while True:
         number = before.number + 1 if before else 1
-        with tempfile.TemporaryDirectory(prefix="batchgen-") as scratch:
+        with scratch_folder() as scratch:
             try:
-                paths = _write_files(job, plan, merged, details, Path(scratch))
+                paths = _write_files(job, plan, merged, details, scratch)
             except OSError as error:
                 place = f"cannot write the dataset in {scratch}, from where it goes to the run"
                 raise StoreError(f"{place}: {error} (TMPDIR names another folder)") from error

@@ -26,6 +26,15 @@ _LOCATION = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?")
 _CONFLICTS = 6
 _RETRY_SECONDS = 60
 _READERS = 32
+# What the client's errors say of a server that was not reached, the last cause first.
+_CAUSES = {
+    "dns error": "there is no such host",
+    "kind: ConnectionRefused": "connection refused",
+    "kind: ConnectionReset": "connection reset",
+    "kind: HostUnreachable": "no route to the host",
+    "kind: NetworkUnreachable": "the network is unreachable",
+    "kind: Timeout": "no answer in time",
+}
 
 
 class S3Store:
@@ -178,7 +187,8 @@ def _kind(error: BaseException) -> str:
     """What went wrong, in words that hold nothing of a request."""
     status = re.search(r"\b(4\d\d|5\d\d) [A-Z][A-Za-z ]+", str(error))
     code = re.search(r"<Code>(\w+)</Code>", str(error))
-    details = [part for part in (status and status[0].strip(), code and code[1]) if part]
+    cause = next((words for sign, words in _CAUSES.items() if sign in str(error)), None)
+    details = [part for part in (status and status[0].strip(), code and code[1], cause) if part]
     return f"{type(error).__name__}{': ' + ', '.join(details) if details else ''}"
 
 

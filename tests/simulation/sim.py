@@ -90,7 +90,7 @@ class Driver:
         """An answer arrived."""
         event = {
             "done": self.scheduler.shard_done,
-            "unavailable": lambda e, s: self.scheduler.service_failed(e, s, "sim"),
+            "unavailable": lambda e, s: self.scheduler.service_failed(e, s, "sim", self.sim.only_here()),
         }[outcome]
         if action.rows is not None and outcome == "done":
             event = self.scheduler.probe_done
@@ -121,6 +121,13 @@ class Simulation:
         while not work.dead:
             result = work.switch(None)
         return result
+
+    def only_here(self) -> bool:
+        """Whether a driver takes a failure of the store for one of the engine's machine alone."""
+        alone = self.rng.random() < 0.5
+        if alone:
+            self.count("store out of reach of one engine")
+        return alone
 
     def count(self, what: str) -> None:
         """Notes that something was injected."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import threading
 from collections import Counter
@@ -21,6 +22,7 @@ from batchgen.errors import BatchgenError, EngineDead, EngineStartError, Stopped
 from batchgen.fleet import Answer, HostConfig, Work
 from batchgen.host import EngineHost, LocalFleet
 from batchgen.job import Job
+from batchgen.plan import PLAN_KEY
 from batchgen.progress import Progress
 from batchgen.schedule import Scheduler
 from batchgen.store import LocalStore
@@ -287,6 +289,115 @@ def test_a_store_that_is_away_for_a_while_is_waited_for_and_its_engine_does_not_
     assert [note for note in notes if "engine 0 waits: cannot write" in note] == notes
     assert {kind for _, kind in RecordingFleet.last.answers} == {"done"}
     ledger.record("store away for a while", 1, tmp_path / "run", 40)
+
+
+class CutOffFleet(RecordingFleet):
+    """Two machines; on the second one the run's folder is there and cannot be written."""
+
+    async def start(self, engine: int) -> int:
+        if engine == 0:
+            return await super().start(engine)
+        here = Path(self._config.store)
+        there = here.parent / "stale"
+        if not there.exists():
+            there.mkdir()
+            shutil.copy(here / PLAN_KEY, there)
+            (there / "attempts").write_text("in the way")
+        host = EngineHost(replace(self._config, store=str(there)))
+        slots = await host.start()
+        self._hosts[engine], self._running[engine] = host, set()
+        return slots
+
+
+def test_a_store_that_one_machine_alone_does_not_reach_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("batchgen.outage._PAUSES", (0.1,))
+    script = {"slots": 8, "latency": 0.05}
+    job = chaos_job(
+        tmp_path / "run",
+        source={"count": 400},
+        shard_rows=8,
+        model={"path": "chaos", "engine": script},
+        outage_seconds=0.5,
+    )
+    manifests, plan, statuses = drive(job, engines=2, fleets=CutOffFleet)
+    assert len(manifests) == len(plan.shards)
+    answers = Counter(RecordingFleet.last.answers)
+    assert answers[0, "done"] == len(plan.shards)
+    cut_off = sorted(engine for engine, kind in answers if kind == "unavailable")
+    assert len(cut_off) > 1, "the place was tried again"
+    notes = " ".join(note for status in statuses for note in status.notes)
+    assert "so it has been for 0.5 s (outage_seconds)" in notes
+    ledger.record("store out of reach of one machine, beside one that works", len(cut_off), tmp_path / "run", 400)
+
+
+def test_a_store_that_goes_away_for_all_still_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("batchgen.outage._PAUSES", (0.05,))
+    job = chaos_job(
+        tmp_path / "run",
+        source={"count": 400},
+        shard_rows=8,
+        model={"path": "chaos", "engine": {"slots": 8, "latency": 0.05}},
+        outage_seconds=0.6,
+    )
+    attempts = tmp_path / "run" / "attempts"
+
+    class Going(RecordingFleet):
+        async def run(self, engine: int, work: Work) -> Answer:
+            answer = await super().run(engine, work)
+            if len(self.answers) == 5:
+                attempts.rename(tmp_path / "kept")
+                attempts.write_text("in the way")
+            return answer
+
+    with pytest.raises(Stopped, match="outage_seconds"):
+        drive(job, engines=3, fleets=Going)
+    assert {engine for engine, kind in RecordingFleet.last.answers if kind == "unavailable"} == {0, 1, 2}
+    kinds = Counter(kind for _, kind in RecordingFleet.last.answers)
+    assert set(kinds) <= {"done", "unavailable", "returned"}, "none was given up with what it had begun"
+
+
+class FailingFleet(RecordingFleet):
+    """Two machines, on one of which every shard fails at once while its engines are well."""
+
+    async def run(self, engine: int, work: Work) -> Answer:
+        if engine == 0:
+            return await super().run(engine, work)
+        await asyncio.sleep(0.005)
+        self.answers.append((engine, "failed"))
+        return Answer("failed", error="OSError in somewhere:1")
+
+
+def test_a_machine_on_which_every_shard_fails_ends_no_run_in_which_others_work(tmp_path: Path):
+    job = chaos_job(tmp_path, source={"count": 400}, shard_rows=8, model={"path": "chaos", "engine": {"latency": 0.01}})
+    manifests, plan, _ = drive(job, engines=2, fleets=FailingFleet)
+    assert len(manifests) == len(plan.shards) == 50
+    failed = sum(kind == "failed" for _, kind in RecordingFleet.last.answers)
+    assert 4 < failed < 40
+    ledger.record("machine on which every shard fails, beside one that works", failed, tmp_path, 400)
+
+
+def test_a_store_that_is_away_when_the_rows_are_merged_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("batchgen.outage._PAUSES", (0.05,))
+    monkeypatch.setattr("batchgen.outage.TELL_SECONDS", 0.1)
+    way = tmp_path / "run" / "versions"
+    way.parent.mkdir()
+    way.write_text("in the way")
+    waits: list[Status] = []
+
+    def watch(status: Status) -> None:
+        waits.extend([status] if any("the merge waits: " in note for note in status.notes) else [])
+        if len(waits) == 2:
+            way.unlink(missing_ok=True)
+
+    job = chaos_job(tmp_path / "run", outage_seconds=20)
+    assert run(job, watch=watch, in_process=True).version.read == 40
+    assert len(waits) == 2
+    assert (waits[0].done.ok, waits[0].shards_done, waits[0].engines_ready) == (40, waits[0].shards, 0)
+    way.rename(tmp_path / "kept")
+    way.write_text("in the way")
+    with pytest.raises(StoreError, match="cannot write"):
+        run(chaos_job(tmp_path / "run", outage_seconds=0.2, merge={"exact": False}), in_process=True)
+    ledger.record("store away when the rows are merged", 1, tmp_path / "run", 40)
 
 
 @pytest.mark.parametrize(("other", "found"), [(None, "is not there"), (50, "holds another run")])

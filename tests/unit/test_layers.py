@@ -38,6 +38,7 @@ LAYERS = [
     ["seeds"],
     ["plan"],
     ["actions", "commit", "starts", "suspects"],
+    ["enginestate"],
     ["schedule"],
     ["generate", "fleet"],
     ["host", "drive"],

@@ -51,16 +51,20 @@ def test_a_call_is_made_again_until_it_succeeds_and_says_why_it_waits(error: Exc
     asyncio.run(go())
 
 
-def test_patience_ends_with_the_last_error_and_for_how_long_it_was_so():
+@pytest.mark.parametrize("error", [DISK_FULL, AWAY])
+def test_patience_ends_with_the_last_error_and_for_how_long_it_was_so(error: Exception):
     outage = Outage(0.1)
-    with pytest.raises(StoreError, match=r"disk full; so it has been for 0.1 s \(outage_seconds\)"):
-        asyncio.run(outage.outlast(answers([DISK_FULL])))
+    with pytest.raises(type(error), match=r"; so it has been for 0.1 s \(outage_seconds\)") as caught:
+        asyncio.run(outage.outlast(answers([error])))
+    assert str(caught.value).startswith(str(error))
+    assert caught.value.waited == 0.1
     assert outage.reason == ""
 
 
 def test_without_patience_the_first_error_is_the_last():
-    with pytest.raises(StoreError, match=r"^disk full$"):
+    with pytest.raises(StoreError, match=r"^disk full$") as caught:
         asyncio.run(Outage(0).outlast(answers([DISK_FULL, "done"])))
+    assert caught.value.waited == 0
 
 
 def test_what_stays_until_somebody_acts_is_not_waited_for():

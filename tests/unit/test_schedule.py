@@ -6,10 +6,11 @@ import random
 
 import pytest
 
+from batchgen.enginestate import BUSY_ROWS_PER_SLOT
 from batchgen.errors import EngineStartError, ShardFailed, Stopped, StoreError
 from batchgen.generate import ROWS_PER_SLOT
 from batchgen.plan import Shard
-from batchgen.schedule import BUSY_ROWS_PER_SLOT, Dispatch, Finish, KillEngine, Recall, Scheduler, StartEngine
+from batchgen.schedule import Dispatch, Finish, KillEngine, Recall, Scheduler, StartEngine
 
 
 def shards(count: int, rows: int = 10) -> list[Shard]:
@@ -450,6 +451,146 @@ def test_a_failing_store_blames_no_shard_and_ends_resumable():
     assert "disk full" in str(error)
 
 
+def two_at_work(count: int, **limits: int) -> Scheduler:
+    """Engines 0 and 1, each of which has done a shard and holds two more."""
+    scheduler = Scheduler(shards(count), 2, **limits)
+    scheduler.start()
+    for engine in (0, 1):
+        scheduler.engine_placed(engine)
+    held = dispatched(scheduler.engine_ready(0, 1) + scheduler.engine_ready(1, 1))
+    assert held == [(0, 0), (0, 1), (1, 2), (1, 3)]
+    assert dispatched(scheduler.shard_done(0, 0) + scheduler.shard_done(1, 2)) == [(0, 4), (1, 5)]
+    return scheduler
+
+
+def test_a_store_out_of_reach_of_one_engine_only_costs_that_engine():
+    scheduler = two_at_work(20)
+    assert scheduler.service_failed(1, 3, "stale file handle", only_here=True) == [KillEngine(1)]
+    assert not scheduler.stopping
+    assert scheduler.service_failed(1, 5, "stale file handle", only_here=True) == [], "it is given up already"
+    # Its place stays empty until the other has done four more shards; what it held comes first.
+    handed_out = []
+    for shard in (1, 4, 3):
+        actions = scheduler.shard_done(0, shard)
+        assert not [action for action in actions if isinstance(action, StartEngine)]
+        handed_out += dispatched(actions)
+    assert handed_out == [(0, 5), (0, 3), (0, 6)]
+    assert StartEngine(2) in scheduler.shard_done(0, 5)
+
+
+def test_a_store_out_of_reach_of_the_only_engine_ends_the_run():
+    scheduler = two_at_work(6)
+    assert scheduler.engine_lost(0, "preempted", machine=True) == [KillEngine(0), StartEngine(2)]
+    scheduler.service_failed(1, 3, "disk full", only_here=True)
+    assert scheduler.stopping, "the other waits for a place, maybe for ever"
+
+
+def test_what_a_suspect_ran_on_is_set_aside_and_the_suspect_stays_one():
+    scheduler = Scheduler(shards(2), 2)
+    scheduler.start()
+    scheduler.engine_placed(0)
+    scheduler.engine_ready(0, 1)
+    scheduler.engine_lost(0, "x")
+    for engine in (1, 2):
+        scheduler.engine_placed(engine)
+    scheduler.engine_ready(2, 1)
+    scheduler.engine_lost(2, "x")  # at both deaths, shards 0 and 1 were there
+    scheduler.engine_placed(3)
+    assert dispatched(scheduler.engine_ready(1, 1)) == [(1, 0)]
+    assert KillEngine(1) in scheduler.service_failed(1, 0, "stale file handle", only_here=True)
+    assert dispatched(scheduler.engine_ready(3, 1)) == [(3, 0)], "alone"
+
+
+def test_an_engine_on_which_shard_after_shard_fails_is_set_aside_where_another_works():
+    scheduler = two_at_work(20)
+    assert scheduler.shard_failed(1, 3, "OSError") == [Dispatch(1, shards(7)[6])]
+    assert scheduler.shard_failed(1, 5, "OSError") == [KillEngine(1)]
+    # A place that is bad for as long as the run lasts costs no shard its attempts, and does not end the run.
+    scheduler = two_at_work(400)
+    end = None
+    started: list[int] = []
+    held = [(0, 1), (1, 3), (0, 4), (1, 5)]
+    done = {0, 2}
+    tries = 0
+    while end is None:
+        actions: list = []
+        if started:
+            number = started.pop(0)
+            scheduler.engine_placed(number)
+            actions = scheduler.engine_ready(number, 1)
+        else:
+            number, shard = held.pop(0)
+            if number:
+                tries += 1
+                actions = scheduler.shard_failed(number, shard, "OSError")
+            else:
+                done.add(shard)
+                actions = scheduler.shard_done(number, shard)
+        for action in actions:
+            if isinstance(action, KillEngine):
+                held = [(engine, index) for engine, index in held if engine != action.engine]
+            elif isinstance(action, StartEngine):
+                started.append(action.engine)
+            elif isinstance(action, Finish):
+                end = action
+        held += dispatched(actions)
+    assert end.error is None
+    assert done == set(range(400))
+    assert 50 < tries < 300
+
+
+def test_what_fails_on_every_engine_ends_the_run():
+    scheduler = Scheduler(shards(20), 3)
+    scheduler.start()
+    held: list[tuple[int, int]] = []
+    for engine in range(3):
+        scheduler.engine_placed(engine)
+        held += dispatched(scheduler.engine_ready(engine, 1))
+    actions: list = []
+    while not scheduler.finished:
+        actions = scheduler.shard_failed(*held.pop(0), "defect")
+        assert not [action for action in actions if isinstance(action, StartEngine)]
+        held += dispatched(actions)
+    error = finish(actions).error
+    assert isinstance(error, ShardFailed)
+    assert "failed 4 times; the last time: defect" in str(error)
+
+
+def test_what_failed_goes_to_another_engine_where_one_is_up():
+    scheduler = Scheduler(shards(2), 2)
+    scheduler.start()
+    scheduler.engine_placed(0)
+    scheduler.engine_placed(1)
+    assert dispatched(scheduler.engine_ready(0, 1)) == [(0, 0), (0, 1)]
+    assert dispatched(scheduler.shard_failed(0, 0, "x")) == [(0, 0)], "there is no other yet"
+    assert dispatched(scheduler.shard_done(0, 1)) == []
+    scheduler.engine_ready(1, 1)
+    assert dispatched(scheduler.shard_failed(0, 0, "x")) == [(1, 0)]
+
+
+def test_failures_between_which_an_engine_does_something_are_not_its_own():
+    scheduler = two_at_work(20)
+    scheduler.shard_failed(1, 3, "x")
+    scheduler.shard_done(1, 5)
+    assert not [a for a in scheduler.shard_failed(1, 6, "x") if isinstance(a, KillEngine)]
+
+
+def test_a_trial_that_fails_is_the_engine_s_fault_and_no_attempt_at_its_shard():
+    scheduler = two_at_work(50, max_attempts=1)
+    scheduler.engine_lost(1, "x")
+    scheduler.engine_placed(2)
+    for number in (2, 3):
+        (trial,) = [action for action in scheduler.engine_ready(number, 1) if isinstance(action, Dispatch)]
+        assert trial.rows is not None
+        assert scheduler.shard_failed(number, trial.shard.index, "OSError") == [
+            KillEngine(number),
+            StartEngine(number + 1),
+        ]
+        scheduler.engine_placed(number + 1)
+    (trial,) = [action for action in scheduler.engine_ready(4, 1) if isinstance(action, Dispatch)]
+    assert scheduler.shard_failed(4, trial.shard.index, "OSError") == [KillEngine(4)], "its place stays empty"
+
+
 @pytest.mark.parametrize("seed", range(200))
 def test_whatever_happens_every_shard_is_done_once_or_the_run_says_why(seed: int):
     """A random walk over all events: no shard is held twice, none is lost, and it always ends."""
@@ -461,6 +602,8 @@ def test_whatever_happens_every_shard_is_done_once_or_the_run_says_why(seed: int
     ready: dict[int, dict[int, tuple[int, int] | None]] = {}
     done: set[int] = set()
     asked: list[tuple[int, int]] = []
+    # Those of dispatches that are not answered yet; an answer to an earlier one may still be under way.
+    asked_since: set[tuple[int, int]] = set()
     end: Finish | None = None
 
     def perform(actions: list) -> None:
@@ -477,9 +620,11 @@ def test_whatever_happens_every_shard_is_done_once_or_the_run_says_why(seed: int
                 alone = action.rows is not None or any(rows is not None for rows in ready[action.engine].values())
                 assert not (alone and ready[action.engine]), "a probe runs alone"
                 ready[action.engine][action.shard.index] = action.rows
+                asked_since.discard((action.engine, action.shard.index))
             elif isinstance(action, Recall):
                 assert ready[action.engine][action.shard] is None, "a probe stays where it is"
-                assert (action.engine, action.shard) not in asked
+                assert (action.engine, action.shard) not in asked_since
+                asked_since.add((action.engine, action.shard))
                 asked.append((action.engine, action.shard))
             else:
                 assert end is None
@@ -514,6 +659,8 @@ def test_whatever_happens_every_shard_is_done_once_or_the_run_says_why(seed: int
                 rows = ready[engine].pop(index)
                 if kind == "fail" and rng.random() < 0.3:
                     perform(scheduler.shard_failed(engine, index, "x"))
+                elif kind == "fail" and rng.random() < 0.2:
+                    perform(scheduler.service_failed(engine, index, "x", only_here=rng.random() < 0.9))
                 elif rows is not None:
                     perform(scheduler.probe_done(engine, index))
                 else:
