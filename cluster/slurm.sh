@@ -16,7 +16,10 @@ venv=${VENV:-.venv}
 port=${RAY_PORT:-6379}
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')
+# Of all its addresses one that other nodes reach: many machines take their own name for 127.0.1.1.
+address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" sh -c 'hostname --ip-address; hostname --all-ip-addresses' |
+  tr ' ' '\n' | awk '/^[0-9]+[.][0-9.]+$/ && !/^127[.]/ && !found {print; found = 1}')
+: "${address:?no IPv4 address of $head is known there}"
 # Ray runs any code that its clients send: a token keeps other users of the machines out.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=${RAY_AUTH_TOKEN:-$(openssl rand -hex 32)}
 
