@@ -160,6 +160,8 @@ def run(
         watch(status)
 
     if len(manifests) < len(plan.shards):
+        # What Ray prints from here on is kept where `watch` has it kept: its connection can end this process.
+        watch(last)
         config = HostConfig(job, plan, store.location, job.seed, trust_remote_code)
         with _fleet(config, address, in_process) as (fleet, engines):
             _generate(job, plan, seeds, manifests, fleet, engines, show)

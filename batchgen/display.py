@@ -97,6 +97,8 @@ class Display:
 
         for note in status.notes:
             self._console.print(f"  {note}", style="yellow", highlight=False, markup=False)
+        if not status.engines:
+            return  # no engine is wanted yet, or any more
         line = f"[{_duration(time.monotonic() - self._started)}] {describe(status)}"
         self._last = line.replace("[", "\\[", 1)
         done = status.done.ok + status.done.rejected

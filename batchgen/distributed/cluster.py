@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import ray
 from ray._private import ray_constants, worker
-from ray._private.services import canonicalize_bootstrap_address
+from ray._private.services import canonicalize_bootstrap_address, find_gcs_addresses
 from ray._private.state import actors as actor_table
 from ray._private.utils import get_num_cpus
 
@@ -50,7 +50,8 @@ def connected(address: str | None, engines: int | None) -> Iterator[Cluster]:
         engines: how many the job asks for; a local Ray has room for them.
 
     Raises:
-        UserError: nothing answers at the address, or this process is connected already.
+        UserError: nothing answers at the address, this machine is no node of the cluster there, or this process is
+            connected already.
     """
     if ray.is_initialized():
         raise UserError("this process is connected to Ray already: call ray.shutdown() first")
@@ -83,8 +84,8 @@ def connected(address: str | None, engines: int | None) -> Iterator[Cluster]:
                 f"Ray does not start on this machine: {reason} (RAY_TMPDIR names a folder for its files)"
             ) from error
         raise UserError(
-            f"{given}: cannot connect to Ray: {reason} (a cluster that asks for a token needs "
-            "RAY_AUTH_MODE=token here, and the token)"
+            f"{given}: cannot connect to Ray: {reason} (this machine has to be a node of that cluster; one that asks "
+            "for a token needs RAY_AUTH_MODE=token here, and the token)"
         ) from error
     leave = ray.shutdown
     try:
@@ -176,7 +177,7 @@ def _ensure_token() -> None:
 
 
 def _check_answers(address: str, given: str) -> None:
-    """Refuses an address at which nothing listens in seconds; Ray itself tries for minutes.
+    """Refuses in seconds an address that cannot be connected to; Ray itself tries for minutes.
 
     Args:
         given: how the user gave it, for messages.
@@ -197,6 +198,11 @@ def _check_answers(address: str, given: str) -> None:
     except (OSError, ValueError, OverflowError) as error:
         where = f" at {used}, which Ray takes it for" if used != address else ""
         raise UserError(f"{given}: cannot connect to Ray{where}: {error}") from error
+    if not find_gcs_addresses():
+        raise UserError(
+            f"{given}: this machine is no node of that cluster: no Ray runs on it, and without one Ray's own processes "
+            "cannot be reached; run the job on a node of the cluster, or send it there with batchgen submit"
+        )
 
 
 def _keep_to_loopback() -> None:

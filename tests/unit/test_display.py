@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -48,6 +49,14 @@ def test_plain_lines_where_the_output_is_no_terminal():
     assert sum("250/1,000 rows" in line for line in lines) == 2, "one at the start and one at the end, not one a second"
     assert "  engine 1 did not start: no memory" in lines
     assert "\x1b" not in out.getvalue()
+
+
+def test_before_engines_are_wanted_there_are_only_notes():
+    out = io.StringIO()
+    with Display(Console(file=out, width=200)) as display:
+        display.show(replace(STATUS, engines=0, engines_ready=0))
+    assert "rows" not in out.getvalue()
+    assert "  engine 1 did not start: no memory" in out.getvalue()
 
 
 def test_a_live_display_on_a_terminal():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -94,3 +95,13 @@ def test_whatever_ray_raises_as_it_starts_is_told_in_a_line(monkeypatch: pytest.
     said = r"Ray.*: The current node timed out during startup\. \("
     with pytest.raises(UserError, match=said), connected(address, None):
         pass
+
+
+def test_a_machine_that_is_no_node_of_the_cluster_is_told_at_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("batchgen.distributed.cluster.find_gcs_addresses", set)  # other tests' Ray may run here
+    monkeypatch.setattr("batchgen.distributed.cluster.canonicalize_bootstrap_address", lambda address: address)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        said = rf"--address {address}: this machine is no node of that cluster: no Ray runs on it.*batchgen submit"
+        with pytest.raises(UserError, match=said), connected(address, None):
+            pass
