@@ -39,8 +39,9 @@ until "$venv/bin/ray" status --address "$address:$port" >/dev/null 2>&1; do
 done
 # The run starts on the head's GPUs; engines on the other nodes are added as those join.
 if [ "$SLURM_NNODES" -gt 1 ]; then
+  # Ray gives up a node that the network cut off for half a minute, and that node's Ray ends: it joins again.
   srun --nodes=$((SLURM_NNODES - 1)) --ntasks=$((SLURM_NNODES - 1)) --exclude="$head" \
-    "$venv/bin/ray" start --address="$address:$port" --block &
+    sh -c 'while :; do "$0" start --address="$1" --block; sleep 10; done' "$venv/bin/ray" "$address:$port" &
 fi
 
 # The head's node runs the driver. At a time limit or preemption it gets SIGTERM, commits what is in flight and ends

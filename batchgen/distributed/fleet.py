@@ -1,8 +1,9 @@
 """Engines in Ray actors, one actor an engine.
 
 Ray restarts and retries nothing here: with its own retries on, a method that kills its process was measured to run four
-times while the driver saw one error. Retries are the scheduler's. Rows never travel through the object store; seeds go
-in as arguments, counts come back.
+times while the driver saw one error. Retries are the scheduler's. A call whose answer the network lost is made again to
+an actor that still answers, which has done it once and gives the answer again. Rows never travel through the object
+store; seeds go in as arguments, counts come back.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import gc
 import os
 import platform
 import sys
+import uuid
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from batchgen.distributed.cluster import ask, fate_of, gpus_of_machines, usable_cores
 from batchgen.distributed.guard import guard_this_process
@@ -27,8 +30,11 @@ from batchgen.fleet import Answer, HostConfig, Placement, Work
 from batchgen.progress import Progress
 from batchgen.rows import random_seed
 
-_PROGRESS_TIMEOUT = 5.0
-_FATE_SECONDS = 60.0
+_ANSWER_SECONDS = 5.0
+# Ray takes up to 65 seconds to find that a machine is gone.
+_FATE_SECONDS = 90.0
+# Answers that an actor keeps at least, to give them again: more than an engine is asked for at a time.
+_KEPT = 1000
 _GRACE_SECONDS = 3
 _MACHINE_GONE = "the engine's machine left the cluster"
 
@@ -55,13 +61,26 @@ class _Actor:
         from batchgen.host import EngineHost
 
         self._host = EngineHost(config)
+        self._calls: dict[str, asyncio.Task[Any]] = {}
         self._where = "" if local else f"on {platform.node()}: "
 
     async def placed(self) -> None:
         """Answers as soon as the actor runs somewhere."""
 
+    async def _once(self, key: str, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """What a call gives, which is made once, however often it is asked for: an answer may have been lost."""
+        if key not in self._calls:
+            for old in [old for old, task in self._calls.items() if task.done()][:-_KEPT]:
+                del self._calls[old]
+            self._calls[key] = asyncio.create_task(call())
+        return await asyncio.shield(self._calls[key])
+
     async def start(self) -> int | EngineStartError:
         """The engine's slots, or why it did not start, without what it came from: that may not unpickle elsewhere."""
+        answer: int | EngineStartError = await self._once("start", self._start)
+        return answer
+
+    async def _start(self) -> int | EngineStartError:
         try:
             slots = await self._host.start()
             _leave_out_of_collections()
@@ -70,8 +89,9 @@ class _Actor:
             message = f"{self._where}{str(error) or type(error).__name__}"
             return EngineStartError(message, getattr(error, "final", False))
 
-    async def run(self, work: Work) -> Answer:
-        return await self._host.run(work)
+    async def run(self, key: str, work: Work) -> Answer:
+        answer: Answer = await self._once(key, lambda: self._host.run(work))
+        return answer
 
     async def recall(self, shard: int) -> bool:
         return self._host.recall(shard)
@@ -192,12 +212,14 @@ class RayFleet:
     async def _answer(actor: Any, method: Any) -> Any:
         """What a method of an actor that comes up answers."""
         try:
-            return await method.remote()
-        except RayError as error:
-            if await _went_with_its_machine(actor):
+            return await _asked(actor, method)
+        except RayTaskError as error:
+            raise EngineStartError(_first_line(error)) from error
+        except _Gone as gone:
+            if gone.machine:
                 # The machine's fault, not the engine's: it does not count as a failed start.
-                raise EngineDead(_MACHINE_GONE) from error
-            raise EngineStartError(_cause(error)) from error
+                raise EngineDead(_MACHINE_GONE) from gone
+            raise EngineStartError(str(gone)) from gone
 
     async def run(self, engine: int, work: Work) -> Answer:
         """Runs a shard, or a probe of it, on an engine."""
@@ -205,14 +227,14 @@ class RayFleet:
         if actor is None:
             return Answer("engine_dead", error="engine was killed")
         try:
-            answer: Answer = await actor.run.remote(work)
+            answer: Answer = await _asked(actor, actor.run, uuid.uuid4().hex, work)
         except RayTaskError as error:
             return Answer("failed", error=_first_line(error))
-        except RayError as error:
+        except _Gone as gone:
             # Killed, out of memory, its machine gone or out of reach: whatever it was, this actor is given up.
-            if await _went_with_its_machine(actor):
-                return Answer("machine_dead", error=_MACHINE_GONE)
-            return Answer("engine_dead", error=_cause(error))
+            return (
+                Answer("machine_dead", error=_MACHINE_GONE) if gone.machine else Answer("engine_dead", error=str(gone))
+            )
         return answer
 
     async def recall(self, engine: int, shard: int) -> bool:
@@ -238,9 +260,9 @@ class RayFleet:
         if actor is None:
             return None
         try:
-            async with asyncio.timeout(_PROGRESS_TIMEOUT):
+            async with asyncio.timeout(_ANSWER_SECONDS):
                 progress: Progress = await actor.progress.remote()
-        except (TimeoutError, GetTimeoutError, RayError):
+        except (TimeoutError, RayError):
             return None
         return progress
 
@@ -262,21 +284,63 @@ class RayFleet:
             await self.kill(engine)
 
 
-async def _went_with_its_machine(actor: Any) -> bool:
-    """Whether an actor that does not answer any more is gone because its machine is.
+class _Gone(Exception):
+    """An actor is no more, or out of reach for good.
 
-    A connection breaks at once, and Ray notices up to 20 seconds later that there is no machine behind it. A machine
-    that is told to go ends its actors first.
+    Args:
+        machine: because its machine is.
+    """
+
+    def __init__(self, message: str, machine: bool) -> None:
+        super().__init__(message)
+        self.machine = machine
+
+
+async def _asked(actor: Any, method: Any, *arguments: Any) -> Any:
+    """What a method of an actor answers, which does its work once however often it is asked.
+
+    Raises:
+        RayTaskError: it raised.
+        _Gone: the actor is.
+    """
+    while True:
+        try:
+            return await method.remote(*arguments)
+        except RayTaskError:
+            raise
+        except RayError as error:
+            fate = await _fate(actor)
+            if fate == "answers" and isinstance(error, ActorUnavailableError):
+                continue
+            raise _Gone(_cause(error), machine=fate == "lost") from error
+
+
+async def _fate(actor: Any) -> Literal["answers", "died", "lost"]:
+    """What became of an actor to which a call failed; `lost`: its machine is.
+
+    A connection breaks at once, and Ray notices later that there is no machine behind it. A machine that is told to go
+    ends its actors first.
     """
     with contextlib.suppress(RayError, TimeoutError):
         async with asyncio.timeout(_FATE_SECONDS):
             while await ask(fate_of, actor) == "alive":
+                if await _answers(actor):
+                    return "answers"
                 await asyncio.sleep(0.5)
         for _ in range(_GRACE_SECONDS):
             if await ask(fate_of, actor) == "lost":
-                return True
+                return "lost"
             await asyncio.sleep(1)
-    return False
+    return "died"
+
+
+async def _answers(actor: Any) -> bool:
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            await actor.placed.remote()
+    except (TimeoutError, RayError):
+        return False
+    return True
 
 
 def _cause(error: BaseException) -> str:

@@ -9,14 +9,16 @@ import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from ray.exceptions import RaySystemError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RaySystemError
 
 from batchgen.distributed import fleet as fleets
 from batchgen.distributed.cluster import ask, connected, usable_cores
-from batchgen.errors import ClusterLost, UserError
-from batchgen.fleet import HostConfig, Placement
+from batchgen.errors import ClusterLost, EngineDead, EngineStartError, UserError
+from batchgen.fleet import Answer, HostConfig, Placement, Work
+from batchgen.progress import Progress
 from tests.helpers import chaos_job, planned
 
 
@@ -77,7 +79,7 @@ def test_what_is_loaded_once_an_engine_is_up_stays_out_of_garbage_collections():
             return 7
 
     actor = object.__new__(fleets._Actor)
-    actor._host = Host()  # type: ignore[assignment]
+    actor._host, actor._calls = Host(), {}  # type: ignore[assignment]
     gc.unfreeze()
     try:
         assert asyncio.run(actor.start()) == 7
@@ -105,3 +107,105 @@ def test_a_machine_that_is_no_node_of_the_cluster_is_told_at_once(monkeypatch: p
         said = rf"--address {address}: this machine is no node of that cluster: no Ray runs on it.*batchgen submit"
         with pytest.raises(UserError, match=said), connected(address, None):
             pass
+
+
+class Method:
+    """A method of an actor out of a script: what it gives or raises, one after the other, and the last for ever."""
+
+    def __init__(self, *outcomes: object) -> None:
+        self.outcomes = list(outcomes)
+        self.asked: list[tuple[object, ...]] = []
+
+    async def remote(self, *arguments: object) -> object:
+        self.asked.append(arguments)
+        outcome = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+UNAVAILABLE = ActorUnavailableError("RpcError: Connection reset by peer", None)
+DONE = Answer("done", Progress(ok=3))
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., fleets.RayFleet]:
+    """A fleet of one engine, whose actor has these methods and this fate."""
+    plan, seeds, store = planned(chaos_job(tmp_path))
+    config = HostConfig(chaos_job(tmp_path), plan, store.location, 0)
+    monkeypatch.setattr(fleets, "_FATE_SECONDS", 1.0)
+    monkeypatch.setattr(fleets, "_GRACE_SECONDS", 1)
+
+    def fleet_of(fate: str, **methods: Method) -> fleets.RayFleet:
+        monkeypatch.setattr(fleets, "fate_of", lambda actor: fate)
+        fleet = fleets.RayFleet(config, None, Placement(1), local=False)
+        fleet._actors[0] = SimpleNamespace(**methods)
+        return fleet
+
+    fleet_of.work = Work(plan.shards[0], seeds.slice(0, 1))  # type: ignore[attr-defined]
+    return fleet_of
+
+
+def test_a_call_whose_answer_the_network_lost_is_made_again_and_is_the_same_call(fleet):
+    run, placed = Method(UNAVAILABLE, UNAVAILABLE, DONE), Method(UNAVAILABLE, None)
+    assert asyncio.run(fleet("alive", run=run, placed=placed).run(0, fleet.work)) == DONE
+    assert run.asked == [run.asked[0]] * 3
+    other = Method(DONE)
+    asyncio.run(fleet("alive", run=other).run(0, fleet.work))
+    assert other.asked[0][0] != run.asked[0][0], "another call has another key"
+    start = Method(UNAVAILABLE, 7)
+    assert asyncio.run(fleet("alive", start=start, placed=Method(None)).start(0)) == 7
+
+
+@pytest.mark.parametrize(
+    ("fate", "error", "kind"),
+    [
+        ("alive", UNAVAILABLE, "engine_dead"),
+        ("died", UNAVAILABLE, "engine_dead"),
+        ("lost", UNAVAILABLE, "machine_dead"),
+        ("lost", ActorDiedError(), "machine_dead"),
+        ("died", ActorDiedError(), "engine_dead"),
+    ],
+)
+def test_an_actor_that_answers_no_more_is_given_up(fleet, fate: str, error: Exception, kind: str):
+    run, placed = Method(error), Method(UNAVAILABLE)
+    assert asyncio.run(fleet(fate, run=run, placed=placed).run(0, fleet.work)).kind == kind
+    assert len(run.asked) == 1
+    start = fleet(fate, start=Method(error), placed=placed).start(0)
+    with pytest.raises(EngineDead if kind == "machine_dead" else EngineStartError):
+        asyncio.run(start)
+
+
+def test_an_actor_that_says_it_is_dead_is_asked_no_more(fleet):
+    """A call to an actor whose process is gone for good is never made again, whatever it seems to answer."""
+    run = Method(ActorDiedError())
+    assert asyncio.run(fleet("alive", run=run, placed=Method(None)).run(0, fleet.work)).kind == "engine_dead"
+    assert len(run.asked) == 1
+
+
+def test_an_actor_makes_a_call_once_however_often_it_is_asked_for(fleet, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fleets, "_KEPT", 2)
+
+    class Host:
+        runs = 0
+
+        async def run(self, work: Work) -> Answer:
+            Host.runs += 1
+            await asyncio.sleep(0.01)
+            return Answer("done", Progress(ok=Host.runs))
+
+    async def go() -> None:
+        actor = object.__new__(fleets._Actor)
+        actor._host, actor._calls = Host(), {}  # type: ignore[assignment]
+        lost = asyncio.create_task(actor.run("a", fleet.work))
+        await asyncio.sleep(0)
+        again = asyncio.create_task(actor.run("a", fleet.work))
+        lost.cancel()
+        assert await again == await actor.run("a", fleet.work) == Answer("done", Progress(ok=1))
+        for number, key in enumerate("bcdef", 2):
+            assert await actor.run(key, fleet.work) == Answer("done", Progress(ok=number))
+        assert await actor.run("f", fleet.work) == Answer("done", Progress(ok=6))
+        assert Host.runs == 6
+        assert list(actor._calls) == ["d", "e", "f"], "old answers are dropped"
+
+    asyncio.run(go())
