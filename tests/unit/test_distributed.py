@@ -172,7 +172,9 @@ def test_an_actor_that_answers_no_more_is_given_up(fleet, fate: str, error: Exce
     assert asyncio.run(fleet(fate, run=run, placed=placed).run(0, fleet.work)).kind == kind
     assert len(run.asked) == 1
     start = fleet(fate, start=Method(error), placed=placed).start(0)
-    with pytest.raises(EngineDead if kind == "machine_dead" else EngineStartError):
+    with pytest.raises(
+        EngineDead if kind == "machine_dead" else EngineStartError, match=r"the engine's (machine|process)"
+    ):
         asyncio.run(start)
 
 

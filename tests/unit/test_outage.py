@@ -10,7 +10,7 @@ import pytest
 from batchgen.engines.base import Completion, Request
 from batchgen.engines.patient import PatientEngine
 from batchgen.errors import EngineDead, EngineUnavailable, RowRejected, StoreError
-from batchgen.outage import Outage
+from batchgen.outage import Outage, outlast_store
 from tests.helpers import ScriptedEngine
 
 
@@ -134,6 +134,61 @@ def test_a_call_that_is_cancelled_waits_for_nothing():
         assert outage.reason == ""
 
     asyncio.run(go())
+
+
+class Clock:
+    """Time that goes by as somebody sleeps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        self.slept: list[float] = []
+        monkeypatch.setattr("batchgen.outage.time", self)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+def test_a_call_at_the_end_of_a_run_outlasts_its_store(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("batchgen.outage._PAUSES", (1.0, 30.0))
+    clock, told = Clock(monkeypatch), list[tuple[float, str]]()
+    left = [StoreError(f"full {number}") for number in range(8)]
+
+    def call() -> str:
+        if left:
+            raise left.pop(0)
+        return "merged"
+
+    def tell(reason: str) -> None:
+        told.append((clock.now - 1000, reason))
+
+    assert outlast_store(call, 600, tell) == "merged"
+    assert clock.slept == [1, *[30] * 7]
+    assert told == [(0, "full 0"), (61, "full 3"), (121, "full 5"), (181, "full 7")], "once a minute"
+
+
+def test_patience_at_the_end_of_a_run_ends_too(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("batchgen.outage._PAUSES", (10.0,))
+    clock = Clock(monkeypatch)
+
+    def call() -> None:
+        raise StoreError("full")
+
+    with pytest.raises(StoreError, match=r"^full$"):
+        outlast_store(call, 60, lambda _: None)
+    assert clock.slept == [10] * 6
+    with pytest.raises(StoreError):
+        outlast_store(call, 0, lambda _: None)
+    assert clock.slept == [10] * 6
+
+    def defect() -> None:
+        raise EngineDead("x")
+
+    with pytest.raises(EngineDead):
+        outlast_store(defect, 60, lambda _: None)
 
 
 class Judge(ScriptedEngine):
