@@ -270,7 +270,8 @@ class Scheduler:
             self._starts.try_again()
         room = self._wanted - self._starts.left_empty - len(self._engines)
         # One more for each that was no good: the next may come up in the same place again.
-        missing = 0 if self._stopping else min(room, self._open and self._open + self._starts.failed_trials)
+        wanted = self._open and self._open + self._starts.no_good - sum(not e.ready for e in self._engines.values())
+        missing = 0 if self._stopping else min(room, wanted)
         return [self._start_engine() for _ in range(missing)] or self._check_end()
 
     def _give_up(self, shard: Shard, error: str) -> list[Action]:

@@ -23,10 +23,15 @@ class Starts:
     def __init__(self, most: int) -> None:
         self._most = most
         self._in_a_row = 0
-        self.failed_trials = 0
+        self._failed_trials = 0
         self._came_up = False
         self._rest = 0
         self.left_empty = 0
+
+    @property
+    def no_good(self) -> int:
+        """Engines in a row that did not come up, or were no good after it: as many more are worth a try."""
+        return self._in_a_row + self._failed_trials
 
     def succeeded(self) -> None:
         """An engine came up."""
@@ -47,13 +52,13 @@ class Starts:
 
     def trial_passed(self) -> None:
         """An engine that had done nothing before survived some rows."""
-        self.failed_trials = 0
+        self._failed_trials = 0
 
     def trial_failed(self, error: str, others: int) -> EngineStartError | None:
         """An engine came up and died of rows that another one had survived; returns what ends the run, if that does."""
-        self.failed_trials += 1
-        message = f"engines died {self.failed_trials} times in a row of rows that are sound; the last time: {error}"
-        return self._given_up(message, others) if self.failed_trials >= self._most else None
+        self._failed_trials += 1
+        message = f"engines died {self._failed_trials} times in a row of rows that are sound; the last time: {error}"
+        return self._given_up(message, others) if self._failed_trials >= self._most else None
 
     def _given_up(self, message: str, others: int) -> EngineStartError | None:
         if not others:

@@ -294,8 +294,15 @@ def _sampling(name: str, llm: Any) -> dict[str, Any]:
             raise JobError(f"step {name!r}: generation argument {field!r} cannot be carried over")
     sampling = {_GENERATION.get(key, key): value for key, value in given.items() if value is not None}
     if structured := getattr(llm, "structured_output", None):
-        sampling["structured_outputs"] = {structured.get("format", "json"): structured["schema"]}
+        sampling["structured_outputs"] = _structure(structured)
     return {key: value for key, value in sampling.items() if key is not None}
+
+
+def _structure(structured: Mapping[str, Any]) -> dict[str, Any]:
+    """vLLM's structured outputs for distilabel's, whose schema may be a class, and whose format may be left open."""
+    schema = structured["schema"]
+    schema = schema.model_json_schema() if hasattr(schema, "model_json_schema") else schema
+    return {structured.get("format") or ("regex" if isinstance(schema, str) else "json"): schema}
 
 
 def _share_memory(models: Sequence[dict[str, Any]]) -> None:

@@ -161,6 +161,31 @@ def test_a_machine_on_which_no_engine_starts_ends_no_run_in_which_others_work(tm
     ledger.record("machine where no engine starts, beside one that works", HalfBrokenFleet.tries, tmp_path, 200)
 
 
+class FirstPlaceBrokenFleet(LocalFleet):
+    """Two places; in the one that an engine gets first where both are free, none ever starts."""
+
+    broken: int | None = None
+    tries = 0
+
+    async def place(self, engine: int) -> None:
+        if self.broken is None:
+            self.broken = engine
+
+    async def start(self, engine: int) -> int:
+        if engine != self.broken:
+            return await super().start(engine)
+        FirstPlaceBrokenFleet.tries += 1
+        await asyncio.sleep(0.1)
+        self.broken = None
+        raise EngineStartError("no driver")
+
+
+def test_the_last_shard_alone_gets_an_engine_beside_a_broken_place(tmp_path: Path):
+    manifests, plan, _ = drive(chaos_job(tmp_path, source={"count": 4}), engines=2, fleets=FirstPlaceBrokenFleet)
+    assert len(manifests) == len(plan.shards) == 1
+    assert FirstPlaceBrokenFleet.tries in (1, 2)
+
+
 class DeadlyFleet(LocalFleet):
     """Two places; engines come up in both, and die of whatever they are given in one of them."""
 

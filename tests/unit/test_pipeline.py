@@ -21,6 +21,7 @@ from distilabel.steps import (
     step,
 )
 from distilabel.steps.tasks import EvolInstruct, Magpie, MagpieGenerator, TextGeneration, UltraFeedback
+from pydantic import BaseModel
 
 from batchgen import JobError, from_pipeline
 from batchgen.errors import UserError
@@ -61,6 +62,28 @@ def test_the_course_s_two_steps_run_with_the_last_line_changed(tmp_path: Path):
             {"role": "user", "content": row["instruction"]},
             {"role": "assistant", "content": row["response"]},
         ]
+
+
+class Character(BaseModel):
+    name: str
+
+
+@pytest.mark.parametrize(
+    ("structured", "expected"),
+    [
+        ({"format": "json", "schema": Character}, {"json": Character.model_json_schema()}),
+        ({"schema": Character.model_json_schema()}, {"json": Character.model_json_schema()}),
+        ({"format": "json", "schema": '{"type": "object"}'}, {"json": '{"type": "object"}'}),
+        ({"format": "regex", "schema": "[0-9]+"}, {"regex": "[0-9]+"}),
+        ({"schema": "[0-9]+"}, {"regex": "[0-9]+"}),
+    ],
+)
+def test_the_structure_of_an_llm_s_outputs_comes_along(structured: dict, expected: dict):
+    model = vLLM(model="embedded", structured_output=structured)
+    with Pipeline() as pipeline:
+        LoadDataFromDicts(data=ROWS) >> TextGeneration(llm=model)
+    (job,) = translated(pipeline).values()
+    assert job.step_sampling(job.steps[0])["structured_outputs"] == expected
 
 
 def test_the_same_call_goes_on(tmp_path: Path):
@@ -188,6 +211,10 @@ def refused(build) -> str:
         (
             lambda data: data >> TextGeneration(llm=vLLM(model="chaos", trust_remote_code=True), name="code"),
             "'code': trust_remote_code",
+        ),
+        (
+            lambda data: data >> TextGeneration(llm=llm(), columns=["instruction", "context"], name="columns"),
+            "'columns': `columns` without a template",
         ),
         (
             lambda data: (

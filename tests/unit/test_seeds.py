@@ -57,6 +57,8 @@ def test_a_dataset_saved_to_disk(tmp_path: Path):
     assert load_seeds(Source(dataset="saved", split="test"), tmp_path).slice(0, 1)[0].data == {"x": "2"}
     with pytest.raises(SeedError, match="'dev' is not in saved; legal: train, test"):
         load_seeds(Source(dataset="saved", split="dev"), tmp_path)
+    with pytest.raises(SeedError, match=r"source.config: saved was saved with save_to_disk, and has none"):
+        load_seeds(Source(dataset="saved", config="easy"), tmp_path)
 
 
 def test_a_dataset_of_several_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
