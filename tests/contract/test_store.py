@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import socket
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -312,6 +313,17 @@ def test_a_store_that_refuses_says_so_without_its_secrets(server: S3Server, stat
         open_store("s3://bucket/run").put_if_absent("a", b"one")
     assert "cannot write s3://bucket/run/a" in str(caught.value)
     assert "canary" not in str(caught.value)
+
+
+def test_a_store_that_is_not_reached_says_why(server: S3Server, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("batchgen.store.s3._RETRY_SECONDS", 0)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        closed = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    for url, why in ((closed, "connection refused"), ("http://nobody.invalid:1", "there is no such host")):
+        for name, value in {**environment(server), "AWS_ENDPOINT_URL": url}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(StoreError, match=f"cannot read s3://bucket/run/a: GenericError: {why}$"):
+            open_store("s3://bucket/run").read("a")
 
 
 def test_a_store_that_does_not_exclude_is_refused(monkeypatch: pytest.MonkeyPatch):

@@ -279,20 +279,23 @@ def test_a_step_made_of_a_dataset_loads_it(tmp_path: Path):
     assert sorted(made["instruction"]) == ["Write 0.", "Write 1.", "Write 2."]
 
 
-@pytest.mark.parametrize("kind", ["hub", "disk", "folder"])
+@pytest.mark.parametrize("kind", ["hub", "disk", "config", "folder"])
 def test_runtime_parameters_are_set_as_pipeline_run_sets_them(tmp_path: Path, kind: str):
     Dataset.from_list(ROWS).to_parquet(tmp_path / "files" / "rows.parquet")
-    Distiset({"default": DatasetDict({"train": Dataset.from_list(ROWS)})}).save_to_disk(tmp_path / "saved")
+    rows = {"default": DatasetDict({"train": Dataset.from_list(ROWS)})}
+    Distiset({**rows, "few": DatasetDict({"train": Dataset.from_list(ROWS[:2])})}).save_to_disk(tmp_path / "saved")
+    saved = {"dataset_path": str(tmp_path / "saved"), "is_distiset": True}
     with Pipeline() as pipeline:
         loader, given = {
             "hub": (LoadDataFromHub, {"repo_id": str(tmp_path / "files"), "num_examples": 4}),
-            "disk": (LoadDataFromDisk, {"dataset_path": str(tmp_path / "saved"), "is_distiset": True}),
+            "disk": (LoadDataFromDisk, saved),
+            "config": (LoadDataFromDisk, {**saved, "config": "few"}),
             "folder": (LoadDataFromFileSystem, {"data_files": str(tmp_path / "files")}),
         }[kind]
         loader(name="load") >> TextGeneration(llm=llm(), name="answer")
     parameters = {"load": given, "answer": {"llm": {"generation_kwargs": {"max_new_tokens": 3}}}}
     made = from_pipeline(pipeline, tmp_path / "out", in_process=True, parameters=parameters)["default"]["train"]
-    assert len(made) == given.get("num_examples", 6)
+    assert len(made) == (2 if kind == "config" else given.get("num_examples", 6))
     (step,) = json.loads((tmp_path / "out/runs/answer/job.json").read_text())["steps"]
     assert step["sampling"]["max_tokens"] == 3
 
