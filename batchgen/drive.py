@@ -21,6 +21,7 @@ from batchgen.seeds import Seeds
 POLL_SECONDS = 1.0
 _RATE_WINDOW = 15.0
 _PLACE_SECONDS = 60.0
+# Of the time for which an engine could not go on.
 _MOST = 0.75
 
 
@@ -31,6 +32,7 @@ class Status:
     Args:
         rows: seed rows of the whole run.
         done: what is committed, or generated and about to be.
+        engines: as many as there is room for; 0 before and after there are any.
         tokens_per_second: output tokens, over the last quarter of a minute.
         eta: seconds until all rows are done, where that can be told.
     """
