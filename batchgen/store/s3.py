@@ -26,7 +26,7 @@ _LOCATION = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?")
 _CONFLICTS = 6
 _RETRY_SECONDS = 60
 _READERS = 32
-# What the client's errors say of a server that was not reached, the last cause first.
+# Signs in the client's errors of why a server was not reached, and words that hold nothing of a request.
 _CAUSES = {
     "dns error": "there is no such host",
     "kind: ConnectionRefused": "connection refused",
