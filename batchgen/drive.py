@@ -111,6 +111,7 @@ class Driver:
         self._held: dict[int, int] = {}
         self._told: dict[int, float] = {}
         self._committed_at: dict[int, float] = {}
+        self._handed_on: float | None = None
         self._meter = _Meter()
         self._notes: deque[str] = deque(maxlen=3)
         self._hurried = False
@@ -235,6 +236,7 @@ class Driver:
             self._committed += answer.progress
             self._shards_done += 1
             self._committed_at[engine] = time.monotonic()
+            self._handed_on = None
             self._receipted[engine] = self._receipted.get(engine, Progress()) + answer.progress
             self._events.put_nowait(lambda: self._scheduler.shard_done(engine, shard.index))
             return
@@ -243,7 +245,7 @@ class Driver:
             self._events.put_nowait(lambda: tell(engine, shard.index))
             return
         self._note(f"shard {shard.name} on engine {engine}: {answer.error}")
-        only_here = self._others_got_on(engine, answer.waited)
+        only_here = self._only_here(engine, answer.waited)
         react = {
             "engine_dead": lambda: self._scheduler.engine_lost(engine, answer.error),
             "machine_dead": lambda: self._scheduler.engine_lost(engine, answer.error, machine=True),
@@ -251,13 +253,25 @@ class Driver:
         }.get(answer.kind, lambda: self._scheduler.shard_failed(engine, shard.index, answer.error))
         self._events.put_nowait(react)
 
-    def _others_got_on(self, engine: int, waited: float) -> bool:
-        """Whether other engines committed shards for most of the time for which this one could not go on.
+    def _only_here(self, engine: int, waited: float) -> bool:
+        """Whether what this engine waited for in vain may be out of reach for it alone, so that others take over.
 
-        Not at its beginning: where what it waits for went away for all, they may have been a moment ahead.
+        It is, where others committed shards for most of that time: not at its beginning, as they may have been a moment
+        ahead where it went away for all. Where they had none to commit, being idle or in the midst of long ones, and
+        wait for nothing, it is found out, but only once until something is committed: then the run is to end.
         """
-        since = time.monotonic() - _MOST * waited
-        return any(at > since for other, at in self._committed_at.items() if other != engine)
+        now = time.monotonic()
+        if any(at > now - _MOST * waited for other, at in self._committed_at.items() if other != engine):
+            return True
+        sound = any(not self._waits(other) for other in self._moved if other != engine)
+        if not (waited and sound):
+            return False
+        self._handed_on = self._handed_on or now
+        # Engines that began to wait before, likely beside the first one, tell nothing new.
+        return now - waited < self._handed_on
+
+    def _waits(self, engine: int) -> bool:
+        return engine in self._live and bool(self._live[engine].waiting)
 
     async def _recall(self, engine: int, shard: int) -> None:
         if not await self._fleet.recall(engine, shard):

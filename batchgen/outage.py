@@ -61,7 +61,9 @@ class Outage:
     @property
     def reason(self) -> str:
         """Why calls wait, for as long as they may; "" where none does."""
-        waits = self._waiting and self._since is not None and time.monotonic() - self._since <= self._patience
+        # The last try comes after a pause that began just before the patience ended.
+        longest = self._patience + _PAUSES[-1]
+        waits = self._waiting and self._since is not None and time.monotonic() - self._since <= longest
         return self._reason if waits else ""
 
     @property

@@ -334,17 +334,27 @@ class CutOffFleet(RecordingFleet):
         return slots
 
 
-def test_a_store_that_one_machine_alone_does_not_reach_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("batchgen.outage._PAUSES", (0.1,))
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outages are looked at often; what waits says so for five seconds more than `outage_seconds`."""
+    monkeypatch.setattr("batchgen.outage._PAUSES", (0.1,) * 100 + (5.0,))
+    monkeypatch.setattr("batchgen.drive.POLL_SECONDS", 0.1)
+
+
+def store_job(folder: Path, shards: int, outage_seconds: float) -> Job:
     script = {"slots": 8, "latency": 0.05}
-    job = chaos_job(
-        tmp_path / "run",
-        source={"count": 400},
+    return chaos_job(
+        folder,
+        source={"count": 8 * shards},
         shard_rows=8,
         model={"path": "chaos", "engine": script},
-        outage_seconds=0.5,
+        outage_seconds=outage_seconds,
     )
-    manifests, plan, statuses = drive(job, engines=2, fleets=CutOffFleet)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_store_that_one_machine_alone_does_not_reach_ends_no_run(tmp_path: Path):
+    manifests, plan, statuses = drive(store_job(tmp_path / "run", 50, 0.5), engines=2, fleets=CutOffFleet)
     assert len(manifests) == len(plan.shards)
     answers = Counter(RecordingFleet.last.answers)
     assert answers[0, "done"] == len(plan.shards)
@@ -355,30 +365,56 @@ def test_a_store_that_one_machine_alone_does_not_reach_ends_no_run(tmp_path: Pat
     ledger.record("store out of reach of one machine, beside one that works", len(cut_off), tmp_path / "run", 400)
 
 
-def test_a_store_that_goes_away_for_all_still_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("batchgen.outage._PAUSES", (0.05,))
-    job = chaos_job(
-        tmp_path / "run",
-        source={"count": 400},
-        shard_rows=8,
-        model={"path": "chaos", "engine": {"slots": 8, "latency": 0.05}},
-        outage_seconds=0.6,
-    )
-    attempts = tmp_path / "run" / "attempts"
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("engines", (2, 4))
+def test_so_it_is_where_the_others_had_nothing_to_do_meanwhile(tmp_path: Path, engines: int):
+    """All engines but the first one are on the machine that does not reach it, and hold the last shards."""
+    job = store_job(tmp_path / "run", 2 * engines, 2.0)
+    manifests, plan, _ = drive(job, engines=engines, fleets=CutOffFleet)
+    assert len(manifests) == len(plan.shards)
+    answers = Counter(RecordingFleet.last.answers)
+    assert answers[0, "done"] == len(plan.shards)
+    assert {engine for engine, kind in answers if kind == "unavailable"} == set(range(1, engines))
 
-    class Going(RecordingFleet):
-        async def run(self, engine: int, work: Work) -> Answer:
-            answer = await super().run(engine, work)
-            if len(self.answers) == 5:
-                attempts.rename(tmp_path / "kept")
-                attempts.write_text("in the way")
-            return answer
 
+class GoingAway(RecordingFleet):
+    """The store goes away for all once `after` shards are done; the last shard begins then, at the earliest."""
+
+    after = 5
+
+    async def run(self, engine: int, work: Work) -> Answer:
+        while work.shard is self._config.plan.shards[-1] and self.done < self.after:
+            await asyncio.sleep(0.02)
+        answer = await super().run(engine, work)
+        attempts = Path(self._config.store) / "attempts"
+        if self.done == self.after and attempts.is_dir():
+            attempts.rename(attempts.parent / "kept")
+            attempts.write_text("in the way")
+        return answer
+
+    @property
+    def done(self) -> int:
+        return sum(kind == "done" for _, kind in self.answers)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_store_that_goes_away_for_all_still_ends_the_run(tmp_path: Path):
     with pytest.raises(Stopped, match="outage_seconds"):
-        drive(job, engines=3, fleets=Going)
-    assert {engine for engine, kind in RecordingFleet.last.answers if kind == "unavailable"} == {0, 1, 2}
+        drive(store_job(tmp_path / "run", 50, 0.6), engines=3, fleets=GoingAway)
     kinds = Counter(kind for _, kind in RecordingFleet.last.answers)
+    assert {engine for engine, kind in RecordingFleet.last.answers if kind == "unavailable"} == {0, 1, 2}
     assert set(kinds) <= {"done", "unavailable", "returned"}, "none was given up with what it had begun"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_one_more_engine_of_many_that_are_idle_finds_out_that_it_is_away_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(GoingAway, "after", 3)
+    with pytest.raises(Stopped, match="outage_seconds"):
+        drive(store_job(tmp_path / "run", 4, 1.0), engines=4, fleets=GoingAway)
+    tried = [engine for engine, kind in RecordingFleet.last.answers if kind == "unavailable"]
+    assert len(tried) == len(set(tried)) == 2
 
 
 class FailingFleet(RecordingFleet):

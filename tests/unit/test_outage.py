@@ -136,6 +136,21 @@ def test_a_call_that_is_cancelled_waits_for_nothing():
     asyncio.run(go())
 
 
+def test_what_has_its_last_try_before_it_still_waits(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("batchgen.outage._PAUSES", (0.6,))
+
+    async def go() -> None:
+        outage = Outage(0.1)
+        waiting = asyncio.create_task(outage.outlast(answers([DISK_FULL, DISK_FULL])))
+        await asyncio.sleep(0.3)
+        assert outage.reason == str(DISK_FULL)
+        with pytest.raises(StoreError):
+            await waiting
+        assert outage.reason == ""
+
+    asyncio.run(go())
+
+
 class Clock:
     """Time that goes by as somebody sleeps."""
 
