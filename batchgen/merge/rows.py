@@ -15,8 +15,6 @@ import xxhash
 from batchgen.commit import Manifest, check_shard
 from batchgen.errors import JobError
 from batchgen.job import Job, Merge, Step
-from batchgen.merge import near
-from batchgen.minhash import normalise, signatures
 from batchgen.plan import Plan, check_merge_columns
 from batchgen.rows import CONVERSATION, OK, kind_of
 from batchgen.store.base import ObjectStore
@@ -229,20 +227,24 @@ def _compared(table: pa.Table, chat: ChatColumns, keep: Mask, merge: Merge) -> I
             "\n".join(message["content"] for message in conversation if message["role"] in roles)
             for conversation in _messages(wanted, chat).to_pylist()
         ]
-        yield normalise(pa.array(texts, pa.string()))
+        yield pa.array(texts, pa.string())
 
 
 def _deduplicate(
     table: pa.Table, chat: ChatColumns, keep: Mask, merge: Merge, dropped: Counter[str]
 ) -> tuple[Mask, Indices]:
     """Which of some rows stay, and how many each of those stands for."""
+    # numba and scipy take more than a second to import, and most commands and ends of a run need neither.
+    from batchgen.merge import near
+    from batchgen.minhash import normalise, signatures
+
     sizes = np.ones(int(keep.sum()), np.int64)
     if merge.exact and keep.any():
-        texts = (text for batch in _compared(table, chat, keep, merge) for text in batch.to_pylist())
+        texts = (text for batch in _compared(table, chat, keep, merge) for text in normalise(batch).to_pylist())
         first = _first_indices(xxhash.xxh3_128_digest(text.encode()) for text in texts)
         keep, sizes = _first_of_each(keep, sizes, first, "exact duplicate", dropped)
     if merge.near is not None and keep.any():
-        matrix = np.concatenate([signatures(texts) for texts in _compared(table, chat, keep, merge)])
+        matrix = np.concatenate([signatures(normalise(texts)) for texts in _compared(table, chat, keep, merge)])
         first = near.clusters(matrix, merge.near.threshold)
         keep, sizes = _first_of_each(keep, sizes, first, "near duplicate", dropped)
     return keep, sizes
