@@ -1,7 +1,7 @@
 """batchgen: high-throughput batch generation of instruction datasets.
 
-from batchgen import Job, run
-result = run(Job.load("jobs/demo.yaml"))
+from batchgen import Job, run, show_progress
+result = run(Job.load("jobs/demo.yaml"), watch=show_progress())
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from batchgen.errors import (
 
 if TYPE_CHECKING:
     from batchgen.api import Result, run
+    from batchgen.display import show_progress
     from batchgen.job import Job
     from batchgen.pipeline import PipelineResult, from_pipeline
     from batchgen.tasks.spec import own_task
@@ -45,6 +46,7 @@ __all__ = [
     "from_pipeline",
     "own_task",
     "run",
+    "show_progress",
 ]
 __version__ = "0.1.0"
 
@@ -55,6 +57,7 @@ _LAZY = {
     "from_pipeline": "batchgen.pipeline",
     "own_task": "batchgen.tasks.spec",
     "run": "batchgen.api",
+    "show_progress": "batchgen.display",
 }
 
 

@@ -132,7 +132,7 @@ def run(
     Args:
         job: a job, its tree, or the path of its file.
         address: of a running Ray cluster; None starts a Ray on this machine for the time of the run.
-        watch: called with the status about once a second.
+        watch: called with the status about once a second; `show_progress()` prints it.
         trust_remote_code: lets the model's repository run its own code.
         in_process: runs the engines in this process, without Ray.
         tasks: entries for tasks of the caller's own, by the name that the job's steps use; see `own_task`.

@@ -50,6 +50,27 @@ def describe(status: Status) -> str:
     return ", ".join(parts)
 
 
+def show_progress(every: float = _PLAIN_EVERY) -> Callable[[Status], None]:
+    """A `watch` for scripts and notebooks: prints notes as they come, and now and then how the run stands.
+
+    Args:
+        every: seconds between two lines.
+    """
+    started, printed, ended = time.monotonic(), float("-inf"), False
+
+    def watch(status: Status) -> None:
+        nonlocal printed, ended
+        for note in status.notes:
+            print(f"  {note}", flush=True)
+        now, before = time.monotonic(), ended
+        ended = status.shards_done == status.shards
+        if status.engines and (now - printed >= every or (ended and not before)):
+            printed = now
+            print(f"[{_duration(now - started)}] {describe(status)}", flush=True)
+
+    return watch
+
+
 class Display:
     """Shows statuses; a context manager around a run."""
 

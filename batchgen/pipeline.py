@@ -73,7 +73,7 @@ def from_pipeline(
         address: of a running Ray cluster.
         engines: number of engines; else one a GPU, or one on a CPU.
         seed: of the random choices.
-        watch: called with the status about once a second.
+        watch: called with the status about once a second; `show_progress()` prints it.
         in_process: runs the engines in this process, without Ray.
         parameters: runtime parameters of steps by their names, as `pipeline.run` takes them.
         dataset: rows for a pipeline without a step that loads some, as `pipeline.run` takes them: a

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from batchgen.display import Display, describe, log_tail, noise_to, sample_rows, stdout_console
+from batchgen.display import Display, describe, log_tail, noise_to, sample_rows, show_progress, stdout_console
 from batchgen.drive import Status
 from batchgen.merge.version import DataFile, Version
 from batchgen.progress import Progress
@@ -49,6 +49,21 @@ def test_plain_lines_where_the_output_is_no_terminal():
     assert sum("250/1,000 rows" in line for line in lines) == 2, "one at the start and one at the end, not one a second"
     assert "  engine 1 did not start: no memory" in lines
     assert "\x1b" not in out.getvalue()
+
+
+def test_a_script_is_told_notes_at_once_a_line_now_and_then_and_the_end(capsys: pytest.CaptureFixture[str]):
+    watch = show_progress(every=60)
+    for status in (replace(STATUS, engines=0), STATUS, STATUS, *[replace(STATUS, shards_done=50, notes=())] * 2):
+        watch(status)
+    note = "  engine 1 did not start: no memory"
+    lines = capsys.readouterr().out.splitlines()
+    assert [line if line == note else line.partition("] ")[2].partition(", 10")[0] for line in lines] == [
+        note,
+        note,
+        "250/1,000 rows, shards 12/50",
+        note,
+        "250/1,000 rows, shards 50/50",
+    ]
 
 
 def test_before_engines_are_wanted_there_are_only_notes():
