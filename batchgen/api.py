@@ -308,11 +308,15 @@ def _stop_on_signals(driver: Driver) -> None:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGINT, driver.request_stop, "interrupted")
     loop.add_signal_handler(signal.SIGTERM, driver.request_stop, "told to stop (SIGTERM)")
+    hung_up = False
 
     def hang_up() -> None:
-        # The kernel and the shell send one each: two of them do not mean that somebody is in a hurry.
-        loop.add_signal_handler(signal.SIGHUP, lambda: None)
-        driver.request_stop("its terminal was closed (SIGHUP)")
+        # The kernel and the shell send one each: two of them do not mean that somebody is in a hurry. (Another handler
+        # would come too late for the second: the loop may have both at once.)
+        nonlocal hung_up
+        if not hung_up:
+            hung_up = True
+            driver.request_stop("its terminal was closed (SIGHUP)")
 
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup: it is to outlive its terminal
         loop.add_signal_handler(signal.SIGHUP, hang_up)

@@ -289,6 +289,26 @@ def test_a_run_that_is_to_stop_waits_for_no_store(tmp_path: Path, monkeypatch: p
         run(chaos_job(tmp_path / "run"), watch=watch, in_process=True)
 
 
+def test_the_hangups_of_kernel_and_shell_count_once_even_together(tmp_path: Path):
+    script = {"slots": 8, "latency": 0.4}
+    job = chaos_job(tmp_path / "run", source={"count": 400}, shard_rows=8, model={"path": "chaos", "engine": script})
+    before = 0
+
+    def watch(status: Status) -> None:
+        nonlocal before
+        if status.shards_done and not before:
+            before = status.shards_done
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGHUP)
+
+    with pytest.raises(Stopped, match="SIGHUP"):
+        run(job, watch=watch, in_process=True)
+    attempts = {path.parent.name for path in (tmp_path / "run").glob("attempts/*/*")}
+    commits = {path.parent.name for path in (tmp_path / "run").glob("commits/*/0000.json")}
+    assert attempts == commits
+    assert before < len(commits) < 50, "what was in flight has been committed, and no more"
+
+
 def test_a_store_that_is_away_for_a_while_is_waited_for_and_its_engine_does_not_count_as_hung(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
