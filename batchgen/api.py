@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -30,6 +29,7 @@ from batchgen.publish import check_target, publish_folder, publish_store
 from batchgen.records import RecordError, seal, unseal
 from batchgen.schedule import Scheduler
 from batchgen.seeds import Seeds, load_seeds
+from batchgen.stopsignals import handled_in_loop, stopped_by_signals
 from batchgen.store import ObjectStore, is_remote, log_folder, open_store, probe
 from batchgen.tasks.table import TASKS
 
@@ -142,8 +142,13 @@ def run(
         Stopped: ended early; the same call goes on.
         BatchgenError: failed.
     """
-    if not isinstance(job, Job):
-        job = Job.of(job, tasks=tasks) if isinstance(job, Mapping) else Job.load(job, tasks=tasks)
+    with stopped_by_signals():
+        if not isinstance(job, Job):
+            job = Job.of(job, tasks=tasks) if isinstance(job, Mapping) else Job.load(job, tasks=tasks)
+        return _run(job, address, watch, trust_remote_code, in_process)
+
+
+def _run(job: Job, address: str | None, watch: Watch, trust_remote_code: bool, in_process: bool) -> Result:
     plan, seeds = plan_run(job, trust_remote_code)
     if in_process or not (address or os.environ.get("RAY_ADDRESS")):
         _check_installed(job)
@@ -287,9 +292,8 @@ def _generate(
 
 
 async def _drive(driver: Driver) -> None:
-    with contextlib.suppress(ValueError, RuntimeError):  # not in the main thread: the caller's signals stay
-        _stop_on_signals(driver)
-    await driver.run()
+    with handled_in_loop(driver.request_stop):
+        await driver.run()
 
 
 def _drive_beside(driver: Driver) -> None:
@@ -299,24 +303,6 @@ def _drive_beside(driver: Driver) -> None:
         while not running.done():
             try:
                 wait([running])
-            except KeyboardInterrupt:
-                driver.request_stop("interrupted")
+            except KeyboardInterrupt as error:
+                driver.request_stop(str(error) or "interrupted")
         running.result()
-
-
-def _stop_on_signals(driver: Driver) -> None:
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGINT, driver.request_stop, "interrupted")
-    loop.add_signal_handler(signal.SIGTERM, driver.request_stop, "told to stop (SIGTERM)")
-    hung_up = False
-
-    def hang_up() -> None:
-        # The kernel and the shell send one each: two of them do not mean that somebody is in a hurry. (Another handler
-        # would come too late for the second: the loop may have both at once.)
-        nonlocal hung_up
-        if not hung_up:
-            hung_up = True
-            driver.request_stop("its terminal was closed (SIGHUP)")
-
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup: it is to outlive its terminal
-        loop.add_signal_handler(signal.SIGHUP, hang_up)

@@ -170,11 +170,11 @@ def _run(options: argparse.Namespace) -> int:
                 display.show(status)
 
             result = api.run(job, options.address, watch, options.trust_remote_code)
-    except Stopped as error:
+    except (Stopped, KeyboardInterrupt) as error:
+        kind = type(error) if isinstance(error, Stopped) else Stopped
         again = shlex.join(["batchgen", *sys.argv[1:]])
-        raise type(error)(
-            f"{error}\nEvery committed row is safe. To go on, run the same command again:\n  {again}"
-        ) from None
+        reason = str(error) or "interrupted"
+        raise kind(f"{reason}\nEvery committed row is safe. To go on, run the same command again:\n  {again}") from None
     except (EngineError, ShardFailed):
         if tail := log_tail(log_folder(job.output)):
             with contextlib.suppress(OSError):  # the terminal may be gone

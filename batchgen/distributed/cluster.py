@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray
-from ray._private import ray_constants, worker
+from ray._private import ray_constants, utils, worker
 from ray._private.services import canonicalize_bootstrap_address, find_gcs_addresses
 from ray._private.state import actors as actor_table
-from ray._private.utils import get_num_cpus
 
 from batchgen.errors import ClusterLost, UserError
 from batchgen.sockets import socket_folder
+from batchgen.stopsignals import signals_put_off
 
 _SOCKET_BYTES = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 
@@ -62,21 +62,31 @@ def connected(address: str | None, engines: int | None) -> Iterator[Cluster]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is not None:
         _check_answers(address, given)
+    leave = ray.shutdown
+    try:
+        _connect(address, given, engines)
+        yield Cluster(gpus_of_machines(), local=address is None)
+    except ClusterLost:
+        leave = _kill_processes
+        raise
+    finally:
+        # Ray's C++ takes away the handler of SIGTERM as it ends: for the second until it is set again, SIGTERM kills.
+        with signals_put_off():
+            leave()
+
+
+def _connect(address: str | None, given: str, engines: int | None) -> None:
+    """Connects to a cluster, or starts one; see `connected`."""
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
-        if address is None:
-            _keep_to_loopback()
-            _ensure_token()
-            with _ignoring_hangup():
-                ray.init(
-                    address="local",
-                    include_dashboard=False,
-                    num_cpus=max(usable_cores(), engines or 1),
-                    _temp_dir=_temp_dir(),
-                    **quiet,
-                )
-        else:
-            ray.init(address=address, **quiet)
+        with _signals_kept():
+            if address is None:
+                _keep_to_loopback()
+                _ensure_token()
+                cpus = max(usable_cores(), engines or 1)
+                ray.init(address="local", include_dashboard=False, num_cpus=cpus, _temp_dir=_temp_dir(), **quiet)
+            else:
+                ray.init(address=address, **quiet)
     except Exception as error:  # Ray raises any type here, and bare ones
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         if address is None:
@@ -87,14 +97,6 @@ def connected(address: str | None, engines: int | None) -> Iterator[Cluster]:
             f"{given}: cannot connect to Ray: {reason} (this machine has to be a node of that cluster; one that asks "
             "for a token needs RAY_AUTH_MODE=token here, and the token)"
         ) from error
-    leave = ray.shutdown
-    try:
-        yield Cluster(gpus_of_machines(), local=address is None)
-    except ClusterLost:
-        leave = _kill_processes
-        raise
-    finally:
-        leave()
 
 
 def _kill_processes() -> None:
@@ -131,7 +133,7 @@ async def ask(function: Callable[..., Any], *arguments: Any, seconds: float = 15
 
 def usable_cores() -> int:
     """Cores of this machine that this process may use, by its affinity and by its container's quota."""
-    return max(1, min(len(os.sched_getaffinity(0)), int(get_num_cpus(override_docker_cpu_warning=True))))
+    return max(1, min(len(os.sched_getaffinity(0)), int(utils.get_num_cpus(override_docker_cpu_warning=True))))
 
 
 def gpus_of_machines() -> tuple[int, ...]:
@@ -217,17 +219,18 @@ def _keep_to_loopback() -> None:
 
 
 @contextlib.contextmanager
-def _ignoring_hangup() -> Iterator[None]:
-    """Has the processes that are started meanwhile, and theirs, ignore SIGHUP.
+def _signals_kept() -> Iterator[None]:
+    """Keeps signals from Ray as it starts, which would set its own handler of SIGTERM, and from what it starts.
 
-    A terminal that is closed sends it to all of them. They end with the driver, which first commits what they hold.
+    A Ray that is interrupted as it connects aborts the process as that ends. A terminal that is closed sends SIGHUP to
+    all of its processes: Ray's and the engines' have it blocked, as has what starts them; they end with the driver,
+    which first commits what they hold.
     """
+    set_handler, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda handler: None
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
-        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    except ValueError:  # not in the main thread
-        yield
-        return
-    try:
-        yield
+        with signals_put_off():
+            yield
     finally:
-        signal.signal(signal.SIGHUP, before or signal.SIG_DFL)
+        utils.set_sigterm_handler = set_handler
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

@@ -225,10 +225,10 @@ with connected(None, 1):
             twice = "connected"
     except UserError as error:
         twice = str(error)
-    ignored = [int(re.search(r"SigIgn:\\s*(\\w+)", open(f"/proc/{pid}/status").read())[1], 16) for pid in reached]
+    blocked = [int(re.search(r"SigBlk:\\s*(\\w+)", open(f"/proc/{pid}/status").read())[1], 16) for pid in reached]
     print(json.dumps({
         "addresses": [s.laddr.ip for s in sockets],
-        "hung up": [bool(signals & 1 << signal.SIGHUP - 1) for signals in ignored],
+        "spared": [bool(signals & 1 << signal.SIGHUP - 1) for signals in blocked],
         "twice": twice,
         "here": signal.getsignal(signal.SIGHUP) == signal.SIG_DFL,
     }))
@@ -238,10 +238,34 @@ with connected(None, 1):
     found = json.loads(done.stdout)
     assert len(found["addresses"]) > 3
     assert set(found["addresses"]) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-    assert len(found["hung up"]) > 2
-    assert all(found["hung up"])
+    assert len(found["spared"]) > 2
+    assert all(found["spared"])
     assert found["here"], "the driver itself is told"
     assert "connected to Ray already" in found["twice"]
+
+
+def test_a_ray_that_is_told_to_stop_while_it_starts_is_started_and_ended():
+    code = """
+import os, psutil, signal, threading
+from batchgen.distributed.cluster import connected
+from batchgen.errors import Stopped
+from batchgen.stopsignals import stopped_by_signals
+started = []
+def tell():
+    while len(psutil.Process().children()) < 2:
+        pass
+    started.extend(psutil.Process().children(recursive=True))
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=tell, daemon=True).start()
+try:
+    with stopped_by_signals(), connected(None, 1):
+        print("connected")
+except Stopped as error:
+    left = psutil.wait_procs(started, timeout=60)[1]
+    print(error, len(started) > 1, left)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "told to stop (SIGTERM) True []\n"), done.stderr
 
 
 def test_what_cannot_be_submitted_is_refused(folder: Path):

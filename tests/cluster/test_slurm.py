@@ -109,7 +109,7 @@ def test_a_node_without_an_address_is_told(start, tmp_path: Path):
     assert "no IPv4 address of node1 is known there" in script.communicate()[1]
 
 
-@pytest.mark.parametrize(("code", "requeued"), [(75, True), (1, False), (2, False)])
+@pytest.mark.parametrize(("code", "requeued"), [(75, True), (143, True), (1, False), (2, False)])
 def test_a_run_that_can_go_on_is_queued_again_and_no_other(start, tmp_path: Path, code: int, requeued: bool):
     script = start(f"exit {code}")
     assert script.wait(60) == code

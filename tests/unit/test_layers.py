@@ -26,6 +26,7 @@ LAYERS = [
         "paths",
         "trees",
         "outage",
+        "stopsignals",
         "minhash",
     ],
     ["engines"],
