@@ -263,8 +263,7 @@ class Driver:
         now = time.monotonic()
         if any(at > now - _MOST * waited for other, at in self._committed_at.items() if other != engine):
             return True
-        sound = any(not self._waits(other) for other in self._moved if other != engine)
-        if not (waited and sound):
+        if all(self._waits(other) for other in self._moved if other != engine):
             return False
         self._handed_on = self._handed_on or now
         # Engines that began to wait before, likely beside the first one, tell nothing new.

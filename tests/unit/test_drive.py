@@ -361,8 +361,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("batchgen.drive.POLL_SECONDS", 0.1)
 
 
-def store_job(folder: Path, shards: int, outage_seconds: float) -> Job:
-    script = {"slots": 8, "latency": 0.05}
+def store_job(folder: Path, shards: int, outage_seconds: float, latency: float = 0.05) -> Job:
+    script = {"slots": 8, "latency": latency}
     return chaos_job(
         folder,
         source={"count": 8 * shards},
@@ -395,6 +395,33 @@ def test_so_it_is_where_the_others_had_nothing_to_do_meanwhile(tmp_path: Path, e
     answers = Counter(RecordingFleet.last.answers)
     assert answers[0, "done"] == len(plan.shards)
     assert {engine for engine, kind in answers if kind == "unavailable"} == set(range(1, engines))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_so_it_is_again_and_again_where_shards_take_longer_than_an_outage(tmp_path: Path):
+    manifests, plan, _ = drive(store_job(tmp_path / "run", 16, 0.2, latency=0.4), engines=2, fleets=CutOffFleet)
+    assert len(manifests) == len(plan.shards)
+    assert len({engine for engine, kind in RecordingFleet.last.answers if kind == "unavailable"}) > 1
+
+
+class GoneAfterwards(CutOffFleet):
+    """What the second machine does not reach goes away for the first one, too, a moment later."""
+
+    async def run(self, engine: int, work: Work) -> Answer:
+        answer = await super().run(engine, work)
+        attempts = Path(self._config.store) / "attempts"
+        if answer.kind == "done" and attempts.is_dir() and 1 in self._hosts and self._hosts[1].progress.waiting:
+            attempts.rename(attempts.parent / "kept")
+            attempts.write_text("in the way")
+        return answer
+
+
+@pytest.mark.usefixtures("impatient")
+def test_commits_at_the_beginning_of_an_outage_do_not_say_that_it_is_one_machine_s(tmp_path: Path):
+    # The second machine's failure ends the run: it is not set aside, for the first one's to do so.
+    with pytest.raises(Stopped, match=r"/stale/.*outage_seconds"):
+        drive(store_job(tmp_path / "run", 400, 2.0), engines=2, fleets=GoneAfterwards)
+    assert Counter(RecordingFleet.last.answers)[0, "done"] > 0
 
 
 class GoingAway(RecordingFleet):
