@@ -25,9 +25,12 @@ def send(*numbers: int) -> None:
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
     """Each test leaves the handlers as they were."""
+    # A shell has what it starts in the background ignore Ctrl-C.
+    interrupted = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     yield
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+    signal.signal(signal.SIGINT, interrupted)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
