@@ -49,7 +49,7 @@ def _message(item: Any, path: Path, legal_keys: LegalKeys) -> str:
     if item["type"] == "extra_forbidden":
         legal = legal_keys(path[:-1])
         near = difflib.get_close_matches(str(path[-1]), legal, n=1)
-        return f"unknown key{f'; did you mean {near[0]!r}?' if near else ''} Legal keys: {', '.join(legal)}"
+        return f"unknown key{f'; did you mean {near[0]!r}? Legal' if near else '; legal'} keys: {', '.join(legal)}"
     if item["type"] == "missing":
         return "missing"
     message = str(item["msg"])

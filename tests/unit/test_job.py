@@ -65,6 +65,7 @@ def test_a_job_cannot_be_changed(tmp_path: Path):
     ("old", "new", "message"),
     [
         ("seed: 42", "sede: 42", "/job.yaml:2: sede: unknown key; did you mean 'seed'? Legal keys: name, seed"),
+        ("seed: 42", "zzz: 42", "/job.yaml:2: zzz: unknown key; legal keys: name, seed"),
         ("count: 10000", "count: ten", '/job.yaml:3: source.count: input should be a valid integer, got "ten"'),
         ("count: 10000", "count: 0", "/job.yaml:3: source.count: input should be greater than or equal to 1, got 0"),
         ("{count: 10000}", "{}", "/job.yaml:3: source: give exactly one of count, rows, path, dataset; there is none"),
