@@ -245,7 +245,7 @@ class Driver:
             self._events.put_nowait(lambda: tell(engine, shard.index))
             return
         self._note(f"shard {shard.name} on engine {engine}: {answer.error}")
-        only_here = self._only_here(engine, answer.waited)
+        only_here = answer.kind == "unavailable" and self._only_here(engine, answer.waited)
         react = {
             "engine_dead": lambda: self._scheduler.engine_lost(engine, answer.error),
             "machine_dead": lambda: self._scheduler.engine_lost(engine, answer.error, machine=True),

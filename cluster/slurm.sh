@@ -52,6 +52,6 @@ trap 'kill -TERM "$driver"' TERM
 code=0
 wait "$driver" || code=$?
 while kill -0 "$driver" 2>/dev/null; do code=0; wait "$driver" || code=$?; done
-# 143: it was told before it listened, or in the second after its Ray has ended.
+# 143: it was told before it listened, or in the second in which its Ray ends.
 if [ "$code" -eq 75 ] || [ "$code" -eq 143 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"

@@ -404,6 +404,26 @@ def test_so_it_is_again_and_again_where_shards_take_longer_than_an_outage(tmp_pa
     assert len({engine for engine, kind in RecordingFleet.last.answers if kind == "unavailable"}) > 1
 
 
+class FailedBefore(CutOffFleet):
+    """The machine that works fails at a shard before the other one's outage, and takes its time for all others."""
+
+    async def run(self, engine: int, work: Work) -> Answer:
+        if engine:
+            return await super().run(engine, work)
+        if not any(kind == "failed" for _, kind in self.answers):
+            self.answers.append((engine, "failed"))
+            return Answer("failed", error="OSError in somewhere:1")
+        await asyncio.sleep(3)
+        return await super().run(engine, work)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_failure_of_another_kind_is_no_try_to_take_over(tmp_path: Path):
+    manifests, plan, _ = drive(store_job(tmp_path / "run", 4, 0.5), engines=2, fleets=FailedBefore)
+    assert len(manifests) == len(plan.shards)
+    assert (1, "unavailable") in RecordingFleet.last.answers
+
+
 class GoneAfterwards(CutOffFleet):
     """What the second machine does not reach goes away for the first one, too, a moment later."""
 
