@@ -156,8 +156,8 @@ def test_a_machine_on_which_no_engine_starts_ends_no_run_in_which_others_work(tm
     job = chaos_job(tmp_path, source={"count": 200}, shard_rows=8, model={"path": "chaos", "engine": {"latency": 0.01}})
     manifests, plan, statuses = drive(job, engines=2, fleets=HalfBrokenFleet)
     assert len(manifests) == len(plan.shards) == 25
-    # Three times in a row, and once more for every four shards that the other has done.
-    assert 6 <= HalfBrokenFleet.tries <= 9
+    # Three times in a row, and at most once more for every four shards that the other has done: some end together.
+    assert 3 < HalfBrokenFleet.tries <= 9
     assert max(status.engines_ready for status in statuses) == 1
     ledger.record("machine where no engine starts, beside one that works", HalfBrokenFleet.tries, tmp_path, 200)
 
