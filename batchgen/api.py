@@ -22,7 +22,7 @@ from batchgen.job import Job, Model, OwnTasks, Step
 from batchgen.merge.rows import chat_columns
 from batchgen.merge.version import Version, merge_run
 from batchgen.outage import outlast_store
-from batchgen.paths import expanded
+from batchgen.paths import expanded, resolved
 from batchgen.plan import ModelVersion, Plan, make_plan, settle_plan
 from batchgen.progress import Progress
 from batchgen.publish import check_target, publish_folder, publish_store
@@ -211,7 +211,7 @@ def check_output(output: str) -> None:
     if is_remote(output):
         return  # `probe` asks the store itself
     try:
-        folder = expanded(output).resolve()
+        folder = resolved(output)
         # Nothing is made and removed again under a name that another driver of this run may be using.
         there = next(path for path in (folder, *folder.parents) if path.exists())
         with tempfile.TemporaryFile(dir=there):
@@ -271,7 +271,7 @@ def _generate(
 ) -> None:
     missing = [shard for shard in plan.shards if shard.index not in manifests]
     driver = Driver(
-        Scheduler(missing, engines, max_engine_deaths=job.max_engine_deaths),
+        Scheduler(missing, engines, max_engine_deaths=job.max_engine_deaths, resumed=bool(manifests)),
         fleet,
         seeds,
         shards=len(plan.shards),

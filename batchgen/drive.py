@@ -192,8 +192,7 @@ class Driver:
         try:
             await self._place(engine)
             self._events.put_nowait(lambda: self._scheduler.engine_placed(engine))
-            async with asyncio.timeout(self._start_seconds):
-                slots = await self._fleet.start(engine)
+            slots = await self._bring_up(engine)
         except TimeoutError:
             message = f"it was not up after {self._start_seconds:.0f} s: taken for hung (start_seconds)"
             self._note(f"engine {engine} did not start: {message}")
@@ -205,9 +204,9 @@ class Driver:
             self._events.put_nowait(lambda: self._scheduler.engine_lost(engine, message, machine=True))
             return
         except EngineError as error:
-            message, final = str(error), getattr(error, "final", False)
+            message, final, outage = str(error), getattr(error, "final", False), getattr(error, "outage", False)
             self._note(f"engine {engine} did not start: {message.partition(chr(10))[0]}")
-            self._events.put_nowait(lambda: self._scheduler.engine_start_failed(engine, message, final))
+            self._events.put_nowait(lambda: self._scheduler.engine_start_failed(engine, message, final, outage))
             return
         self._moved[engine] = time.monotonic()
         self._events.put_nowait(lambda: self._scheduler.engine_ready(engine, slots))
@@ -219,6 +218,24 @@ class Driver:
         if not done:
             self._note(f"engine {engine} waits for room in the cluster: others hold its GPUs or CPUs")
         await place
+
+    async def _bring_up(self, engine: int) -> int:
+        """Starts an engine that has its place; raises as the fleet's `start`, or `TimeoutError`."""
+        async with asyncio.timeout(self._start_seconds) as limit:
+            listening = asyncio.create_task(self._listen(engine, limit))
+            try:
+                return await self._fleet.start(engine)
+            finally:
+                listening.cancel()
+
+    async def _listen(self, engine: int, limit: asyncio.Timeout) -> None:
+        """Tells what an engine waits for as it starts; one that waits does not hang."""
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            progress = await self._fleet.progress(engine)
+            if progress is not None and progress.waiting:
+                self._tell(engine, progress.waiting)
+                limit.reschedule(asyncio.get_running_loop().time() + self._start_seconds)
 
     async def _dispatch(self, action: Dispatch) -> None:
         engine, shard = action.engine, action.shard

@@ -77,11 +77,13 @@ class EngineStartError(EngineError):
 
     Args:
         final: whether what it was told is wrong, so that another start would fail as well.
+        outage: whether something elsewhere that it needs was waited for in vain.
     """
 
-    def __init__(self, message: str, final: bool = False) -> None:
+    def __init__(self, message: str, final: bool = False, outage: bool = False) -> None:
         super().__init__(message)
         self.final = final
+        self.outage = outage
 
 
 class EngineDead(EngineError):

@@ -26,7 +26,8 @@ class EngineHost:
 
     def __init__(self, config: HostConfig) -> None:
         self._config = config
-        self._outages: list[Outage] = []
+        self._store_outage = Outage(config.job.outage_seconds)
+        self._outages = [self._store_outage]
         self._engine = self._build(None)
         named = {step.model for step in config.job.steps if step.model is not None}
         self._others = {name: self._build(name) for name in sorted(named)}
@@ -43,7 +44,7 @@ class EngineHost:
         """Loads the models; returns how many requests the job's engine works on at once."""
         config = self._config
         store = open_store(config.store)
-        await _check_shared(store, config.plan)
+        await _check_shared(store, config.plan, self._store_outage)
         # Servers first: where one does not answer, no model has been loaded for nothing.
         for engine in (*self._others.values(), self._engine):
             await engine.start()
@@ -82,10 +83,11 @@ class EngineHost:
     @property
     def progress(self) -> Progress:
         """What the worker has done since it started."""
-        if self._worker is None:
-            return Progress()
-        reasons = (self._worker.waiting, *(outage.reason for outage in self._outages))
-        return replace(self._worker.progress, waiting=next(filter(None, reasons), ""))
+        reasons = [outage.reason for outage in self._outages]
+        if self._worker is not None:
+            reasons.insert(0, self._worker.waiting)
+        done = self._worker.progress if self._worker is not None else Progress()
+        return replace(done, waiting=next(filter(None, reasons), ""))
 
     async def stop(self) -> None:
         """Ends the engines."""
@@ -93,16 +95,23 @@ class EngineHost:
             await engine.stop()
 
 
-async def _check_shared(store: ObjectStore, plan: Plan) -> None:
+async def _check_shared(store: ObjectStore, plan: Plan, outage: Outage) -> None:
     """Refuses to work where the run's folder is another than the driver's: what is committed there nobody would find.
 
     Raises:
-        EngineStartError: says so.
+        EngineStartError: says so, or that the store was out of reach for as long as that is waited for.
     """
+
+    async def read() -> bytes | None:
+        return await asyncio.to_thread(store.read, PLAN_KEY)
+
     until = time.monotonic() + _VISIBLE_SECONDS
-    # NFS shows a new file to other machines up to a minute late.
-    while (data := await asyncio.to_thread(store.read, PLAN_KEY)) is None and time.monotonic() < until:
-        await asyncio.sleep(1)
+    try:
+        # NFS shows a new file to other machines up to a minute late.
+        while (data := await outage.outlast(read)) is None and time.monotonic() < until:
+            await asyncio.sleep(1)
+    except StoreError as error:
+        raise EngineStartError(str(error), outage=True) from None
     if data is None or Plan.parse(data).fingerprint != plan.fingerprint:
         found = "holds another run" if data is not None else "is not there"
         raise EngineStartError(
@@ -139,11 +148,9 @@ class LocalFleet:
 
     async def start(self, engine: int) -> int:
         """Starts an engine and returns its slots."""
-        host = EngineHost(self._config)
-        slots = await host.start()
-        self._hosts[engine] = host
+        self._hosts[engine] = host = EngineHost(self._config)
         self._running[engine] = set()
-        return slots
+        return await host.start()
 
     async def run(self, engine: int, work: Work) -> Answer:
         """Runs a shard, or a probe of it, on an engine."""

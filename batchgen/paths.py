@@ -22,6 +22,18 @@ def expanded(path: str | Path) -> Path:
         raise UserError(f"{str(path)!r}: {str(path).partition('/')[0]} has no home directory here") from error
 
 
+def resolved(path: str | Path) -> Path:
+    """The absolute path that a path comes to, links followed.
+
+    Raises:
+        UserError: it comes to none.
+    """
+    try:
+        return expanded(path).resolve()
+    except RuntimeError as error:  # Python's name for it, until 3.13
+        raise UserError(f"{path}: a symbolic link that leads to itself") from error
+
+
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
     """A folder of this machine, for as long as the context lasts, for files on their way to a store.

@@ -16,7 +16,7 @@ from batchgen.card import render_configs
 from batchgen.errors import StoreError, UserError
 from batchgen.faultpoints import reach
 from batchgen.merge.version import CARD, Version, copy_file, read_file
-from batchgen.paths import expanded
+from batchgen.paths import resolved
 from batchgen.store.base import ObjectStore
 from batchgen.store.local import flush
 
@@ -99,7 +99,7 @@ def _replacing(folder: str | Path) -> Iterator[tuple[Path, Path]]:
 
 def leftovers(folder: str | Path) -> list[Path]:
     """What publishers of a folder that were killed left beside it; a day old, so that none of them is at work."""
-    target = expanded(folder).resolve()
+    target = resolved(folder)
     ours = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{32}}(\.old)?")
     since = time.time() - _DAY
     beside = target.parent.iterdir() if target.parent.is_dir() else ()
@@ -121,7 +121,7 @@ def check_target(folder: str | Path) -> Path:
     Raises:
         UserError: it holds something that is no dataset.
     """
-    target = expanded(folder).resolve()
+    target = resolved(folder)
     if not _replaceable(target):
         raise UserError(f"{folder}: exists and is no published dataset; it is left as it is")
     return target

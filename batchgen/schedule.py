@@ -30,6 +30,7 @@ class Scheduler:
         max_start_failures: failed engine starts in a row, over all engines, until the run fails or, where others are
             up, a place is left empty for a while.
         max_engine_deaths: engines that die or hang until the run fails.
+        resumed: whether shards of the run were done before.
     """
 
     def __init__(
@@ -39,11 +40,12 @@ class Scheduler:
         max_attempts: int = 4,
         max_start_failures: int = 3,
         max_engine_deaths: int = 100,
+        resumed: bool = False,
     ) -> None:
         self._pending = deque(shards)
         self._wanted = engines
         self._max_attempts = max_attempts
-        self._starts = Starts(max_start_failures)
+        self._starts = Starts(max_start_failures, resumed)
         self._max_engine_deaths = max_engine_deaths
         self._engines: dict[int, EngineState] = {}
         self._failures = Counter[int]()
@@ -88,17 +90,18 @@ class Scheduler:
         self._engines[engine] = EngineState(slots=slots, placed=True, ready=True)
         return self._fill()
 
-    def engine_start_failed(self, engine: int, error: str, final: bool = False) -> list[Action]:
+    def engine_start_failed(self, engine: int, error: str, final: bool = False, outage: bool = False) -> list[Action]:
         """An engine did not come up.
 
         Args:
             final: another start would fail as well.
+            outage: what it needs elsewhere was waited for in vain.
         """
         if self.finished or engine not in self._engines:
             return []
         del self._engines[engine]
         kill: list[Action] = [KillEngine(engine)]
-        if (end := self._starts.failed(error, final, others=self._coming)) is not None:
+        if (end := self._starts.failed(error, self._coming, final, outage)) is not None:
             return kill + self._finish(end)
         return kill + self._top_up()
 

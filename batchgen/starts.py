@@ -7,7 +7,7 @@ have done some more of the work.
 
 from __future__ import annotations
 
-from batchgen.errors import EngineStartError
+from batchgen.errors import EngineStartError, Stopped
 
 # Shards that each other engine does before an empty place is tried again.
 _REST_SHARDS = 4
@@ -18,10 +18,12 @@ class Starts:
 
     Args:
         most: failed starts in a row, or failed trials in a row, over all engines, after which none is replaced.
+        resumed: whether engines of the run did some of the work before.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, resumed: bool = False) -> None:
         self._most = most
+        self._resumed = resumed
         self._in_a_row = 0
         self._failed_trials = 0
         self._came_up = False
@@ -38,15 +40,21 @@ class Starts:
         self._in_a_row = 0
         self._came_up = True
 
-    def failed(self, error: str, final: bool, others: int) -> EngineStartError | None:
+    def failed(
+        self, error: str, others: int, final: bool = False, outage: bool = False
+    ) -> EngineStartError | Stopped | None:
         """An engine did not come up; returns what ends the run, where that does.
 
         Args:
-            final: another start would fail as well. Where one has come up before, it is given the benefit of the doubt.
             others: engines that are up, or coming up.
+            final: another start would fail as well. Where one has come up before, it is given the benefit of the doubt.
+            outage: what it needs elsewhere was waited for in vain, which is no reason to wait for it again at once.
+                What never was in reach may not exist: then the run has failed, and is not only stopped.
         """
         self._in_a_row += 1
-        at_once = final and not self._came_up
+        if outage and not others and (self._came_up or self._resumed):
+            return Stopped(error)
+        at_once = outage or (final and not self._came_up)
         tries = "" if at_once else f"engines failed to start {self._in_a_row} times in a row; the last time: "
         return self._given_up(tries + error, others) if at_once or self._in_a_row >= self._most else None
 

@@ -87,7 +87,7 @@ class _Actor:
             return slots
         except Exception as error:
             message = f"{self._where}{str(error) or type(error).__name__}"
-            return EngineStartError(message, getattr(error, "final", False))
+            return EngineStartError(message, getattr(error, "final", False), getattr(error, "outage", False))
 
     async def run(self, key: str, work: Work) -> Answer:
         answer: Answer = await self._once(key, lambda: self._host.run(work))

@@ -146,7 +146,7 @@ class Engine(Protocol):
         """How many requests the engine works on at once."""
 
     async def start(self) -> None:
-        """Loads the model; raises `EngineStartError`."""
+        """Loads the model; raises `EngineStartError`, or `EngineUnavailable` where it is on a server elsewhere."""
 
     async def generate(self, request: Request) -> Completion:
         """Completes one prompt."""

@@ -16,9 +16,11 @@ from batchgen.errors import EngineStartError, EngineUnavailable, RowRejected
 # Parameters of OpenAI's own API; vLLM's others travel in the request's body, which vLLM's server reads.
 _STANDARD = ("frequency_penalty", "max_tokens", "presence_penalty", "stop", "temperature", "top_p")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,39}")
-# Statuses that one request, and not the server or the key, is to blame for; and those that stay until somebody acts.
+# Statuses that one request, and not the server or the key, is to blame for; those that stay until somebody acts; and
+# those below 500 that pass.
 _ROW_STATUSES = (400, 413, 422)
 _LASTING_STATUSES = (401, 403, 404)
+_PASSING_STATUSES = (408, 409, 429)
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,12 @@ class OpenAIEngine:
         self._client: Any = None
 
     async def start(self) -> None:
-        """Asks the server for its models; raises `EngineStartError` where it has none of that name."""
+        """Asks the server, once, for its models.
+
+        Raises:
+            EngineStartError: it has none of that name, or does not let us in.
+            EngineUnavailable: it does not answer, at least not now.
+        """
         import openai
 
         options = self.options
@@ -71,11 +78,14 @@ class OpenAIEngine:
             base_url=options.base_url, api_key=key, max_retries=options.max_retries, timeout=options.timeout
         )
         try:
-            models = [model.id async for model in await self._client.models.list()]
+            models = [model.id async for model in await self._client.with_options(max_retries=0).models.list()]
         except openai.NotFoundError:
             return  # a gateway without a list of models; the first request will tell
         except openai.OpenAIError as error:
-            raise EngineStartError(self._told(error)) from None
+            status = getattr(error, "status_code", None)
+            if status is None or status in _PASSING_STATUSES or status >= 500:
+                raise EngineUnavailable(self._told(error)) from None
+            raise EngineStartError(self._told(error), final=True) from None
         if self.model_name not in models:
             served = ", ".join(models[:10])
             message = f"{options.base_url} serves no model {self.model_name!r}; it serves: {served}"

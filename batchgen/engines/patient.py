@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from batchgen.engines.base import ChatFormat, Completion, Engine, Request
-from batchgen.errors import EngineUnavailable, RowRejected
+from batchgen.errors import EngineStartError, EngineUnavailable, RowRejected
 from batchgen.outage import Outage
 
 # Failures at a request, each with answers to others since the one before; each is several tries of the client library.
@@ -37,8 +37,11 @@ class PatientEngine:
         return self._engine.slots
 
     async def start(self) -> None:
-        """Starts the engine; where its server does not answer yet, whoever starts it decides."""
-        await self._engine.start()
+        """Starts the engine, once its server answers."""
+        try:
+            await self._outage.outlast(self._engine.start)
+        except EngineUnavailable as error:
+            raise EngineStartError(str(error), outage=True) from None
 
     async def generate(self, request: Request) -> Completion:
         """Completes one prompt; rejects its row where the server fails at it, and meanwhile answers others."""

@@ -17,14 +17,18 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from batchgen.errors import StoreError
-from batchgen.paths import expanded
+from batchgen.paths import resolved
 
 
 class LocalStore:
-    """An `ObjectStore` in a folder, which is made when something is first written."""
+    """An `ObjectStore` in a folder, which is made when something is first written.
+
+    Raises:
+        UserError: the folder's name leads nowhere.
+    """
 
     def __init__(self, folder: str | Path) -> None:
-        self.root = expanded(folder).resolve()
+        self.root = resolved(folder)
 
     @property
     def location(self) -> str:

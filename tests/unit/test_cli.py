@@ -157,6 +157,12 @@ def test_a_user_that_there_is_not_has_no_home(folder: Path, capsys):
         assert message in refused(capsys, "plan", "job.yaml", "--set", f"{field}=~nobody-of-that-name/x")
 
 
+def test_a_link_that_leads_to_itself_is_no_folder(folder: Path, capsys):
+    (folder / "loop").symlink_to(folder / "loop")
+    for command in (("plan", "job.yaml", "--output", "loop"), ("status", "loop"), ("publish", "loop", "--to", "x")):
+        assert "loop: a symbolic link that leads to itself" in refused(capsys, *command)
+
+
 @pytest.mark.parametrize("command", ["status", "merge", "publish"])
 def test_a_folder_that_is_no_run_is_refused(folder: Path, capsys, command: str):
     message = refused(capsys, command, str(folder), *(["--to", "x"] if command == "publish" else []))

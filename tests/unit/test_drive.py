@@ -581,6 +581,39 @@ def test_an_engine_waits_until_it_sees_the_run(tmp_path: Path):
     assert asyncio.run(start()) == 16
 
 
+def test_an_engine_that_starts_waits_for_a_store_that_is_out_of_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("batchgen.outage._PAUSES", (0.1,))
+    monkeypatch.setattr("batchgen.drive.POLL_SECONDS", 0.05)
+    job = chaos_job(tmp_path / "run")
+    _, _, store = planned(job)
+    way, kept = Path(store.path(PLAN_KEY)), tmp_path / "kept"
+
+    def close() -> None:
+        way.rename(kept)
+        way.mkdir()
+
+    class Closed(LocalFleet):
+        async def place(self, engine: int) -> None:
+            close()
+
+        async def progress(self, engine: int) -> Progress | None:
+            progress = await super().progress(engine)
+            if progress is not None and progress.waiting and kept.exists() and self._config.job.outage_seconds > 1:
+                way.rmdir()
+                kept.rename(way)
+            return progress
+
+    manifests, plan, statuses = drive(job, fleets=Closed)
+    assert len(manifests) == len(plan.shards)
+    notes = [note for status in statuses for note in status.notes]
+    assert [note.partition(": cannot read ")[0] for note in notes] == ["engine 0 waits"]
+    ledger.record("store away as an engine starts", 1, tmp_path / "run", 40)
+    with pytest.raises(EngineStartError, match=r"^cannot read .* so it has been for 0\.3 s \(outage_seconds\)"):
+        drive(chaos_job(tmp_path / "run", outage_seconds=0.3), fleets=Closed)
+
+
 def test_a_defect_of_a_fleet_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     async def broken(*_: object) -> None:
         raise LookupError("a defect")

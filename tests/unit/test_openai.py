@@ -27,12 +27,13 @@ class _Http(ThreadingHTTPServer):
 
 
 class Server:
-    """An OpenAI-compatible server: `statuses` are given to the next requests (0: no answer), then 200; `unknown` is a
-    parameter that it refuses, `loose` whether it refuses schemas that are to be followed to the letter, and `poison` a
-    text at which it fails."""
+    """An OpenAI-compatible server: `statuses` are given to the next requests (0: no answer), then 200, and `listing` to
+    those for its models; `unknown` is a parameter that it refuses, `loose` whether it refuses schemas that are to be
+    followed to the letter, and `poison` a text at which it fails."""
 
     def __init__(self) -> None:
         self.statuses: list[int] = []
+        self.listing: list[int] = []
         self.unknown: str | None = None
         self.loose = False
         self.poison: str | None = None
@@ -52,7 +53,8 @@ class Server:
             def log_message(self, *_: Any) -> None: ...
 
             def do_GET(self) -> None:
-                self.send(200, {"object": "list", "data": [{"id": "judge", "object": "model"}]})
+                status = server.listing.pop(0) if server.listing else 200
+                self.send(status, {"object": "list", "data": [{"id": "judge", "object": "model"}]})
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -254,8 +256,57 @@ def test_a_server_that_is_not_there_is_named():
     engine = OpenAIEngine(
         EngineSpec("judge", backend="openai", arguments={"base_url": "http://127.0.0.1:9/v1", "max_retries": 0})
     )
-    with pytest.raises(EngineStartError, match=r"127\.0\.0\.1:9/v1 cannot be reached"):
+    with pytest.raises(EngineUnavailable, match=r"127\.0\.0\.1:9/v1 cannot be reached"):
         asyncio.run(engine.start())
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_key_that_is_refused_at_the_start_is_not_tried_again(server: Server, tmp_path: Path, status: int):
+    server.listing = [status] * 100
+    with pytest.raises(EngineStartError, match=f"^{server.url} answers {status}; is OPENAI_API_KEY set and right"):
+        run(judged(server, tmp_path), in_process=True)
+    assert len(server.listing) == 99
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is out of reach is looked at often, and so are engines."""
+    monkeypatch.setattr("batchgen.outage._PAUSES", (0.1,))
+    monkeypatch.setattr("batchgen.drive.POLL_SECONDS", 0.05)
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_comes_up_after_the_run_is_waited_for(server: Server, tmp_path: Path, status: int):
+    server.listing = [status] * 20
+    notes: list[str] = []
+    # It waits for longer than an engine's start may take.
+    job = judged(server, tmp_path, start_seconds=1)
+    result = run(job, in_process=True, watch=lambda status: notes.extend(status.notes))
+    assert (result.progress.ok, server.listing) == (20, [])
+    assert notes == [f"engine 0 waits: {server.url} answers {status}"]
+    ledger.record("model server up after the run", 1, tmp_path / "run", 20)
+
+
+@pytest.mark.usefixtures("often")
+def test_a_server_that_never_comes_up_fails_the_run_after_one_wait(server: Server, tmp_path: Path):
+    server.listing = [503] * 1000
+    waits = r" answers 503; so it has been for 1 s \(outage_seconds\)$"
+    with pytest.raises(EngineStartError, match=f"^{server.url}{waits}"):
+        run(judged(server, tmp_path, outage_seconds=1), in_process=True)
+    assert len(server.listing) > 980
+
+
+@pytest.mark.usefixtures("often")
+def test_a_server_that_has_been_there_stops_the_run_resumable(server: Server, tmp_path: Path):
+    server.statuses = [200] * 10 + [401] * 1000
+    with pytest.raises(Stopped, match="401"):
+        run(judged(server, tmp_path, shard_rows=4), in_process=True)
+    server.listing, server.statuses = [503] * 1000, []
+    with pytest.raises(Stopped, match=r"answers 503; so it has been for 1 s"):
+        run(judged(server, tmp_path, shard_rows=4, outage_seconds=1), in_process=True)
+    server.listing = []
+    assert run(judged(server, tmp_path, shard_rows=4), in_process=True).progress.ok == 20
 
 
 def judged(server: Server, tmp_path: Path, **changes: Any) -> Job:

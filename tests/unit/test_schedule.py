@@ -346,6 +346,36 @@ def test_where_an_engine_came_up_another_is_given_the_benefit_of_the_doubt():
     assert scheduler.engine_start_failed(1, "x", final=True) == [KillEngine(1), StartEngine(2)]
 
 
+def test_an_outage_at_the_start_is_waited_for_once_and_a_failure_where_nothing_was_ever_in_reach():
+    scheduler = Scheduler(shards(3), 2)
+    scheduler.start()
+    scheduler.engine_placed(1)
+    assert scheduler.engine_start_failed(0, "no answer", outage=True) == [KillEngine(0)]
+    assert start_error(scheduler.engine_start_failed(1, "no answer", outage=True)) == "no answer"
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_an_outage_at_the_start_stops_a_run_that_got_on_before(before: bool):
+    scheduler = Scheduler(shards(3), 1, resumed=before)
+    scheduler.start()
+    if not before:
+        scheduler.engine_ready(0, 1)
+        scheduler.engine_lost(0, "y")
+    error = finish(scheduler.engine_start_failed(0 if before else 1, "no answer", outage=True)).error
+    assert isinstance(error, Stopped)
+    assert str(error) == "no answer"
+
+
+def test_an_outage_at_the_start_of_one_engine_leaves_its_place_empty_where_others_work():
+    scheduler = Scheduler(shards(40), 2)
+    scheduler.start()
+    scheduler.engine_ready(0, 1)
+    assert scheduler.engine_start_failed(1, "no answer", outage=True) == [KillEngine(1)]
+    for index in range(3):
+        scheduler.shard_done(0, index)
+    assert scheduler.shard_done(0, 3)[0] == StartEngine(2)
+
+
 def test_a_start_that_succeeds_resets_the_count():
     scheduler = Scheduler(shards(9), 1, max_start_failures=2, max_attempts=9)
     scheduler.start()
