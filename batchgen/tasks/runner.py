@@ -75,7 +75,12 @@ class TaskRunner:
             if any(is_required(kind) and finished.get(name) is None for name, kind in self._outputs.items()):
                 raise RowRejected("invalid_output")
             added = {name: fitted(finished.get(name), kind) for name, kind in self._outputs.items()}
-        except (RowRejected, EngineError, Stopped, asyncio.CancelledError):
+        except RowRejected as rejection:
+            if rejection.reason == "invalid_output" and log.finish_reason == "length":
+                # Half a JSON object tells nothing of the model: `max_tokens` is what is to be looked at.
+                raise RowRejected("truncated_output") from None
+            raise
+        except (EngineError, Stopped, asyncio.CancelledError):
             raise
         except Exception as error:
             # Texts of exceptions may quote prompts; a reason never does.

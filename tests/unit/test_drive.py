@@ -581,9 +581,7 @@ def test_an_engine_waits_until_it_sees_the_run(tmp_path: Path):
     assert asyncio.run(start()) == 16
 
 
-def test_an_engine_that_starts_waits_for_a_store_that_is_out_of_reach(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_engine_that_starts_waits_for_a_store_that_is_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("batchgen.outage._PAUSES", (0.1,))
     monkeypatch.setattr("batchgen.drive.POLL_SECONDS", 0.05)
     job = chaos_job(tmp_path / "run")

@@ -214,6 +214,14 @@ def test_scores_survive_blank_lines_and_a_missing_one_rejects_the_row():
         run_task("quality_scorer", row, ScriptedEngine(["[1] score: 2"]))
 
 
+def test_an_output_that_was_cut_off_says_so():
+    row = {"instruction": "Add.", "responses": ["a", "b"]}
+    with pytest.raises(RowRejected, match=r"^truncated_output$"):
+        run_task("quality_scorer", row, ScriptedEngine(["[1] score: 2\n[2] sc"], finish_reason="length"))
+    cut = ScriptedEngine(["[1] score: 2\n[2] score: 3\n[3"], finish_reason="length")
+    assert run_task("quality_scorer", row, cut) == {"scores": [2.0, 3.0]}, "what was asked for is there"
+
+
 @pytest.mark.parametrize(
     "answer", ["Rating: 3\nRationale: Good.", "Rating: ?\nRationale: a\n\nRating: 1\nRationale: b"]
 )
