@@ -182,7 +182,10 @@ def _publish(job: Job, store: ObjectStore, plan: Plan) -> Result:
     progress = progress_of(committed(store, plan))
     if progress.ok == 0:
         reasons = ", ".join(f"{reason} {count}" for reason, count in progress.reasons.items())
-        raise BatchgenError(f"all {plan.rows} rows were rejected ({reasons}); there is nothing to publish")
+        raise BatchgenError(
+            f"all {plan.rows} rows were rejected ({reasons}); there is nothing to publish. "
+            f"To look at them: batchgen rejected {job.output}"
+        )
     version = merge_run(store, plan, job)
     if is_remote(job.output):
         return Result(job.output, progress, version, publish_store(store, version))

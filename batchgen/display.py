@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, TextIO, cast
@@ -216,11 +217,26 @@ def sample_rows(store: ObjectStore, version: Version, rows: int = 3) -> list[str
         return []
     lines = []
     for conversation in batch["messages"].to_pylist():
-        for message in conversation:
-            text = _printable(message["content"] or "")
-            lines.append(f"  {message['role']:>9}: {text if len(text) <= 200 else text[:200] + ' ...'}")
+        lines += [f"  {message['role']:>9}: {_shortened(message['content'] or '', 200)}" for message in conversation]
         lines.append("")
     return lines
+
+
+def describe_rejected(row: Mapping[str, Any]) -> list[str]:
+    """A rejected row: where it stands, then a line for each column that it reached, and for the last completion."""
+    from batchgen.rows import META_NAMES
+
+    branch = f", branch {row['branch']}" if row["branch"] else ""
+    columns = {name: value for name, value in row.items() if name not in META_NAMES}
+    said = {"the last completion": row["failed_completion"]} if "failed_completion" in row else {}
+    return [f"row {row['row_index']}{branch}: {row['reason']}"] + [
+        f"  {_printable(name)}: {_shortened(value)}" for name, value in (columns | said).items()
+    ]
+
+
+def _shortened(value: Any, length: int = 300) -> str:
+    text = _printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+    return text if len(text) <= length else text[:length] + " ..."
 
 
 def _printable(text: str) -> str:

@@ -42,6 +42,7 @@ class _Branch:
     finish_reason: str | None = None
     notes: tuple[str, ...] = ()
     reason: str | None = None
+    last: str | None = None
 
     def after(self, generation: _Generation) -> _Branch:
         """The branch with what a step made of it."""
@@ -57,6 +58,7 @@ class _Branch:
             else log.finish_reason or self.finish_reason,
             notes=(*self.notes, *log.notes),
             reason=generation.reason,
+            last=self.last if log.last is None else log.last,
         )
 
     def split(self, number: int) -> list[_Branch]:
@@ -254,6 +256,7 @@ class Worker:
             input_tokens=branch.input_tokens,
             output_tokens=branch.output_tokens,
             notes=branch.notes,
+            failed_completion=None if branch.reason is None else _storable(branch.last),
         )
 
 
@@ -268,6 +271,7 @@ def _grouped(generations: Sequence[_Generation]) -> _Generation:
         if log.finish_reason != "length":
             log.finish_reason = generation.log.finish_reason
     if not good:
+        log.last = generations[0].log.last
         return _Generation(log, {}, generations[0].reason)
     log.notes += [f"generation_failed:{each.reason}" for each in generations if each.reason is not None]
     return _Generation(log, {name: [each.added[name] for each in good] for name in good[0].added}, None)
@@ -279,6 +283,11 @@ def _check_text(added: Mapping[str, Any]) -> None:
         json.dumps(added, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
         raise RowRejected("invalid_text") from None
+
+
+def _storable(text: str | None) -> str | None:
+    """A text as a file can hold it."""
+    return text and text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _explode(branch: _Branch, column: str, new: str) -> list[_Branch]:

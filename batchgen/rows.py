@@ -26,6 +26,7 @@ META_FIELDS = (
     pa.field("input_tokens", pa.int64(), nullable=False),
     pa.field("output_tokens", pa.int64(), nullable=False),
     pa.field("notes", pa.list_(pa.string()), nullable=False),
+    pa.field("failed_completion", pa.string()),
 )
 META_NAMES = frozenset(field.name for field in META_FIELDS)
 
@@ -121,6 +122,8 @@ class ResultRow:
         branch: where the row stands among those of its seed row: "" where there is one, else the index in every
             exploded list and of every generation, joined by dots.
         notes: what happened on the way that did not reject the row, a short code each.
+        failed_completion: of a rejected row, the last completion before it was, as the model wrote it; None where there
+            was none.
     """
 
     seed: SeedRow
@@ -133,6 +136,7 @@ class ResultRow:
     input_tokens: int
     output_tokens: int
     notes: Sequence[str] = ()
+    failed_completion: str | None = None
 
     def record(self) -> dict[str, Any]:
         """The row as a flat record of the shard's schema; columns that it never reached are absent."""
@@ -148,6 +152,7 @@ class ResultRow:
             "input_tokens": self.input_tokens,
             "output_tokens": self.output_tokens,
             "notes": list(self.notes),
+            "failed_completion": self.failed_completion,
         }
 
 

@@ -24,7 +24,7 @@ Indices = npt.NDArray[np.int64]
 # The column that says how many rows a kept one stands for.
 CLUSTER_SIZE = "cluster_size"
 # Columns of a shard that say nothing about a row that was kept.
-_DROPPED_COLUMNS = ("row_index", "outcome", "reason")
+_DROPPED_COLUMNS = ("row_index", "outcome", "reason", "failed_completion")
 # Rows that are worked on at a time. Texts as Python objects take several times their size, and no Arrow array of
 # strings holds more than 2 GiB.
 _BATCH_ROWS = 4096
@@ -68,7 +68,7 @@ class Merged:
         return finished.append_column(pa.field(CLUSTER_SIZE, pa.int64()), sizes)
 
     def _finished(self, rows: pa.Table) -> pa.Table:
-        finished = rows.drop_columns(list(_DROPPED_COLUMNS))
+        finished = rows.drop_columns([name for name in _DROPPED_COLUMNS if name in rows.column_names])
         if self.chat is None:
             return finished
         repeated = self.chat if isinstance(self.chat, str) else self.chat[0]

@@ -30,6 +30,7 @@ class CallLog:
         known: the last prompt with its completion, for the next turn of the same conversation.
         logprobs: of the tokens of the last completion.
         reasoning: the thoughts of the last completion; None where it had none.
+        last: the last completion, as the model wrote it.
         notes: what happened that did not reject the row, a short code each.
         watch: told of every completion as it comes, long before the row has ended.
     """
@@ -43,6 +44,7 @@ class CallLog:
     known: Prompt | None = None
     logprobs: list[float] = field(default_factory=list)
     reasoning: str | None = None
+    last: str | None = None
     notes: list[str] = field(default_factory=list)
     watch: Callable[[Completion], None] = lambda completion: None
 
@@ -51,6 +53,7 @@ class CallLog:
         self.input_tokens += completion.input_tokens
         self.output_tokens += completion.output_tokens
         self.logprobs = list(completion.logprobs)
+        self.last = completion.text or completion.reasoning or ""
         if self.finish_reason != "length":
             self.finish_reason = completion.finish_reason
         self.watch(completion)

@@ -32,7 +32,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-COMMANDS = ("run", "plan", "status", "merge", "publish", "draw", "tasks", "submit", "verify", "revoke", "gc")
+COMMANDS = (
+    "run",
+    "plan",
+    "status",
+    "merge",
+    "publish",
+    "draw",
+    "tasks",
+    "submit",
+    "verify",
+    "rejected",
+    "revoke",
+    "gc",
+)
 
 
 def options_of(command: str) -> list[str]:
@@ -48,6 +61,7 @@ def test_the_commands_and_their_options():
         "status": ["--help", "--json", "-h"],
         "merge": ["--help", "--partial", "--set", "-h"],
         "verify": ["--help", "--json", "-h"],
+        "rejected": ["--help", "--json", "--limit", "--reason", "-h"],
         "revoke": ["--help", "-h"],
         "gc": ["--dry-run", "--help", "-h"],
         "publish": ["--help", "--to", "-h"],
@@ -155,6 +169,73 @@ def test_a_user_that_there_is_not_has_no_home(folder: Path, capsys):
     message = "'~nobody-of-that-name/x': ~nobody-of-that-name has no home directory here"
     for field in ("output", "source.path", "model.path"):
         assert message in refused(capsys, "plan", "job.yaml", "--set", f"{field}=~nobody-of-that-name/x")
+
+
+REJECTED = """
+name: rejected
+source: {path: seeds.jsonl}
+shard_rows: 4
+model: {path: chaos, engine: {empty_on: silent, truncate_on: cut}}
+steps: [{task: quality_scorer}]
+output: run
+"""
+
+
+@pytest.fixture
+def with_rejected(folder: Path) -> Path:
+    from batchgen import Job, run
+
+    seeds = [{"instruction": text, "responses": ["\x1b[31mred", "b"]} for text in ("silent", "cut", *"abcde", "")]
+    seeds.append({"instruction": "no", "responses": []})
+    (folder / "seeds.jsonl").write_text("".join(json.dumps(seed) + "\n" for seed in seeds))
+    (folder / "job.yaml").write_text(REJECTED)
+    run(Job.load("job.yaml"), in_process=True)
+    return folder
+
+
+def test_rejected_rows_are_shown_with_what_the_model_had_said(with_rejected: Path, capsys):
+    assert main(["rejected", "run"]) == 0
+    first, *rows = capsys.readouterr().out.split("\n\n")
+    assert first == "rejected: invalid_output 5, empty_completion 1, empty_input 1, truncated_output 1"
+    heads = [row.partition("\n")[0] for row in rows]
+    assert heads[:2] == ["row 0: empty_completion", "row 1: truncated_output"]
+    assert heads[2:] == [*(f"row {i}: invalid_output" for i in (2, 3, 4)), "row 7: empty_input"]
+    assert rows[0].splitlines()[1:3] == ["  instruction: silent", '  responses: ["\\u001b[31mred", "b"]']
+    assert rows[0].rstrip().endswith("the last completion:")
+    assert len(rows[2].partition("the last completion: ")[2]) > 5
+    assert "completion:" not in rows[5], "no engine was asked"
+
+
+def test_rejected_rows_of_one_reason_and_as_json(with_rejected: Path, capsys):
+    assert main(["rejected", "run", "--reason", "invalid_output", "--limit", "1"]) == 0
+    assert capsys.readouterr().out.count("\nrow ") == 1
+    assert main(["rejected", "run", "--limit", "0"]) == 0
+    assert capsys.readouterr().out.count("\nrow ") == 8
+    assert main(["rejected", "run", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["row_index"] for row in rows] == list(range(8))
+    assert rows[0]["failed_completion"] == ""
+    assert "scores" not in rows[0]
+    message = refused(capsys, "rejected", "run", "--reason", "invalid")
+    assert message.startswith(
+        "batchgen: error: --reason invalid: no row was rejected for that; rejected: invalid_output 5"
+    )
+
+
+def test_the_dataset_has_nothing_of_rejected_rows(with_rejected: Path):
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(with_rejected / "run" / "dataset" / "data" / "train-00000-of-00001.parquet")
+    assert table.num_rows == 1
+    assert not {"failed_completion", "outcome", "reason"} & set(table.column_names)
+
+
+def test_a_run_without_rejected_rows_says_so(folder: Path, capsys):
+    from batchgen import Job, run
+
+    run(Job.load("job.yaml"), in_process=True)
+    assert main(["rejected", "run"]) == 0
+    assert capsys.readouterr().out == "rejected: none\n"
 
 
 def test_a_link_that_leads_to_itself_is_no_folder(folder: Path, capsys):

@@ -628,7 +628,8 @@ def test_a_run_in_which_every_row_is_rejected_is_no_success(tmp_path: Path):
         model={"path": "chaos", "engine": {"empty_on": "x"}},
         steps=[{"task": "text_generation"}],
     )
-    with pytest.raises(BatchgenError, match=r"all 1 rows were rejected \(empty_completion 1\)"):
+    message = rf"all 1 rows were rejected \(empty_completion 1\).* batchgen rejected {tmp_path}"
+    with pytest.raises(BatchgenError, match=message):
         run(job, in_process=True)
 
 

@@ -46,9 +46,10 @@ LAYERS = [
     ["distributed"],
     ["card"],
     ["merge"],
-    ["publish", "upkeep"],
+    ["publish", "rejected", "upkeep"],
     ["api"],
     ["display", "pipeline"],
+    ["commands"],
     ["cli"],
     ["__main__"],
 ]

@@ -140,6 +140,22 @@ def test_models_and_generation_arguments_are_carried_over():
     assert job.step_sampling(judge_step)["temperature"] == 0.1
 
 
+def test_the_revision_of_a_model_comes_along():
+    with Pipeline() as pipeline:
+        LoadDataFromDicts(data=ROWS) >> TextGeneration(llm=vLLM(model="org/model", revision="abc123"))
+    (job,) = translated(pipeline).values()
+    assert job.model.revision == "abc123"
+
+
+def test_a_key_of_the_environment_stays_there(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    with Pipeline() as pipeline:
+        LoadDataFromDicts(data=ROWS) >> TextGeneration(llm=OpenAILLM(model="gpt"))
+    (job,) = translated(pipeline).values()
+    assert (job.model.path, job.model.engine["api_key_env"]) == ("gpt", "OPENAI_API_KEY")
+    assert "sk-secret" not in str(job.tree())
+
+
 def test_distilabel_s_own_limit_of_tokens_stays():
     with Pipeline() as pipeline:
         LoadDataFromDicts(data=ROWS) >> TextGeneration(llm=llm())

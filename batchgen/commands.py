@@ -1,0 +1,300 @@
+"""The commands, each from its parsed arguments to its exit code. Heavy modules are imported by those that need them."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+from batchgen.errors import EngineError, ShardFailed, Stopped, UserError
+
+if TYPE_CHECKING:
+    from batchgen.job import Job
+
+
+def _load(options: argparse.Namespace) -> Job:
+    from batchgen.job import Job
+
+    overrides = list(options.set)
+    if options.output is not None:
+        overrides.append(f"output={json.dumps(options.output)}")
+    return Job.load(options.job, overrides)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Plans, generates, merges and publishes a job."""
+    from batchgen import api
+    from batchgen.display import Display, describe_version, log_tail, noise_to, sample_rows, stdout_console
+    from batchgen.drive import Status
+    from batchgen.store import log_folder, open_store
+
+    job = _load(options)
+    console = stdout_console()
+    console.print(
+        f"job {job.name}: {' -> '.join(step.task for step in job.steps)} on {job.model.path}", highlight=False
+    )
+    try:
+        with noise_to(log_folder(job.output) / "driver.log") as keep, Display(console) as display:
+
+            def watch(status: Status) -> None:
+                keep()
+                display.show(status)
+
+            result = api.run(job, options.address, watch, options.trust_remote_code)
+    except (Stopped, KeyboardInterrupt) as error:
+        kind = type(error) if isinstance(error, Stopped) else Stopped
+        again = shlex.join(["batchgen", *sys.argv[1:]])
+        reason = str(error) or "interrupted"
+        raise kind(f"{reason}\nEvery committed row is safe. To go on, run the same command again:\n  {again}") from None
+    except (EngineError, ShardFailed):
+        if tail := log_tail(log_folder(job.output)):
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                print(tail, file=sys.stderr)
+        raise
+    sample = sample_rows(open_store(job.output), result.version)
+    notes = ", ".join(f"{note} {count:,}" for note, count in result.progress.notes.items())
+    lines = [
+        describe_version(result.version),
+        *([f"notes: {notes}"] if notes else []),
+        *(["sample rows:", *sample] if sample else []),
+        *([f"rejected rows: batchgen rejected {shlex.quote(job.output)}"] if result.progress.rejected else []),
+        f"\ndataset: {result.dataset}",
+        f"  load_dataset({str(result.dataset)!r})",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, markup=False)
+    return 0
+
+
+def plan(options: argparse.Namespace) -> int:
+    """Checks a job and shows its plan."""
+    from batchgen import api
+    from batchgen.plan import PLAN_KEY, check_plan
+    from batchgen.store import open_store
+
+    job = _load(options)
+    plan, _ = api.plan_run(job, options.trust_remote_code)
+    store = open_store(job.output)
+    begun = store.read(PLAN_KEY) is not None
+    if begun:
+        plan = check_plan(store, plan)
+    commit = f" at commit {plan.commit_of(None)}" if plan.commit_of(None) else ""
+    shards = "1 shard" if len(plan.shards) == 1 else f"{len(plan.shards):,} shards"
+    print(f"job {job.name}: {plan.rows:,} seed rows in {shards}, model {job.model.path}{commit}")
+    for index, step in enumerate(job.steps):
+        outputs = f" -> {', '.join(step.outputs)}" if step.outputs else ""
+        print(f"  {index + 1}. {step.task}{outputs}" + (f"; explode {step.explode}" if step.explode else ""))
+    print(f"columns of a shard: {', '.join(plan.schema.names)}")
+    print(f"output: {job.output}" + (" (a run of this job, which would go on)" if begun else ""))
+    return 0
+
+
+def status(options: argparse.Namespace) -> int:
+    """Shows how a run stands."""
+    from batchgen import api
+    from batchgen.commit import committed
+    from batchgen.merge import latest_version
+    from batchgen.plan import read_plan
+    from batchgen.store import open_store
+
+    store = open_store(options.run)
+    plan = read_plan(store)
+    manifests = committed(store, plan)
+    progress = api.progress_of(manifests)
+    version = latest_version(store)
+    state = {
+        "run": store.location,
+        "rows": plan.rows,
+        "shards": len(plan.shards),
+        "shards_committed": len(manifests),
+        "ok": progress.ok,
+        "rejected": progress.rejected,
+        "reasons": dict(progress.reasons),
+        "notes": dict(progress.notes),
+        "input_tokens": progress.input_tokens,
+        "output_tokens": progress.output_tokens,
+        "complete": len(manifests) == len(plan.shards),
+        "version": version.number if version else None,
+        "rows_kept": version.kept if version else None,
+    }
+    if options.json:
+        print(json.dumps(state, indent=2))
+        return 0
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in progress.reasons.items())
+    print(f"{state['run']}: {len(manifests):,} of {len(plan.shards):,} shards committed")
+    print(
+        f"  rows: {progress.ok:,} ok, {progress.rejected:,} rejected, of {plan.rows:,}"
+        + (f" ({reasons})" * bool(reasons))
+    )
+    if progress.notes:
+        print(f"  notes: {', '.join(f'{note} {count:,}' for note, count in progress.notes.items())}")
+    print(f"  tokens: {progress.input_tokens:,} in, {progress.output_tokens:,} out")
+    print(f"  dataset: version {version.number}, {version.kept:,} rows" if version else "  dataset: not merged yet")
+    return 0
+
+
+def merge(options: argparse.Namespace) -> int:
+    """Merges a run again."""
+    from batchgen import api
+    from batchgen.display import describe_version
+    from batchgen.errors import JobError
+    from batchgen.job import Job
+    from batchgen.merge import merge_run
+    from batchgen.plan import read_plan
+    from batchgen.store import open_store
+
+    store = open_store(options.run)
+    plan = read_plan(store)
+    job: Job = api.saved_job(store)
+    for override in options.set:
+        if not override.startswith("merge."):
+            raise JobError(f"--set {override}: only merge.* fields can change when a run is merged")
+    job = Job.of(job.tree(), options.set)
+    version = merge_run(store, plan, job, options.partial)
+    print(describe_version(version))
+    print(f"version {version.number}; publish it with: batchgen publish {options.run} --to DIR")
+    return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Checks a run, byte by byte and row by row."""
+    from dataclasses import asdict
+
+    from batchgen.plan import read_plan
+    from batchgen.store import open_store
+    from batchgen.upkeep import verify
+
+    store = open_store(options.run)
+    found = verify(store, read_plan(store))
+    if options.json:
+        print(json.dumps({"run": store.location, "good": found.good, **asdict(found)}, indent=2))
+        return 0 if found.good else 1
+    lines = [
+        ("shards", found.shards),
+        ("shards committed and sound", found.sound),
+        ("bytes read", found.bytes),
+        ("seed rows expected", found.rows),
+        ("seed rows found", found.ok + found.rejected),
+        ("  ok", found.ok),
+        ("  rejected", found.rejected),
+        ("seed rows not committed yet", found.missing),
+        ("seed rows lost", found.lost),
+        ("rows twice", found.twice),
+        ("rows of another shard", found.foreign),
+        ("corrupt shards", len(found.corrupt)),
+        ("dataset versions, sound", found.versions),
+        ("dataset versions, corrupt", len(found.corrupt_versions)),
+    ]
+    for name, number in lines:
+        print(f"{name:<28} {number:>14,}")
+    for problem in (*found.corrupt, *found.corrupt_versions):
+        print(f"batchgen: error: {problem}", file=sys.stderr)
+    if found.ids_differ:
+        print("batchgen: error: the rows are not those of the seeds that the run was planned with", file=sys.stderr)
+    if found.corrupt:
+        print(
+            f"to have a shard generated again: batchgen revoke {options.run} SHARD, then the run's own command",
+            file=sys.stderr,
+        )
+    return 0 if found.good else 1
+
+
+def rejected(options: argparse.Namespace) -> int:
+    """Shows rejected rows."""
+    from batchgen.api import progress_of
+    from batchgen.commit import committed
+    from batchgen.display import describe_rejected
+    from batchgen.plan import read_plan
+    from batchgen.rejected import rejected_rows
+    from batchgen.store import open_store
+
+    store = open_store(options.run)
+    plan = read_plan(store)
+    manifests = committed(store, plan)
+    reasons = progress_of(manifests).reasons
+    most_first = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    counts = ", ".join(f"{reason} {count:,}" for reason, count in most_first) or "none"
+    if options.reason not in (None, *reasons):
+        raise UserError(f"--reason {options.reason}: no row was rejected for that; rejected: {counts}")
+    rows = rejected_rows(store, plan, manifests, options.reason, 0 if options.json else options.limit)
+    if options.json:
+        for row in rows:
+            print(json.dumps(row, ensure_ascii=False, default=str))
+        return 0
+    print(f"rejected: {counts}")
+    for row in rows:
+        print("\n".join(["", *describe_rejected(row)]))
+    return 0
+
+
+def revoke(options: argparse.Namespace) -> int:
+    """Has shards generated again."""
+    from batchgen.plan import read_plan
+    from batchgen.store import open_store
+    from batchgen.upkeep import revoke
+
+    store = open_store(options.run)
+    plan = read_plan(store)
+    for name in options.shards:
+        shard = revoke(store, plan, name)
+        print(f"shard {shard.name} (seed rows {shard.start} to {shard.stop - 1}) is generated again by the next run")
+    return 0
+
+
+def gc(options: argparse.Namespace) -> int:
+    """Removes what nobody reads."""
+    from batchgen.plan import read_plan
+    from batchgen.store import open_store
+    from batchgen.upkeep import collect
+
+    store = open_store(options.run)
+    objects, size = collect(store, read_plan(store), options.dry_run)
+    print(f"{'would remove' if options.dry_run else 'removed'} {objects:,} files, {size:,} bytes")
+    return 0
+
+
+def publish(options: argparse.Namespace) -> int:
+    """Puts a run's newest version into a folder."""
+    from batchgen.merge import latest_version
+    from batchgen.plan import read_plan
+    from batchgen.publish import publish_folder
+    from batchgen.store import open_store
+
+    store = open_store(options.run)
+    read_plan(store)
+    version = latest_version(store)
+    if version is None:
+        raise UserError(f"{options.run}: no dataset version; merge first: batchgen merge {options.run}")
+    folder = publish_folder(store, version, options.to)
+    print(f"version {version.number}, {version.kept:,} rows: {folder}")
+    return 0
+
+
+def draw(options: argparse.Namespace) -> int:
+    """Prints a job as a flow chart."""
+    from batchgen.draw import mermaid
+
+    print(mermaid(_load(options)))
+    return 0
+
+
+def tasks(options: argparse.Namespace) -> int:
+    """Lists the tasks."""
+    from batchgen.tasks import listing
+
+    if options.json:
+        print(json.dumps(listing.listing(), indent=2))
+    else:
+        print(listing.markdown() if options.markdown else listing.text())
+    return 0
+
+
+def submit(options: argparse.Namespace) -> int:
+    """Sends a job to a running cluster."""
+    from batchgen.distributed.submit import submit
+
+    job = _load(options)
+    return submit(job, options.address, options.trust_remote_code, print)
