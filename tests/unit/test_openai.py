@@ -278,10 +278,11 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("often")
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_server_that_comes_up_after_the_run_is_waited_for(server: Server, tmp_path: Path, status: int):
-    server.listing = [status] * 20
+    ask(server)  # the client library takes a second or more to import, and nothing is told meanwhile
+    server.listing = [status] * 30
     notes: list[str] = []
     # It waits for longer than an engine's start may take.
-    job = judged(server, tmp_path, start_seconds=1)
+    job = judged(server, tmp_path, start_seconds=2)
     result = run(job, in_process=True, watch=lambda status: notes.extend(status.notes))
     assert (result.progress.ok, server.listing) == (20, [])
     assert notes == [f"engine 0 waits: {server.url} answers {status}"]
@@ -300,8 +301,11 @@ def test_a_server_that_never_comes_up_fails_the_run_after_one_wait(server: Serve
 @pytest.mark.usefixtures("often")
 def test_a_server_that_has_been_there_stops_the_run_resumable(server: Server, tmp_path: Path):
     server.statuses = [200] * 10 + [401] * 1000
+    tree = judged(server, tmp_path, shard_rows=4).tree()
+    tree["models"]["judge"]["engine"] |= {"max_concurrency": 1}  # one row after the other, so that shards are done
     with pytest.raises(Stopped, match="401"):
-        run(judged(server, tmp_path, shard_rows=4), in_process=True)
+        run(Job.of(tree), in_process=True)
+    assert list((tmp_path / "run").glob("commits/*/0000.json"))
     server.listing, server.statuses = [503] * 1000, []
     with pytest.raises(Stopped, match=r"answers 503; so it has been for 1 s"):
         run(judged(server, tmp_path, shard_rows=4, outage_seconds=1), in_process=True)
