@@ -216,7 +216,7 @@ class Driver:
         place = asyncio.ensure_future(self._fleet.place(engine))
         done, _ = await asyncio.wait([place], timeout=_PLACE_SECONDS)
         if not done:
-            self._note(f"engine {engine} waits for room in the cluster: others hold its GPUs or CPUs")
+            self._note(f"engine {engine} waits for room in the cluster: its GPUs or CPUs are taken, or it has none yet")
         await place
 
     async def _bring_up(self, engine: int) -> int:

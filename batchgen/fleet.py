@@ -85,12 +85,14 @@ def place_engines(job: Job, machines: Sequence[int], local: bool) -> Placement:
     """
     # A chaos engine takes a GPU too, so that placement on a cluster can be rehearsed with it.
     here = [model for model in (job.model, *job.models.values()) if model.backend != "openai"]
+    if here and job.wait_for_gpus:
+        return _waiting_placement(job, max(model.gpus for model in here), machines, local)
     if not here or not any(machines):
         if not (local or job.engines) and any(model.is_local for model in here):
             # A night on the CPUs of a cluster whose GPU machines are about to join is not what anybody wants.
             raise UserError(
-                "engines: the cluster has no GPU, at least not yet; wait for its machines, or say how many engines are "
-                "to run on its CPUs (engines: 1)"
+                "engines: the cluster has no GPU, at least not yet; have engines wait for its machines "
+                "(wait_for_gpus: true), or say how many are to run on its CPUs (engines: 1)"
             )
         return Placement(job.engines or 1)
     placement = Placement(job.engines or 1, max(model.gpus for model in here), elastic=not (local or job.engines))
@@ -100,10 +102,19 @@ def place_engines(job: Job, machines: Sequence[int], local: bool) -> Placement:
             f"model.engine: an engine takes {placement.gpus} GPUs of one machine; there are {max(machines)}"
         )
     if placement.engines > room:
+        wait = "" if local else " (wait_for_gpus: true has them wait for more machines)"
         raise UserError(
-            f"engines: {job.engines} engines take {placement.gpus} GPUs each; the cluster has room for {room}"
+            f"engines: {job.engines} engines take {placement.gpus} GPUs each; the cluster has room for {room}{wait}"
         )
     return placement if job.engines else replace(placement, engines=room)
+
+
+def _waiting_placement(job: Job, gpus: int, machines: Sequence[int], local: bool) -> Placement:
+    """The placement of a job whose engines wait for room: an autoscaler adds the machines that they wait for."""
+    if local:
+        raise UserError("wait_for_gpus: no machine joins a run on this machine alone; it is for clusters")
+    placement = Placement(job.engines or 1, gpus, elastic=not job.engines)
+    return placement if job.engines else replace(placement, engines=max(1, placement.room(machines)))
 
 
 class Fleet(Protocol):

@@ -10,36 +10,22 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
-from ray._private.ray_constants import ENABLE_RAY_CLUSTERS_ENV_VAR
 from ray._private.services import get_node_ip_address
 
 from batchgen.commit import committed
 from batchgen.embedded import MODEL_PATH
 from batchgen.plan import read_plan
 from batchgen.store import LocalStore
+from tests.cluster.heads import ON_LOOPBACK, free_port, ray_head
 from tests.helpers import as_from_a_terminal
 
 pytestmark = pytest.mark.cluster
-# `--node-ip-address` alone does not keep a head there, and a driver would look for it at another address.
-ON_LOOPBACK = {ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 # Heads that ask for a token and heads that ask for none; a job is submitted to both.
 with_token = pytest.mark.parametrize("head", ["token"], indirect=True)
 without_token = pytest.mark.parametrize("head", ["disabled"], indirect=True)
@@ -58,49 +44,8 @@ def token(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def head(request: pytest.FixtureRequest, token: None) -> Iterator[tuple[str, str, str]]:
     """(address of the cluster, address of its dashboard, its RAY_AUTH_MODE)."""
-    port, dashboard = free_port(), free_port()
-    # A submitted job finds its cluster as Ray's latest one of this folder: with two heads in one, it found the other's.
-    temp = Path(tempfile.mkdtemp(prefix="ray-"))
-    ray = Path(sys.executable).with_name("ray")
-    process = subprocess.Popen(
-        [
-            *(str(ray), "start", "--head", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1"),
-            *(f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=4"),
-            *(f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={temp}"),
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        # The entrypoint's `python` is the cluster's.
-        env={
-            **os.environ,
-            **ON_LOOPBACK,
-            "RAY_AUTH_MODE": request.param,
-            "PATH": f"{ray.parent}:{os.environ['PATH']}",
-        },
-    )
-    url = f"http://127.0.0.1:{dashboard}"
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            urllib.request.urlopen(f"{url}/api/version", timeout=2)
-            up = True
-        except urllib.error.HTTPError:
-            up = True  # it answers, and asks for Ray's own token
-        except OSError:
-            up = False
-        if up and (temp / "ray_current_cluster").exists():
-            break
-        assert time.monotonic() < deadline, "the Ray head did not come up"
-        time.sleep(0.5)
-    yield f"127.0.0.1:{port}", url, request.param
-    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for member in family:
-        member.terminate()
-    _, alive = psutil.wait_procs(family, timeout=5)
-    for member in alive:
-        member.kill()
-    process.wait()
-    shutil.rmtree(temp, ignore_errors=True)
+    with ray_head("--num-cpus=4", RAY_AUTH_MODE=request.param) as (address, url):
+        yield address, url, request.param
 
 
 @pytest.fixture

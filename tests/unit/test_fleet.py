@@ -33,6 +33,10 @@ def job(engine: dict[str, Any] | None = None, **more: Any) -> Job:
         ({}, {"engines": 5}, [0, 8, 8], False, Placement(5, 1)),
         ({"tensor_parallel_size": 2}, {}, [3, 3], False, Placement(2, 2, elastic=True)),
         ({"tensor_parallel_size": 2, "pipeline_parallel_size": 2}, {}, [8], True, Placement(2, 4)),
+        ({}, {"wait_for_gpus": True, "engines": 9}, [0, 8], False, Placement(9, 1)),
+        ({}, {"wait_for_gpus": True, "engines": 2}, [0], False, Placement(2, 1)),
+        ({}, {"wait_for_gpus": True}, [0], False, Placement(1, 1, elastic=True)),
+        ({"tensor_parallel_size": 4}, {"wait_for_gpus": True}, [2, 9], False, Placement(2, 4, elastic=True)),
     ],
 )
 def test_an_engine_a_gpu_or_as_many_as_fit(engine, more, machines, local, placement):
@@ -44,12 +48,22 @@ def test_an_engine_a_gpu_or_as_many_as_fit(engine, more, machines, local, placem
     [
         ({}, {}, [0, 0], "engines: the cluster has no GPU, at least not yet"),
         ({"tensor_parallel_size": 4}, {}, [2, 2], "an engine takes 4 GPUs of one machine; there are 2"),
-        ({"tensor_parallel_size": 2}, {"engines": 2}, [3, 1], "2 engines take 2 GPUs each; the cluster has room for 1"),
+        (
+            {"tensor_parallel_size": 2},
+            {"engines": 2},
+            [3, 1],
+            "2 engines take 2 GPUs each; .* has room for 1 ",
+        ),
     ],
 )
 def test_no_room_is_told_before_anything_starts(engine, more, machines, message):
     with pytest.raises(UserError, match=message):
         place_engines(job(engine, **more), machines, local=False)
+
+
+def test_on_one_machine_there_is_nothing_to_wait_for():
+    with pytest.raises(UserError, match="wait_for_gpus: no machine joins a run on this machine alone"):
+        place_engines(job(wait_for_gpus=True), [2], local=True)
 
 
 def test_models_of_one_job_share_an_engine_s_gpus_and_servers_take_none():
