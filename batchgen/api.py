@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -184,7 +185,7 @@ def _publish(job: Job, store: ObjectStore, plan: Plan) -> Result:
         reasons = ", ".join(f"{reason} {count}" for reason, count in progress.reasons.items())
         raise BatchgenError(
             f"all {plan.rows} rows were rejected ({reasons}); there is nothing to publish. "
-            f"To look at them: batchgen rejected {job.output}"
+            f"To look at them: batchgen rejected {shlex.quote(job.output)}"
         )
     version = merge_run(store, plan, job)
     if is_remote(job.output):

@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         describe_version(result.version),
         *([f"notes: {notes}"] if notes else []),
         *(["sample rows:", *sample] if sample else []),
-        *([f"rejected rows: batchgen rejected {shlex.quote(job.output)}"] if result.progress.rejected else []),
+        *([f"rejected rows: batchgen rejected {shlex.quote(job.output)}"] if result.progress.reasons else []),
         f"\ndataset: {result.dataset}",
         f"  load_dataset({str(result.dataset)!r})",
     ]

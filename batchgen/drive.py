@@ -235,7 +235,8 @@ class Driver:
             progress = await self._fleet.progress(engine)
             if progress is not None and progress.waiting:
                 self._tell(engine, progress.waiting)
-                limit.reschedule(asyncio.get_running_loop().time() + self._start_seconds)
+                if not limit.expired():
+                    limit.reschedule(asyncio.get_running_loop().time() + self._start_seconds)
 
     async def _dispatch(self, action: Dispatch) -> None:
         engine, shard = action.engine, action.shard

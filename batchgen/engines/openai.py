@@ -21,6 +21,8 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,39}")
 _ROW_STATUSES = (400, 413, 422)
 _LASTING_STATUSES = (401, 403, 404)
 _PASSING_STATUSES = (408, 409, 429)
+# A list of models takes no thinking: a server that does not give it is not there yet, which is to be told.
+_LIST_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class OpenAIEngine:
             base_url=options.base_url, api_key=key, max_retries=options.max_retries, timeout=options.timeout
         )
         try:
-            models = [model.id async for model in await self._client.with_options(max_retries=0).models.list()]
+            once = self._client.with_options(max_retries=0, timeout=min(options.timeout, _LIST_SECONDS))
+            models = [model.id async for model in await once.models.list()]
         except openai.NotFoundError:
             return  # a gateway without a list of models; the first request will tell
         except openai.OpenAIError as error:

@@ -54,6 +54,9 @@ class Server:
 
             def do_GET(self) -> None:
                 status = server.listing.pop(0) if server.listing else 200
+                if status == 0:
+                    server.closing.wait(20)
+                    return
                 self.send(status, {"object": "list", "data": [{"id": "judge", "object": "model"}]})
 
             def do_POST(self) -> None:
@@ -287,6 +290,18 @@ def test_a_server_that_comes_up_after_the_run_is_waited_for(server: Server, tmp_
     assert (result.progress.ok, server.listing) == (20, [])
     assert notes == [f"engine 0 waits: {server.url} answers {status}"]
     ledger.record("model server up after the run", 1, tmp_path / "run", 20)
+
+
+@pytest.mark.usefixtures("often")
+def test_a_server_that_takes_connections_and_is_not_up_yet_is_waited_for(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("batchgen.engines.openai._LIST_SECONDS", 0.3)
+    server.listing = [0] * 3
+    notes: list[str] = []
+    result = run(judged(server, tmp_path), in_process=True, watch=lambda status: notes.extend(status.notes))
+    assert result.progress.ok == 20
+    assert notes == [f"engine 0 waits: {server.url} cannot be reached (APITimeoutError)"]
 
 
 @pytest.mark.usefixtures("often")
