@@ -25,7 +25,7 @@ from batchgen.merge import latest_version, merge_run, near, read_version
 from batchgen.merge.version import Version
 from batchgen.minhash import normalise
 from batchgen.plan import read_plan
-from batchgen.publish import publish_folder
+from batchgen.publish import publish_folder, publish_store
 from batchgen.store import LocalStore
 from tests.helpers import chaos_job, planned
 
@@ -381,6 +381,37 @@ def test_publish_replaces_a_dataset_and_nothing_else(tmp_path: Path):
         publish_folder(store, result.version, mine)
     assert (mine / "thesis.txt").read_text() == "do not lose"
     assert list(tmp_path.glob(".*")) == []
+
+
+def test_in_a_store_the_card_comes_after_the_data_and_what_was_there_goes_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    result = answered(tmp_path, ["one", "two"])
+    store, elsewhere = LocalStore(result.run), "attempts/kept"
+    store.put(elsewhere, b"not the dataset's")
+    for key in ("dataset/data/train-00007-of-00009.parquet", "dataset/README.md"):
+        store.put(key, b"of an earlier version")
+    done: list[tuple[str, str]] = []
+
+    class Watched(LocalStore):
+        def put(self, key: str, data: bytes) -> None:
+            done.append(("put", key))
+            super().put(key, data)
+
+        def delete(self, key: str) -> None:
+            done.append(("delete", key))
+            super().delete(key)
+
+    assert publish_store(Watched(result.run), result.version) == f"{store.location}/dataset"
+    data = "dataset/data/train-00000-of-00001.parquet"
+    assert done == [
+        ("put", data),
+        ("put", "dataset/README.md"),
+        ("delete", "dataset/data/train-00007-of-00009.parquet"),
+    ]
+    assert sorted(store.list("dataset")) == ["dataset/README.md", data]
+    assert store.read("dataset/README.md") == (tmp_path / "run" / "dataset" / "README.md").read_bytes()
+    assert store.read(elsewhere) is not None
 
 
 def test_merges_of_one_run_at_the_same_time_all_give_a_version(tmp_path: Path):
