@@ -676,7 +676,7 @@ def test_whatever_happens_every_shard_is_done_once_or_the_run_says_why(seed: int
         elif starting and (kind == "start" or not working):
             engine = starting.pop(rng.randrange(len(starting)))
             if rng.random() < 0.2:
-                perform(scheduler.engine_start_failed(engine, "x"))
+                perform(scheduler.engine_start_failed(engine, "x", outage=rng.random() < 0.5))
             else:
                 ready[engine] = {}
                 perform(scheduler.engine_ready(engine, rng.randint(1, 8)))
