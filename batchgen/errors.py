@@ -62,10 +62,18 @@ class ClusterLost(Stopped):
 
 
 class StoreError(Stopped):
-    """The store refused a write or a read; rows are not to blame."""
+    """The store refused a write or a read; rows are not to blame.
+
+    Args:
+        denied: it answers, and does not let us in.
+    """
 
     # Seconds for which it was so and was waited for.
     waited = 0.0
+
+    def __init__(self, message: str, denied: bool = False) -> None:
+        super().__init__(message)
+        self.denied = denied
 
 
 class EngineError(BatchgenError):

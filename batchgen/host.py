@@ -103,7 +103,12 @@ async def _check_shared(store: ObjectStore, plan: Plan, outage: Outage) -> None:
     """
 
     async def read() -> bytes | None:
-        return await asyncio.to_thread(store.read, PLAN_KEY)
+        try:
+            return await asyncio.to_thread(store.read, PLAN_KEY)
+        except StoreError as error:
+            if error.denied:  # this machine's keys, likely: the driver has been let in
+                raise EngineStartError(str(error)) from None
+            raise
 
     until = time.monotonic() + _VISIBLE_SECONDS
     try:

@@ -179,4 +179,4 @@ def _translated(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreError(f"{what}: {error.strerror or error}") from error
+        raise StoreError(f"{what}: {error.strerror or error}", denied=isinstance(error, PermissionError)) from error

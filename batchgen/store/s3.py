@@ -180,7 +180,9 @@ class S3Store:
         try:
             yield
         except (BaseError, OSError) as error:
-            raise StoreError(f"cannot {what} {self.location}/{key}: {_kind(error)}") from None
+            kind = _kind(error)
+            denied = re.search(r"\b40[13] ", kind) is not None
+            raise StoreError(f"cannot {what} {self.location}/{key}: {kind}", denied) from None
 
 
 def _kind(error: BaseException) -> str:

@@ -307,12 +307,19 @@ def test_a_store_that_fails_now_and_then_or_is_slow_is_asked_again(server: S3Ser
 
 
 @pytest.mark.parametrize("status", [403, 507])
-def test_a_store_that_refuses_says_so_without_its_secrets(server: S3Server, status: int):
-    server.fault = lambda method, key: 403
-    with pytest.raises(StoreError) as caught:
-        open_store("s3://bucket/run").put_if_absent("a", b"one")
-    assert "cannot write s3://bucket/run/a" in str(caught.value)
-    assert "canary" not in str(caught.value)
+def test_a_store_that_refuses_says_so_without_its_secrets(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch, status: int
+):
+    monkeypatch.setattr("batchgen.store.s3._RETRY_SECONDS", 0)
+    server.fault = lambda method, key: status
+    store = open_store("s3://bucket/run")
+    for call, what in ((lambda: store.put_if_absent("a", b"one"), "write"), (lambda: store.read("a"), "read")):
+        with pytest.raises(StoreError) as caught:
+            call()
+        assert f"cannot {what} s3://bucket/run/a" in str(caught.value)
+        assert str(status) in str(caught.value)
+        assert "canary" not in str(caught.value)
+        assert caught.value.denied == (status == 403)
 
 
 def test_a_store_that_is_not_reached_says_why(server: S3Server, monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -20,8 +21,12 @@ import yaml
 
 from batchgen import Stopped, run
 from batchgen.cli import main
+from batchgen.errors import EngineStartError
+from batchgen.fleet import HostConfig
+from batchgen.host import EngineHost
 from batchgen.job import Job
-from batchgen.plan import read_plan
+from batchgen.plan import make_plan, read_plan, settle_plan
+from batchgen.seeds import load_seeds
 from batchgen.store import open_store
 from batchgen.upkeep import verify
 from tests.faults import ledger
@@ -177,6 +182,21 @@ def test_a_bucket_that_stays_away_stops_the_run_which_goes_on_later(server: S3Se
     ledger.record("store stays away", 1, objects(server), 120)
     store = open_store(RUN)
     assert verify(store, read_plan(store)).good
+
+
+@pytest.mark.parametrize("status", [403, 503])
+def test_an_engine_without_the_bucket_s_keys_is_told_at_once_and_one_that_does_not_reach_it_waits(
+    server: S3Server, job: Path, monkeypatch: pytest.MonkeyPatch, status: int
+):
+    for name, value in environment(server).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("batchgen.store.s3._RETRY_SECONDS", 0)
+    loaded = Job.load(job, ["outage_seconds=0.5"])
+    plan = settle_plan(open_store(RUN), make_plan(loaded, load_seeds(loaded.source)))
+    server.fault = lambda method, key: status
+    with pytest.raises(EngineStartError, match=f"^cannot read {RUN}/plan.json: .*{status}") as caught:
+        asyncio.run(EngineHost(HostConfig(loaded, plan, RUN, 0)).start())
+    assert caught.value.outage == (status == 503) == ("outage_seconds" in str(caught.value))
 
 
 def test_a_bucket_without_conditional_writes_is_refused_before_anything_starts(job: Path, tmp_path: Path):
