@@ -24,6 +24,8 @@ from batchgen.errors import ClusterLost, UserError
 from batchgen.sockets import socket_folder
 from batchgen.stopsignals import signals_put_off
 
+# In what Ray says of a node whose processes did not come up in time.
+_TOO_SLOW = "timed out during startup"
 _SOCKET_BYTES = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 
 
@@ -84,7 +86,7 @@ def _connect(address: str | None, given: str, engines: int | None) -> None:
                 _keep_to_loopback()
                 _ensure_token()
                 cpus = max(usable_cores(), engines or 1)
-                ray.init(address="local", include_dashboard=False, num_cpus=cpus, _temp_dir=_temp_dir(), **quiet)
+                _start(include_dashboard=False, num_cpus=cpus, _temp_dir=_temp_dir(), **quiet)
             else:
                 ray.init(address=address, **quiet)
     except Exception as error:  # Ray raises any type here, and bare ones
@@ -97,6 +99,20 @@ def _connect(address: str | None, given: str, engines: int | None) -> None:
             f"{given}: cannot connect to Ray: {reason} (this machine has to be a node of that cluster; one that asks "
             "for a token needs RAY_AUTH_MODE=token here, and the token)"
         ) from error
+
+
+def _start(**options: Any) -> None:
+    """Starts a Ray of this process's own; once more where its processes were too slow for each other.
+
+    On a busy machine they are: Ray's node gives up on an agent that is not up after 15 seconds, and whoever starts the
+    node after 30.
+    """
+    try:
+        ray.init(address="local", **options)
+    except Exception as error:
+        if _TOO_SLOW not in str(error):
+            raise
+        ray.init(address="local", **options)
 
 
 def _kill_processes() -> None:

@@ -15,7 +15,7 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RaySystemError
 
 from batchgen.distributed import fleet as fleets
-from batchgen.distributed.cluster import ask, connected, usable_cores
+from batchgen.distributed.cluster import _start, ask, connected, usable_cores
 from batchgen.errors import ClusterLost, EngineDead, EngineStartError, UserError
 from batchgen.fleet import Answer, HostConfig, Placement, Work
 from batchgen.progress import Progress
@@ -97,6 +97,34 @@ def test_whatever_ray_raises_as_it_starts_is_told_in_a_line(monkeypatch: pytest.
     said = r"Ray.*: The current node timed out during startup\. \("
     with pytest.raises(UserError, match=said), connected(address, None):
         pass
+
+
+@pytest.mark.parametrize(
+    ("reasons", "tries"),
+    [
+        (["The current node timed out during startup. This"], 2),
+        (["The current node timed out during startup. This"] * 2, 2),
+        (["no space left"], 1),
+        ([], 1),
+    ],
+)
+def test_a_ray_that_is_too_slow_to_start_is_started_once_more(
+    monkeypatch: pytest.MonkeyPatch, reasons: list[str], tries: int
+):
+    left, asked = list(reasons), []
+
+    def init(**options: object) -> None:
+        asked.append(options)
+        if left:
+            raise Exception(left.pop(0))
+
+    monkeypatch.setattr("ray.init", init)
+    if len(reasons) == tries:
+        with pytest.raises(Exception, match=reasons[-1]):
+            _start(num_cpus=1)
+    else:
+        _start(num_cpus=1)
+    assert asked == [{"address": "local", "num_cpus": 1}] * tries
 
 
 def test_a_machine_that_is_no_node_of_the_cluster_is_told_at_once(monkeypatch: pytest.MonkeyPatch):
