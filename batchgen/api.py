@@ -46,7 +46,7 @@ class Result:
     Args:
         progress: of all committed rows.
         run: location of the run.
-        dataset: location of the published dataset, for `load_dataset`.
+        dataset: the published dataset: a folder, which `load_dataset` opens, or a place in a bucket, which it does not.
     """
 
     run: str

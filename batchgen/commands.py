@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     from batchgen import api
     from batchgen.display import Display, describe_version, log_tail, noise_to, sample_rows, stdout_console
     from batchgen.drive import Status
-    from batchgen.store import log_folder, open_store
+    from batchgen.store import is_remote, log_folder, open_store
 
     job = _load(options)
     console = stdout_console()
@@ -56,13 +56,15 @@ def run(options: argparse.Namespace) -> int:
         raise
     sample = sample_rows(open_store(job.output), result.version)
     notes = ", ".join(f"{note} {count:,}" for note, count in result.progress.notes.items())
+    # The datasets library opens no bucket by its name.
+    fetch = f"batchgen publish {shlex.quote(job.output)} --to DIR, and then " if is_remote(job.output) else ""
     lines = [
         describe_version(result.version),
         *([f"notes: {notes}"] if notes else []),
         *(["sample rows:", *sample] if sample else []),
         *([f"rejected rows: batchgen rejected {shlex.quote(job.output)}"] if result.progress.reasons else []),
         f"\ndataset: {result.dataset}",
-        f"  load_dataset({str(result.dataset)!r})",
+        f"  {fetch}load_dataset({'DIR' if fetch else result.dataset!r})",
     ]
     for line in lines:
         console.print(line, highlight=False, markup=False)

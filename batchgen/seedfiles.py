@@ -1,4 +1,4 @@
-"""Seed rows out of jsonl, csv and parquet files, each known by its file and line."""
+"""Seed rows out of jsonl, csv and parquet files, here or in a bucket, each known by its file and line."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from batchgen.errors import SeedError
+from batchgen.errors import SeedError, StoreError, UserError
 from batchgen.parquet import read_parquet
-from batchgen.paths import expanded
+from batchgen.paths import expanded, scratch_folder
+from batchgen.store import is_remote
+from batchgen.store.matching import find_objects
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 # Rows that are Python objects at a time: they take several times what they take in Arrow.
@@ -49,21 +52,57 @@ def read_files(patterns: Sequence[str], base: Path, wanted: Sequence[str] | None
     parts: list[Part] = []
     names: list[str] = []
     for pattern in patterns:
-        paths = sorted(glob.glob(str(expanded(pattern)), root_dir=base, recursive=True))
-        if not paths:
-            raise SeedError(f"source.path: no file matches {pattern!r} (looked in {base.resolve()})")
-        for path in paths:
-            if Path(path).suffix not in SUFFIXES:
-                raise SeedError(f"source.path: {path}: not one of {', '.join(SUFFIXES)}")
-            of_file, columns = _read_file(base / path, path, wanted)
+        for name, path in _in_bucket(pattern) if is_remote(pattern) else _in_folder(pattern, base):
+            of_file, columns = _read_file(path, name, wanted)
             if not any(part.table.num_rows for part in of_file):
-                raise SeedError(f"source.path: {path}: the file has no rows")
-            check_wanted(wanted, columns, path)
+                raise SeedError(f"source.path: {name}: the file has no rows")
+            check_wanted(wanted, columns, name)
             names = names or columns
             if wanted is None and set(columns) != set(names):
-                raise SeedError(f"source.path: {path}: columns {columns} differ from the first file's {names}")
+                raise SeedError(f"source.path: {name}: columns {columns} differ from the first file's {names}")
             parts += of_file
     return parts
+
+
+def _in_folder(pattern: str, base: Path) -> Iterator[tuple[str, Path]]:
+    """Names and paths of the files that match."""
+    names = sorted(glob.glob(str(expanded(pattern)), root_dir=base, recursive=True))
+    if not names:
+        raise SeedError(f"source.path: no file matches {pattern!r} (looked in {base.resolve()})")
+    for name in names:
+        _check_suffix(name)
+        yield name, base / name
+
+
+def _in_bucket(pattern: str) -> Iterator[tuple[str, Path]]:
+    """Names of the objects that match, and files with what is in them, each of which is there until the next one."""
+    with _readable(pattern):
+        store, keys = find_objects(pattern)
+    found = False
+    for key in keys:
+        _check_suffix(key)
+        with _readable(pattern), scratch_folder() as scratch:
+            path = scratch / f"seeds{Path(key).suffix}"
+            if (data := store.read(key)) is None:
+                continue
+            path.write_bytes(data)
+            found = True
+            yield f"{store.location}/{key}", path
+    if not found:
+        raise SeedError(f"source.path: no object matches {pattern!r}")
+
+
+@contextmanager
+def _readable(pattern: str) -> Iterator[None]:
+    try:
+        yield
+    except (StoreError, UserError, OSError, ValueError) as error:
+        raise SeedError(f"source.path: {pattern!r}: {error}") from error
+
+
+def _check_suffix(name: str) -> None:
+    if Path(name).suffix not in SUFFIXES:
+        raise SeedError(f"source.path: {name}: not one of {', '.join(SUFFIXES)}")
 
 
 def check_wanted(wanted: Sequence[str] | None, columns: Sequence[str], where: str) -> None:

@@ -48,8 +48,8 @@ def submit(job: Job, address: str, trust_remote_code: bool, out: Callable[[str],
             f"output: {job.output!r} is relative; a submitted job needs an absolute folder that every machine of the "
             "cluster shares (give --output)"
         )
-    if job.source.dataset is None:  # a dataset has to be there, not here
-        load_seeds(job.source)
+    if job.source.dataset is None and not any(map(is_remote, _patterns(job.source))):
+        load_seeds(job.source)  # a dataset or bucket has to be in reach there, not here
     _offer_token()
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobStatus, JobSubmissionClient
@@ -121,11 +121,17 @@ def _pack(job: Job, folder: Path) -> None:
     shutil.copytree(Path(batchgen.__file__).parent, folder / "batchgen", ignore=_IGNORED)
 
 
+def _patterns(source: Source) -> list[str]:
+    return [source.path] if isinstance(source.path, str) else source.path or []
+
+
 def _copy_seeds(source: Source, folder: Path) -> list[str]:
-    patterns = [source.path] if isinstance(source.path, str) else source.path or []
     names: list[str] = []
     folder.mkdir()
-    for pattern in patterns:
+    for pattern in _patterns(source):
+        if is_remote(pattern):
+            names.append(pattern)
+            continue
         for path in sorted(glob.glob(str(expanded(pattern)), recursive=True)):
             # The order of the files is the order of the rows.
             name = f"{len(names):05d}-{Path(path).name}"

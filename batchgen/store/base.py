@@ -42,7 +42,7 @@ class ObjectStore(Protocol):
         """An object's length in bytes; 0 where there is none."""
 
     def list(self, prefix: str) -> Iterator[str]:
-        """Keys that start with a folder name, in order."""
+        """Keys that start with a folder name, in order; with "" all of them."""
 
     def delete(self, key: str) -> None:
         """Removes an object; nothing happens where there is none."""

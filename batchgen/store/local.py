@@ -104,7 +104,7 @@ class LocalStore:
             return 0
 
     def list(self, prefix: str) -> Iterator[str]:
-        """Keys under a folder, in order."""
+        """Keys under a folder, in order; all of them where it has no name."""
         return (key for key in self._files(prefix) if not _is_unfinished(key))
 
     def unfinished(self, prefix: str) -> Iterator[str]:
@@ -112,7 +112,7 @@ class LocalStore:
         return (key for key in self._files(prefix) if _is_unfinished(key))
 
     def _files(self, prefix: str) -> Iterator[str]:
-        folder = self.path(prefix.rstrip("/"))
+        folder = self.path(prefix.rstrip("/")) if prefix else self.root
         for file in sorted(folder.rglob("*")) if folder.is_dir() else ():
             if file.is_file():
                 yield file.relative_to(self.root).as_posix()

@@ -149,11 +149,11 @@ class S3Store:
                 return 0
 
     def list(self, prefix: str) -> Iterator[str]:
-        """Keys under a folder, in order."""
+        """Keys under a folder, in order; all of them where it has no name."""
         import obstore
 
         with self._translated("list", prefix):
-            pages = obstore.list(self._store, prefix=_checked(prefix.rstrip("/")))
+            pages = obstore.list(self._store, prefix=_checked(prefix.rstrip("/")) if prefix else None)
             found = sorted(str(item["path"]) for page in pages for item in page)
         yield from found
 

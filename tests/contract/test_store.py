@@ -83,6 +83,7 @@ def test_keys_are_listed_in_order_without_unfinished_ones(store: ObjectStore, tm
         store.path("c/.1.partial").write_bytes(b"")
     assert list(store.list("c")) == ["c/1", "c/10", "c/2"]
     assert list(store.list("nothing")) == []
+    assert list(store.list("")) == ["c/1", "c/10", "c/2", "d/1"]
 
 
 def test_deleting_is_idempotent(store: ObjectStore):

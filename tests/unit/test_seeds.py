@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
+import tempfile
+from collections.abc import Iterator
 from datetime import datetime, time
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from batchgen.errors import SeedError
 from batchgen.job import Source
 from batchgen.rows import is_publishable, kind_of
 from batchgen.seeds import load_seeds
+from tests.s3server import S3Server, environment, s3_server
 
 
 def test_a_count_gives_numbered_empty_rows():
@@ -310,3 +314,54 @@ def test_a_dataset_without_rows_is_refused(tmp_path: Path):
     for name, message in (("empty", "empty has no rows"), ("filtered", "there are no seed rows")):
         with pytest.raises(SeedError, match=message):
             load_seeds(Source(dataset=str(tmp_path / name)))
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    with s3_server() as server:
+        for name, value in environment(server).items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+def test_a_bucket_has_the_rows_that_files_have(bucket: S3Server, tmp_path: Path):
+    for name in ("b.jsonl", "a.jsonl", "deep/er/c.jsonl", "deep/d.csv", "other.txt"):
+        data = b"x\r\n%s\r\n" % name.encode() if name.endswith("csv") else b'\n{"x": "%s"}\n' % name.encode()
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+        bucket.objects[f"bucket/seeds/{name}"] = data
+        bucket.objects[f"bucket/seeds2/{name}"] = b"of another folder"
+    pq.write_table(pa.table({"x": ["e"]}), tmp_path / "e.parquet")
+    bucket.objects["bucket/seeds/e.parquet"] = (tmp_path / "e.parquet").read_bytes()
+    for pattern in ("*.jsonl", "[a]*.jsonl", "**/*.jsonl", "deep/**/*.[cj]*", "?.jsonl", "e.parquet", "d*/d.csv"):
+        there, here = (
+            load_seeds(Source(path=f"s3://bucket/seeds/{pattern}")),
+            load_seeds(Source(path=pattern), tmp_path),
+        )
+        assert (there.count, there.fingerprint) == (here.count, here.fingerprint), pattern
+        assert there.place(0) == f"s3://bucket/seeds/{here.place(0)}"
+    both = load_seeds(Source(path=["s3://bucket/*/e.parquet", "a.jsonl"]), tmp_path)
+    assert [row.data["x"] for row in both.slice(0, 2)] == ["e", "a.jsonl"]
+    assert not list(Path(tempfile.gettempdir()).glob("batchgen-*/seeds*")), "what was fetched is gone again"
+
+
+def test_a_bucket_without_rows_is_named(bucket: S3Server):
+    bucket.objects["bucket/seeds/bad.jsonl"] = b'{"x": "1"}\n{'
+    bucket.objects["bucket/seeds/empty.jsonl"] = b""
+    for path, message in {
+        "s3://bucket/seeds/none.jsonl": "source.path: no object matches 's3://bucket/seeds/none.jsonl'",
+        "s3://bucket/none/*": "source.path: no object matches 's3://bucket/none/*'",
+        "s3://bucket/seeds/bad.jsonl": "s3://bucket/seeds/bad.jsonl:2: not JSON",
+        "s3://bucket/seeds/empty.jsonl": "source.path: s3://bucket/seeds/empty.jsonl: the file has no rows",
+        "s3://bucket/seeds/*.txt*": "source.path: no object matches",
+        "s3://bucket/seeds": "source.path: seeds: not one of .jsonl, .csv, .parquet",
+        "s3://bucket/a//b.jsonl": "source.path: 's3://bucket/a//b.jsonl': not a key of a store",
+        "s3://B/x.jsonl": "source.path: 's3://B/x.jsonl': 's3://B' is no location in S3",
+    }.items():
+        with pytest.raises(SeedError, match=re.escape(message)):
+            load_seeds(Source(path=path))
+    bucket.fault = lambda method, key: 403
+    with pytest.raises(
+        SeedError, match=r"'s3://bucket/x.jsonl': cannot read s3://bucket/x.jsonl: PermissionDeniedError: 403 Forbidden"
+    ):
+        load_seeds(Source(path="s3://bucket/x.jsonl"))

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 from ray.job_submission import JobStatus
 
-from batchgen.distributed.submit import _pack, follow
-from batchgen.errors import BatchgenError
+from batchgen.distributed.submit import _pack, follow, submit
+from batchgen.errors import BatchgenError, UserError
 from batchgen.job import Job
 from batchgen.plan import make_plan
 from batchgen.seeds import load_seeds
@@ -120,3 +120,24 @@ def test_a_submitted_job_is_the_same_job(source: str, tmp_path: Path, monkeypatc
     sent = Job.load("job.yaml")
     assert make_plan(sent, load_seeds(sent.source)).fingerprint == here.fingerprint
     assert (tmp_path / "sent" / "batchgen" / "cli.py").is_file()
+
+
+def test_what_is_in_a_bucket_is_read_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("1.jsonl", "2.jsonl"):
+        (tmp_path / name).write_text('{"instruction": "x"}\n')
+    job = Job.of(
+        {
+            "name": "n",
+            "source": {"path": ["1.jsonl", "s3://bucket/*.jsonl", "2.jsonl"]},
+            "model": {"path": "chaos"},
+            "steps": [{"task": "text_generation"}],
+            "output": "s3://bucket/run",
+        }
+    )
+    with pytest.raises(UserError, match="no Ray dashboard takes jobs there"):  # and not: the bucket cannot be read here
+        submit(job, "http://127.0.0.1:1", False, print)
+    (tmp_path / "sent").mkdir()
+    _pack(job, tmp_path / "sent")
+    sent = Job.load(tmp_path / "sent" / "job.yaml").source.path
+    assert sent == ["seeds/00000-1.jsonl", "s3://bucket/*.jsonl", "seeds/00002-2.jsonl"]
