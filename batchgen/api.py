@@ -17,7 +17,7 @@ from batchgen.commit import Manifest, committed
 from batchgen.drive import Driver, Status
 from batchgen.engines.installed import missing
 from batchgen.engines.structure import check_structure
-from batchgen.errors import BatchgenError, JobError, ModelError, UserError
+from batchgen.errors import BatchgenError, JobError, ModelError, Stopped, UserError
 from batchgen.fleet import Fleet, HostConfig, place_engines
 from batchgen.job import Job, Model, OwnTasks, Step
 from batchgen.merge.rows import chat_columns
@@ -180,7 +180,11 @@ def _run(job: Job, address: str | None, watch: Watch, trust_remote_code: bool, i
 
 def _publish(job: Job, store: ObjectStore, plan: Plan) -> Result:
     """Merges and publishes a run whose shards are all committed."""
-    progress = progress_of(committed(store, plan))
+    manifests = committed(store, plan)
+    if revoked := len(plan.shards) - len(manifests):
+        shards = "1 shard was" if revoked == 1 else f"{revoked:,} shards were"
+        raise Stopped(f"{shards} revoked while the run went on")
+    progress = progress_of(manifests)
     if progress.ok == 0:
         reasons = ", ".join(f"{reason} {count}" for reason, count in progress.reasons.items())
         raise BatchgenError(

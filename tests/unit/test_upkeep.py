@@ -16,7 +16,8 @@ from datasets import load_dataset
 from batchgen import run
 from batchgen.cli import main
 from batchgen.commit import Manifest, committed, current_generations
-from batchgen.errors import CorruptShard, PlanMismatch
+from batchgen.drive import Status
+from batchgen.errors import CorruptShard, PlanMismatch, Stopped
 from batchgen.merge import latest_version, merge_run, version
 from batchgen.merge.version import Version
 from batchgen.plan import Plan, Shard, read_plan
@@ -343,6 +344,21 @@ def test_gc_takes_nothing_from_a_merge_that_lost_its_number_to_another(job, monk
     version = merge_run(store, plan, second)
     assert version.number == 3
     assert all(store.size(file.key) == file.size for file in version.files.values())
+
+
+def test_a_shard_that_is_revoked_under_a_run_is_generated_by_the_same_command(tmp_path: Path):
+    job = chaos_job(tmp_path / "run", shard_rows=10)
+    revoked = []
+
+    def watch(status: Status) -> None:
+        if status.shards_done == status.shards and not revoked:
+            revoked.append(main(["revoke", job.output, "1"]))
+
+    with pytest.raises(Stopped, match="1 shard was revoked while the run went on"):
+        run(job, in_process=True, watch=watch)
+    assert revoked == [0]
+    assert run(job, in_process=True).version.kept > 0
+    assert verify(*store_and_plan(job)).good
 
 
 def test_gc_keeps_all_that_a_torn_revoked_manifest_may_have_named(job, tmp_path: Path):
