@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 
 from batchgen.job import Job
 from batchgen.plan import Plan
+from batchgen.rows import canonical_json
 
 _SIZES = (
     (1_000, "n<1K"),
@@ -22,6 +24,10 @@ _SIZES = (
 
 def _size_category(rows: int) -> str:
     return next((name for limit, name in _SIZES if rows < limit), "10M<n<100M")
+
+
+def _given(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in tree.items() if value not in (None, {}, [])}
 
 
 def render_card(job: Job, plan: Plan, schema: pa.Schema, details: Mapping[str, Any], digest: str) -> str:
@@ -41,20 +47,17 @@ def render_card(job: Job, plan: Plan, schema: pa.Schema, details: Mapping[str, A
     dropped = "".join(f"| {reason} | {count} |\n" for reason, count in details["dropped"].items())
     columns = "".join(f"| `{field.name}` | `{field.type}` |\n" for field in schema)
     steps = " -> ".join(step.task for step in job.steps)
+    # A job that was kept with its run has its keys in another order than its file.
+    tree = json.loads(canonical_json(job.tree()))
     settings = {
         "model": job.model.path,
         "revision": job.model.revision,
         "commit": plan.commit_of(None),
         "seed": job.seed,
-        "sampling": job.sampling,
+        "sampling": tree["sampling"],
+        "steps": [{"task": step["task"], **_given(step)} for step in tree["steps"]],
     }
-    tree = job.tree()
-    recipe = yaml.safe_dump(
-        {k: v for k, v in settings.items() if v not in (None, {})}
-        | {"steps": [{k: v for k, v in step.items() if v not in (None, {}, [])} for step in tree["steps"]]},
-        sort_keys=False,
-        allow_unicode=True,
-    )
+    recipe = yaml.safe_dump(_given(settings), sort_keys=False, allow_unicode=True)
     missing = "" if details["shards"] == details["of_shards"] else f" (of {details['of_shards']}: a partial merge)"
     return f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}

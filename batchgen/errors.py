@@ -66,14 +66,16 @@ class StoreError(Stopped):
 
     Args:
         denied: it answers, and does not let us in.
+        busy: it answers, and cannot do it now.
     """
 
     # Seconds for which it was so and was waited for.
     waited = 0.0
 
-    def __init__(self, message: str, denied: bool = False) -> None:
+    def __init__(self, message: str, denied: bool = False, busy: bool = False) -> None:
         super().__init__(message)
         self.denied = denied
+        self.busy = busy
 
 
 class EngineError(BatchgenError):

@@ -97,6 +97,8 @@ def _readable(pattern: str) -> Iterator[None]:
     try:
         yield
     except (StoreError, UserError, OSError, ValueError) as error:
+        if isinstance(error, StoreError) and error.busy:
+            raise
         raise SeedError(f"source.path: {pattern!r}: {error}") from error
 
 

@@ -56,6 +56,7 @@ def probe(store: ObjectStore) -> None:
 
     Raises:
         UserError: it cannot, or two writers of one key could both succeed.
+        StoreError: it cannot now, and is not to blame on anybody's input.
     """
     key = f"probe-{uuid.uuid4().hex}"
     try:
@@ -63,6 +64,8 @@ def probe(store: ObjectStore) -> None:
         kept = store.read(key)
         store.delete(key)
     except StoreError as error:
+        if error.busy:
+            raise
         raise UserError(f"output: {store.location!r} cannot be written: {error}") from error
     if (first, second, kept) != (True, False, b"first"):
         raise UserError(

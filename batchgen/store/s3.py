@@ -181,8 +181,8 @@ class S3Store:
             yield
         except (BaseError, OSError) as error:
             kind = _kind(error)
-            denied = re.search(r"\b40[13] ", kind) is not None
-            raise StoreError(f"cannot {what} {self.location}/{key}: {kind}", denied) from None
+            denied, busy = (re.search(rf"\b(?:{each}) ", kind) is not None for each in ("40[13]", r"429|5\d\d"))
+            raise StoreError(f"cannot {what} {self.location}/{key}: {kind}", denied, busy) from None
 
 
 def _kind(error: BaseException) -> str:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
-from batchgen.errors import SeedError
+from batchgen.errors import SeedError, StoreError
 from batchgen.job import Source
 from batchgen.rows import is_publishable, kind_of
 from batchgen.seeds import load_seeds
@@ -345,7 +345,7 @@ def test_a_bucket_has_the_rows_that_files_have(bucket: S3Server, tmp_path: Path)
     assert not list(Path(tempfile.gettempdir()).glob("batchgen-*/seeds*")), "what was fetched is gone again"
 
 
-def test_a_bucket_without_rows_is_named(bucket: S3Server):
+def test_a_bucket_without_rows_is_named(bucket: S3Server, monkeypatch: pytest.MonkeyPatch):
     bucket.objects["bucket/seeds/bad.jsonl"] = b'{"x": "1"}\n{'
     bucket.objects["bucket/seeds/empty.jsonl"] = b""
     for path, message in {
@@ -360,6 +360,10 @@ def test_a_bucket_without_rows_is_named(bucket: S3Server):
     }.items():
         with pytest.raises(SeedError, match=re.escape(message)):
             load_seeds(Source(path=path))
+    monkeypatch.setattr("batchgen.store.s3._RETRY_SECONDS", 0)
+    bucket.fault = lambda method, key: 503
+    with pytest.raises(StoreError, match="503 Service Unavailable"):  # no fault of the job's
+        load_seeds(Source(path="s3://bucket/x.jsonl"))
     bucket.fault = lambda method, key: 403
     with pytest.raises(
         SeedError, match=r"'s3://bucket/x.jsonl': cannot read s3://bucket/x.jsonl: PermissionDeniedError: 403 Forbidden"
