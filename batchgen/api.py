@@ -20,7 +20,7 @@ from batchgen.engines.structure import check_structure
 from batchgen.errors import BatchgenError, JobError, ModelError, Stopped, UserError
 from batchgen.fleet import Fleet, HostConfig, place_engines
 from batchgen.job import Job, Model, OwnTasks, Step
-from batchgen.merge.rows import chat_columns
+from batchgen.merge.conversations import chat_columns
 from batchgen.merge.version import Version, merge_run
 from batchgen.outage import outlast_store
 from batchgen.paths import expanded, resolved

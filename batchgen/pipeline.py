@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from batchgen.api import Result, Watch, run
 from batchgen.errors import JobError, SeedError
 from batchgen.job import Source
-from batchgen.merge.rows import CLUSTER_SIZE
+from batchgen.merge.conversations import CLUSTER_SIZE
 from batchgen.parquet import read_parquet
 from batchgen.publish import publish_configs
 from batchgen.rows import META_NAMES

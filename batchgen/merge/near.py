@@ -20,7 +20,7 @@ MAX_COMPARED = 32
 
 
 @compiled
-def _agreeing_pairs(order: Any, keys: Any, matrix: Any, least: Any, most: Any) -> Any:
+def _agreeing_pairs(order: Any, keys: Any, matrix: Any, rows: Any, least: Any, most: Any) -> Any:
     """Pairs within runs of equal keys whose signatures agree in at least `least` places, [pairs, 2]."""
     pairs = []
     run = 0
@@ -32,7 +32,7 @@ def _agreeing_pairs(order: Any, keys: Any, matrix: Any, least: Any, most: Any) -
             a, b = order[other], order[position]
             equal = 0
             for p in range(matrix.shape[1]):
-                equal += matrix[a, p] == matrix[b, p]
+                equal += matrix[rows[a], p] == matrix[rows[b], p]
             if equal >= least:
                 pairs.append((a, b))
     edges = np.empty((len(pairs), 2), np.int64)
@@ -41,30 +41,32 @@ def _agreeing_pairs(order: Any, keys: Any, matrix: Any, least: Any, most: Any) -
     return edges
 
 
-def _edges(matrix: Array, threshold: float) -> Iterator[Array]:
+def _edges(matrix: Array, rows: Array, threshold: float) -> Iterator[Array]:
     """Edges that the buckets of a band give, a band after the other."""
     least = int(np.ceil(threshold * PERMUTATIONS))
     for band in range(BANDS):
-        part = np.ascontiguousarray(matrix[:, band * ROWS_PER_BAND : (band + 1) * ROWS_PER_BAND])
+        part = np.ascontiguousarray(matrix[rows, band * ROWS_PER_BAND : (band + 1) * ROWS_PER_BAND])
         _, keys = np.unique(part, axis=0, return_inverse=True)
         keys = keys.reshape(-1)
         # A stable sort keeps texts of one bucket in their order.
         order = np.argsort(keys, kind="stable")
-        yield _agreeing_pairs(order, keys, matrix, least, MAX_COMPARED)
+        yield _agreeing_pairs(order, keys, matrix, rows, least, MAX_COMPARED)
 
 
-def clusters(matrix: Array, threshold: float) -> Array:
+def clusters(matrix: Array, threshold: float, rows: Array | None = None) -> Array:
     """For every text the index of the first text of its cluster; its own where it is the first or alone.
 
     Args:
         matrix: the texts' signatures.
         threshold: least estimated Jaccard similarity of an edge, from 0 to 1.
+        rows: of the matrix, where not all of it is meant; indices are of these, then.
     """
-    count = len(matrix)
+    rows = np.arange(len(matrix)) if rows is None else rows
+    count = len(rows)
     first = np.arange(count)
     if count < 2:
         return first
-    for edges in _edges(matrix, threshold):
+    for edges in _edges(matrix, rows, threshold):
         # What earlier bands joined stays so by one edge a text: texts that are all alike have hundreds each.
         joined = first != np.arange(count)
         rows = np.concatenate([edges[:, 0], np.flatnonzero(joined)])

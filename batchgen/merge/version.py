@@ -20,7 +20,7 @@ from batchgen.commit import committed
 from batchgen.errors import CorruptShard, StoreError, UserError
 from batchgen.faultpoints import reach
 from batchgen.job import Job
-from batchgen.merge.rows import Merged, merge_rows
+from batchgen.merge.rows import Merged, Reader, merge_rows
 from batchgen.paths import scratch_folder
 from batchgen.plan import Plan
 from batchgen.records import RecordError, read_record, seal
@@ -99,9 +99,9 @@ def merge_run(store: ObjectStore, plan: Plan, job: Job, partial: bool = False) -
     details: dict[str, Any] = {
         "fingerprint": plan.fingerprint,
         "merge": job.merge.model_dump(mode="json"),
-        "read": merged.read,
-        "kept": len(merged.positions),
-        "dropped": merged.dropped,
+        "read": merged.shards.rows,
+        "kept": merged.rows,
+        "dropped": merged.selection.dropped,
         "shards": len(manifests),
         "of_shards": len(plan.shards),
     }
@@ -131,8 +131,8 @@ def merge_run(store: ObjectStore, plan: Plan, job: Job, partial: bool = False) -
 
 def _write_files(job: Job, plan: Plan, merged: Merged, details: Mapping[str, Any], folder: Path) -> dict[str, Path]:
     """A dataset's card and data files by their path in it."""
-    schema = merged.part(0, 0).schema
-    rows = len(merged.positions)
+    schema, rows = merged.schema, merged.rows
+    reader = Reader(merged.tables(), schema)
     number = max(1, -(-rows // ROWS_PER_FILE))
     paths = {}
     for index in range(number):
@@ -144,7 +144,7 @@ def _write_files(job: Job, plan: Plan, merged: Merged, details: Mapping[str, Any
             path, schema, compression="zstd", use_content_defined_chunking=True, write_page_index=True
         ) as writer:
             for start in range(index * ROWS_PER_FILE, stop, ROWS_PER_GROUP):
-                writer.write_table(merged.part(start, min(stop, start + ROWS_PER_GROUP)))
+                writer.write_table(reader.take(min(stop - start, ROWS_PER_GROUP)))
         paths[name] = path
     digest = hashlib.sha256(canonical_json([_sha256(path) for path in paths.values()])).hexdigest()[:32]
     card = folder / CARD

@@ -20,6 +20,7 @@ from datasets import Dataset, load_dataset
 
 from batchgen import minhash, run
 from batchgen.api import plan_run
+from batchgen.cli import main
 from batchgen.errors import CorruptShard, JobError, StoreError, UserError
 from batchgen.merge import latest_version, merge_run, near, read_version
 from batchgen.merge.version import Version
@@ -293,7 +294,7 @@ def test_rows_are_worked_on_in_batches_and_that_changes_nothing(tmp_path: Path, 
     texts = [" ".join([*rng.choice(bases), f"{rng.randrange(3)}"]) for _ in range(60)] + ["cut this", "", "a b c"]
     result = answered(tmp_path, texts, {"truncate_on": "cut this"}, shard_rows=7)
     assert {"exact duplicate", "near duplicate", "truncated"} < set(result.version.dropped)
-    monkeypatch.setattr("batchgen.merge.rows._BATCH_ROWS", 3)
+    monkeypatch.setattr("batchgen.merge.conversations._BATCH_ROWS", 3)
     monkeypatch.setattr("batchgen.merge.version.ROWS_PER_GROUP", 2)
     monkeypatch.setattr("batchgen.merge.version.ROWS_PER_FILE", 5)
     store = LocalStore(result.run)
@@ -315,6 +316,18 @@ def test_switches_of_the_merge(tmp_path: Path):
     assert answered(tmp_path / "1", texts, {"truncate_on": "cut"}, merge=keep).version.kept == 3
     by_conversation = {"compare": "conversation"}
     assert answered(tmp_path / "2", texts, merge=by_conversation).version.kept == 3
+
+
+def test_a_merge_by_hand_finds_the_version_of_the_run_whatever_the_order_of_a_job_s_keys(tmp_path: Path, capsys):
+    job = chaos_job(
+        tmp_path / "run",
+        sampling={"top_p": 0.9, "temperature": 0.5},
+        steps=[{"task": "text_generation", "system_prompt": "x", "input_mappings": {"instruction": "a"}}],
+        source={"rows": [{"a": "1"}, {"a": "2"}]},
+    )
+    assert run(job, in_process=True).version.number == 1
+    assert main(["merge", job.output]) == 0
+    assert "version 1;" in capsys.readouterr().out
 
 
 def test_the_same_run_merges_to_the_same_bytes_and_the_same_version(tmp_path: Path):

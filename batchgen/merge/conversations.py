@@ -1,0 +1,106 @@
+"""The conversations of rows: which columns make a dataset's `messages`, and the messages themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from batchgen.errors import JobError
+from batchgen.job import Job, Step
+from batchgen.plan import Plan, check_merge_columns
+from batchgen.rows import CONVERSATION, kind_of
+
+# The column that says how many rows a kept one stands for.
+CLUSTER_SIZE = "cluster_size"
+# Rows that are worked on at a time. Texts as Python objects take several times their size, and no Arrow array of
+# strings holds more than 2 GiB.
+_BATCH_ROWS = 4096
+
+# (prompt, answer), or the column of whole conversations.
+ChatColumns = tuple[str, str | None] | str
+
+
+def chat_columns(job: Job, plan: Plan) -> ChatColumns | None:
+    """The columns that make `messages`: (prompt, answer), or one conversation, or None.
+
+    A prompt may be a conversation that the answer continues.
+
+    Raises:
+        JobError: `merge` names a column that is not there, or `merge.answer` has nothing to answer, or a column has a
+            name that the dataset gives to one of its own.
+    """
+    found = _found_columns(job, plan)
+    if found is not None and CLUSTER_SIZE in plan.schema.names:
+        raise JobError(f"column {CLUSTER_SIZE!r} is where the dataset counts duplicates; give yours another name")
+    if found is not None and "messages" in plan.schema.names and "messages" not in (found, found[0]):
+        raise JobError("column 'messages' is where the dataset has the conversation; give yours another name")
+    return found
+
+
+def _found_columns(job: Job, plan: Plan) -> ChatColumns | None:
+    kinds = {field.name: kind_of(field.type) for field in plan.schema}
+    check_merge_columns(job, kinds)
+    if job.merge.prompt:
+        return job.merge.prompt, job.merge.answer
+    if is_preference(plan):
+        return "prompt", None
+    for step in reversed(job.steps):
+        mapped = step.output_mappings.get("conversation", "conversation")
+        if step.outputs.get(mapped) == "conversation" and "conversation" in step.spec.outputs(step.parameters):
+            return mapped
+        chat = step.spec.chat(step.parameters)
+        if chat is None:
+            continue
+        prompt = _column(step, chat[0])
+        answer = _column(step, chat[1]) if chat[1] else None
+        # A grouped answer is a list of them.
+        if kinds.get(prompt) in ("text", "conversation") and (answer is None or kinds.get(answer) == "text"):
+            return prompt, job.merge.answer or answer
+    if job.merge.answer:
+        raise JobError("merge.answer is given, but no step has a prompt that it would answer; give merge.prompt")
+    return None
+
+
+def is_preference(plan: Plan) -> bool:
+    """Whether the rows are preference pairs, which TRL refuses to read beside `messages`."""
+    return {"prompt", "chosen", "rejected"} <= set(plan.schema.names)
+
+
+def _column(step: Step, name: str) -> str:
+    return step.output_mappings.get(name, step.input_mappings.get(name, name))
+
+
+def batches(table: pa.Table) -> Iterator[pa.Table]:
+    """A table in pieces: at least one, if an empty one."""
+    for start in range(0, max(1, table.num_rows), _BATCH_ROWS):
+        yield table.slice(start, _BATCH_ROWS)
+
+
+def messages(table: pa.Table, columns: ChatColumns) -> pa.Array:
+    """The conversation of every row."""
+    if isinstance(columns, str):
+        return table[columns].combine_chunks()
+    if kind_of(table.schema.field(columns[0]).type) == "conversation":
+        return _continued(table, *columns)
+    roles = [(role, name) for role, name in zip(("user", "assistant"), columns, strict=True) if name is not None]
+    texts = [table[name].combine_chunks().cast(pa.string()) for _, name in roles]
+    # One flat array, a message after the other: row 0's user, row 0's assistant, row 1's user ...
+    width, rows = len(roles), table.num_rows
+    order = np.arange(width * rows).reshape(width, rows).T.ravel()
+    contents = pa.concat_arrays(texts).take(pa.array(order)) if rows else pa.array([], pa.string())
+    roles_flat = pa.array([role for role, _ in roles] * rows, pa.string())
+    structs = pa.StructArray.from_arrays([roles_flat, contents], fields=list(CONVERSATION.value_type))
+    return pa.ListArray.from_arrays(pa.array(np.arange(rows + 1) * width, pa.int32()), structs)
+
+
+def _continued(table: pa.Table, conversation: str, answer: str | None) -> pa.Array:
+    """Conversations with the answer, where there is one, as their last message."""
+    answers = table[answer].to_pylist() if answer is not None else [None] * table.num_rows
+    continued = [
+        [{"role": message["role"], "content": message["content"]} for message in given or ()]
+        + ([{"role": "assistant", "content": text}] if text is not None else [])
+        for given, text in zip(table[conversation].to_pylist(), answers, strict=True)
+    ]
+    return pa.array(continued, CONVERSATION)
