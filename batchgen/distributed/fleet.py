@@ -344,12 +344,13 @@ async def _answers(actor: Any) -> bool:
 
 
 def _cause(error: BaseException) -> str:
-    """What Ray says about the death of an actor, without ids and colours."""
+    """What Ray says about the death of an actor, without ids and colours, and with less advice."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if line.startswith(("The actor is dead because", "The actor died because"))]
     told += [line for line in lines if "memory" in line.lower()]
     said, *_ = (told or lines or [type(error).__name__])[0].split(", \x1b[")
-    return f"the engine's process died: {said}"
+    what, guesses, _ = (said.partition("Worker exit detail: ")[2] or said).partition(" Some common causes include")
+    return f"the engine's process died: {what}" + (" (dmesg there tells if it was out of memory)" if guesses else "")
 
 
 def _first_line(error: BaseException) -> str:

@@ -239,3 +239,19 @@ def test_an_actor_makes_a_call_once_however_often_it_is_asked_for(fleet, monkeyp
         assert list(actor._calls) == ["d", "e", "f"], "old answers are dropped"
 
     asyncio.run(go())
+
+
+def test_the_death_of_an_actor_is_told_in_a_line():
+    died = (
+        "The actor died unexpectedly before finishing this task.\n\tclass_name: _Actor\n"
+        "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: "
+        "Worker unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the "
+        "process was killed by the OOM killer due to high memory usage, (2) ray stop --force was called, or (3) ..."
+    )
+    assert fleets._cause(RuntimeError(died)) == (
+        "the engine's process died: Worker unexpectedly exits with a connection error code 2. End of file. "
+        "(dmesg there tells if it was out of memory)"
+    )
+    low = "Task was killed due to the node running low on memory.\nMemory on the node was 11GB / 12GB"
+    assert fleets._cause(RuntimeError(low)) == f"the engine's process died: {low.splitlines()[0]}"
+    assert fleets._cause(RuntimeError()) == "the engine's process died: RuntimeError"
