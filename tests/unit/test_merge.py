@@ -21,7 +21,7 @@ from datasets import Dataset, load_dataset
 from batchgen import minhash, run
 from batchgen.api import plan_run
 from batchgen.cli import main
-from batchgen.errors import CorruptShard, JobError, StoreError, UserError
+from batchgen.errors import BatchgenError, CorruptShard, JobError, StoreError, UserError
 from batchgen.merge import latest_version, merge_run, near, read_version
 from batchgen.merge.version import Version
 from batchgen.minhash import normalise
@@ -308,6 +308,18 @@ def test_rows_are_worked_on_in_batches_and_that_changes_nothing(tmp_path: Path, 
 def _rows(store: LocalStore, version: Version) -> list[dict]:
     names = sorted(name for name in version.files if name.endswith(".parquet"))
     return [row for name in names for row in pq.read_table(store.path(version.files[name].key)).to_pylist()]
+
+
+def test_a_dataset_without_rows_is_no_success(tmp_path: Path):
+    """`load_dataset` would not open it, and whoever reads the exit code alone would not know."""
+    with pytest.raises(
+        BatchgenError, match=r"left out all 2 rows \(truncated 2\).*merge.drop_truncated: false"
+    ) as caught:
+        answered(tmp_path, ["a b", "c d"], {"truncate_on": "user"})
+    assert caught.value.exit_code == 1
+    assert (
+        answered(tmp_path, ["a b", "c d"], {"truncate_on": "user"}, merge={"drop_truncated": False}).version.kept == 2
+    )
 
 
 def test_switches_of_the_merge(tmp_path: Path):
