@@ -265,7 +265,7 @@ class Soak:
         return False
 
     def nothing(self) -> bool:
-        return True
+        return False
 
     @property
     def faults(self) -> list[Callable[[], bool]]:
