@@ -154,10 +154,15 @@ def _run(job: Job, address: str | None, watch: Watch, trust_remote_code: bool, i
     if in_process or not (address or os.environ.get("RAY_ADDRESS")):
         _check_installed(job)
     store = open_store(job.output)
-    probe(store)
-    plan = settle_plan(store, plan)
-    save_job(store, job)
-    manifests = committed(store, plan)
+    last = Status(plan.rows, Progress(), len(plan.shards), 0)
+
+    def waits(what: str) -> Callable[[str], None]:
+        def tell(reason: str) -> None:
+            watch(replace(last, engines_ready=0, tokens_per_second=0.0, notes=(f"the {what} waits: {reason}",)))
+
+        return tell
+
+    plan, manifests = outlast_store(lambda: _begin(job, store, plan), job.outage_seconds, waits("run"))
     last = Status(plan.rows, progress_of(manifests), len(plan.shards), len(manifests))
 
     def show(status: Status) -> None:
@@ -172,10 +177,15 @@ def _run(job: Job, address: str | None, watch: Watch, trust_remote_code: bool, i
         with _fleet(config, address, in_process) as (fleet, engines):
             _generate(job, plan, seeds, manifests, fleet, engines, show)
 
-    def tell(reason: str) -> None:
-        watch(replace(last, engines_ready=0, tokens_per_second=0.0, notes=(f"the merge waits: {reason}",)))
+    return outlast_store(lambda: _publish(job, store, plan), job.outage_seconds, waits("merge"))
 
-    return outlast_store(lambda: _publish(job, store, plan), job.outage_seconds, tell)
+
+def _begin(job: Job, store: ObjectStore, plan: Plan) -> tuple[Plan, dict[int, Manifest]]:
+    """Settles a run in its store, or finds it there, with what is committed."""
+    probe(store)
+    plan = settle_plan(store, plan)
+    save_job(store, job)
+    return plan, committed(store, plan)
 
 
 def _publish(job: Job, store: ObjectStore, plan: Plan) -> Result:

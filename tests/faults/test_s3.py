@@ -21,7 +21,8 @@ from datasets import load_dataset
 
 from batchgen import Stopped, run
 from batchgen.cli import main
-from batchgen.errors import EngineStartError
+from batchgen.drive import Status
+from batchgen.errors import EngineStartError, StoreError, UserError
 from batchgen.fleet import HostConfig
 from batchgen.host import EngineHost
 from batchgen.job import Job
@@ -120,6 +121,33 @@ def test_every_command_works_on_a_bucket_and_a_killed_run_goes_on(
     run(str(job), in_process=True)
     assert "removed" in batchgen("gc", RUN)
     batchgen("verify", RUN)
+
+
+def test_a_bucket_that_is_away_as_a_run_starts_is_waited_for(
+    server: S3Server, job: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name, value in environment(server).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("batchgen.store.s3._RETRY_SECONDS", 0)
+    monkeypatch.setattr("batchgen.outage._PAUSES", (0.05,))
+    server.fault = lambda method, key: 503
+    notes: list[str] = []
+
+    def watch(status: Status) -> None:
+        notes.extend(status.notes)
+        server.fault = lambda method, key: None
+
+    assert run(str(job), in_process=True, watch=watch).progress.ok == 120
+    assert notes[0].startswith(f"the run waits: cannot write {RUN}/probe-")
+    ledger.record("bucket away as a run starts", 1, objects(server), 120)
+    server.fault = lambda method, key: 503
+    with pytest.raises(StoreError, match="503") as caught:
+        run(Job.load(job, ["outage_seconds=0"]), in_process=True)
+    assert caught.value.exit_code == 75
+    # Keys that are refused are not waited for.
+    server.fault = lambda method, key: 403
+    with pytest.raises(UserError, match="403"):
+        run(str(job), in_process=True)
 
 
 def test_a_bucket_that_fails_now_and_then_and_is_slow(server: S3Server, job: Path, monkeypatch: pytest.MonkeyPatch):
