@@ -23,6 +23,7 @@ from batchgen.api import plan_run
 from batchgen.cli import main
 from batchgen.errors import BatchgenError, CorruptShard, JobError, StoreError, UserError
 from batchgen.merge import latest_version, merge_run, near, read_version
+from batchgen.merge.rows import Reader
 from batchgen.merge.version import Version
 from batchgen.minhash import normalise
 from batchgen.plan import read_plan
@@ -581,3 +582,54 @@ def test_rows_without_a_conversation_are_merged_as_they_are(tmp_path: Path):
     rows = load_dataset(str(result.dataset), split="train")
     assert "messages" not in rows.column_names
     assert [(row["anchor"], row["positive"], row["cluster_size"]) for row in rows] == [("same", "It is.", 7)] * 3
+
+
+def test_each_kind_of_duplicate_is_looked_for_alone(tmp_path: Path):
+    base = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
+    texts = [base, base.upper(), f"{base} more", "something else"]
+    exact = answered(tmp_path / "1", texts, merge={"near": None})
+    assert (exact.version.kept, exact.version.dropped) == (3, {"exact duplicate": 1})
+    near = answered(tmp_path / "2", texts, merge={"exact": False})
+    assert (near.version.kept, near.version.dropped) == (2, {"near duplicate": 2})
+    (first, other) = _rows(LocalStore(near.run), near.version)
+    assert (first["cluster_size"], other["cluster_size"]) == (3, 1)
+
+
+def test_conversations_with_nothing_to_say_are_left_out(tmp_path: Path):
+    say = [{"role": "user", "content": "Say it."}]
+    rows = [
+        {"messages": say, "more": None},
+        {"messages": [{"role": "system", "content": " \n"}, *say], "more": None},
+        {"messages": [{"role": "user", "content": "And?"}], "more": "x"},
+    ]
+    job = chaos_job(tmp_path / "run", source={"rows": rows}, steps=[{"task": "chat_generation"}])
+    result = run(job, in_process=True)
+    assert (result.version.kept, result.version.dropped) == (2, {"empty": 1})
+    found = _rows(LocalStore(result.run), result.version)
+    assert [row["messages"][:-1] for row in found] == [rows[0]["messages"], rows[2]["messages"]]
+    assert [row["messages"][-1] for row in found] == [
+        {"role": "assistant", "content": row["generation"]} for row in found
+    ]
+    assert list(found[0]) == [
+        "messages",
+        *(name for name in found[0] if name not in ("messages", "cluster_size")),
+        "cluster_size",
+    ]
+
+
+def test_a_reader_reads_no_further_than_it_has_to():
+    read = []
+
+    def tables():
+        for start in range(0, 12, 4):
+            read.append(start)
+            yield pa.table({"n": list(range(start, start + 4))})
+
+    reader = Reader(tables(), pa.schema([("n", pa.int64())]))
+    assert reader.take(0).num_rows == 0
+    assert read == []
+    assert [reader.take(size)["n"].to_pylist() for size in (3, 1)] == [[0, 1, 2], [3]]
+    assert read == [0]
+    assert reader.take(5)["n"].to_pylist() == [4, 5, 6, 7, 8]
+    assert reader.take(9)["n"].to_pylist() == [9, 10, 11]
+    assert reader.take(1).num_rows == 0
