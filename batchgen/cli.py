@@ -125,7 +125,7 @@ def _main(options: argparse.Namespace) -> int:
         function: Callable[[argparse.Namespace], int] = options.function
         return function(options)
     except BatchgenError as error:
-        kind = "stopped" if isinstance(error, Stopped) else "error"
+        kind = "stopped" if isinstance(error, Stopped) and options.command in ("run", "submit") else "error"
         with contextlib.suppress(OSError):  # the terminal may be gone
             print(f"batchgen: {kind}: {error}", file=sys.stderr)
         if isinstance(error, ClusterLost):

@@ -124,7 +124,7 @@ def test_every_command_works_on_a_bucket_and_a_killed_run_goes_on(
 
 
 def test_a_bucket_that_is_away_as_a_run_starts_is_waited_for(
-    server: S3Server, job: Path, monkeypatch: pytest.MonkeyPatch
+    server: S3Server, job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     for name, value in environment(server).items():
         monkeypatch.setenv(name, value)
@@ -144,6 +144,9 @@ def test_a_bucket_that_is_away_as_a_run_starts_is_waited_for(
     with pytest.raises(StoreError, match="503") as caught:
         run(Job.load(job, ["outage_seconds=0"]), in_process=True)
     assert caught.value.exit_code == 75
+    for command in ("status", "verify", "merge", "rejected", "gc"):
+        assert main([command, RUN]) == 75
+        assert capsys.readouterr().err.startswith(f"batchgen: error: cannot read {RUN}/plan.json: GenericError: 503")
     # Keys that are refused are not waited for.
     server.fault = lambda method, key: 403
     with pytest.raises(UserError, match="403"):
