@@ -7,22 +7,23 @@ import contextlib
 import os
 import shlex
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from batchgen.commit import Manifest, committed
+from batchgen.commit import Manifest, committed, generation_of
 from batchgen.drive import Driver, Status
 from batchgen.engines.installed import missing
 from batchgen.engines.structure import check_structure
-from batchgen.errors import BatchgenError, JobError, ModelError, Stopped, UserError
+from batchgen.errors import BatchgenError, JobError, ModelError, Stopped, StoreError, UserError
 from batchgen.fleet import Fleet, HostConfig, place_engines
 from batchgen.job import Job, Model, OwnTasks, Step
 from batchgen.merge.conversations import chat_columns
 from batchgen.merge.version import Version, merge_run
-from batchgen.outage import outlast_store
+from batchgen.outage import VISIBLE_SECONDS, outlast_store
 from batchgen.paths import expanded, resolved
 from batchgen.plan import ModelVersion, Plan, make_plan, settle_plan
 from batchgen.progress import Progress
@@ -190,11 +191,7 @@ def _begin(job: Job, store: ObjectStore, plan: Plan) -> tuple[Plan, dict[int, Ma
 
 def _publish(job: Job, store: ObjectStore, plan: Plan) -> Result:
     """Merges and publishes a run whose shards are all committed."""
-    manifests = committed(store, plan)
-    if revoked := len(plan.shards) - len(manifests):
-        shards = "1 shard was" if revoked == 1 else f"{revoked:,} shards were"
-        raise Stopped(f"{shards} revoked while the run went on")
-    progress = progress_of(manifests)
+    progress = progress_of(_all_committed(store, plan))
     if progress.ok == 0:
         reasons = ", ".join(f"{reason} {count}" for reason, count in progress.reasons.items())
         raise BatchgenError(
@@ -214,6 +211,25 @@ def _publish(job: Job, store: ObjectStore, plan: Plan) -> Result:
         return Result(job.output, progress, version, publish_store(store, version))
     folder = publish_folder(store, version, expanded(job.output) / "dataset")
     return Result(job.output, progress, version, str(folder))
+
+
+def _all_committed(store: ObjectStore, plan: Plan) -> dict[int, Manifest]:
+    """The manifests of a run whose shards have all been committed; those of other machines may come in sight late.
+
+    Raises:
+        Stopped: some are to be generated again.
+        StoreError: some do not come in sight.
+    """
+    until = time.monotonic() + VISIBLE_SECONDS
+    while len(manifests := committed(store, plan)) < len(plan.shards):
+        missing = [shard for shard in plan.shards if shard.index not in manifests]
+        shards = "1 shard was" if len(missing) == 1 else f"{len(missing):,} shards were"
+        if any(generation_of(store, shard) for shard in missing):
+            raise Stopped(f"{shards} revoked while the run went on")
+        if time.monotonic() > until:
+            raise StoreError(f"{shards} committed to {store.location}, where this machine does not see them")
+        time.sleep(1)
+    return manifests
 
 
 def _check_installed(job: Job) -> None:
