@@ -324,7 +324,10 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
         yield server
 
 
-def test_a_bucket_has_the_rows_that_files_have(bucket: S3Server, tmp_path: Path):
+def test_a_bucket_has_the_rows_that_files_have(bucket: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     for name in ("b.jsonl", "a.jsonl", "deep/er/c.jsonl", "deep/d.csv", "other.txt"):
         data = b"x\r\n%s\r\n" % name.encode() if name.endswith("csv") else b'\n{"x": "%s"}\n' % name.encode()
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -342,7 +345,7 @@ def test_a_bucket_has_the_rows_that_files_have(bucket: S3Server, tmp_path: Path)
         assert there.place(0) == f"s3://bucket/seeds/{here.place(0)}"
     both = load_seeds(Source(path=["s3://bucket/*/e.parquet", "a.jsonl"]), tmp_path)
     assert [row.data["x"] for row in both.slice(0, 2)] == ["e", "a.jsonl"]
-    assert not list(Path(tempfile.gettempdir()).glob("batchgen-*/seeds*")), "what was fetched is gone again"
+    assert not any(scratch.iterdir()), "what was fetched is gone again"
 
 
 def test_a_bucket_without_rows_is_named(bucket: S3Server, monkeypatch: pytest.MonkeyPatch):
