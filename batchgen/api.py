@@ -7,10 +7,10 @@ import contextlib
 import os
 import shlex
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from batchgen.fleet import Fleet, HostConfig, place_engines
 from batchgen.job import Job, Model, OwnTasks, Step
 from batchgen.merge.conversations import chat_columns
 from batchgen.merge.version import Version, merge_run
-from batchgen.outage import VISIBLE_SECONDS, outlast_store
+from batchgen.outage import outlast_store
 from batchgen.paths import expanded, resolved
 from batchgen.plan import ModelVersion, Plan, make_plan, settle_plan
 from batchgen.progress import Progress
@@ -157,13 +157,10 @@ def _run(job: Job, address: str | None, watch: Watch, trust_remote_code: bool, i
     store = open_store(job.output)
     last = Status(plan.rows, Progress(), len(plan.shards), 0)
 
-    def waits(what: str) -> Callable[[str], None]:
-        def tell(reason: str) -> None:
-            watch(replace(last, engines_ready=0, tokens_per_second=0.0, notes=(f"the {what} waits: {reason}",)))
+    def tell(what: str, reason: str) -> None:
+        watch(replace(last, engines_ready=0, tokens_per_second=0.0, notes=(f"the {what} waits: {reason}",)))
 
-        return tell
-
-    plan, manifests = outlast_store(lambda: _begin(job, store, plan), job.outage_seconds, waits("run"))
+    plan, manifests = outlast_store(lambda: _begin(job, store, plan), job.outage_seconds, partial(tell, "run"))
     last = Status(plan.rows, progress_of(manifests), len(plan.shards), len(manifests))
 
     def show(status: Status) -> None:
@@ -178,7 +175,7 @@ def _run(job: Job, address: str | None, watch: Watch, trust_remote_code: bool, i
         with _fleet(config, address, in_process) as (fleet, engines):
             _generate(job, plan, seeds, manifests, fleet, engines, show)
 
-    return outlast_store(lambda: _publish(job, store, plan), job.outage_seconds, waits("merge"))
+    return outlast_store(lambda: _publish(job, store, plan), job.outage_seconds, partial(tell, "merge"))
 
 
 def _begin(job: Job, store: ObjectStore, plan: Plan) -> tuple[Plan, dict[int, Manifest]]:
@@ -214,21 +211,19 @@ def _publish(job: Job, store: ObjectStore, plan: Plan) -> Result:
 
 
 def _all_committed(store: ObjectStore, plan: Plan) -> dict[int, Manifest]:
-    """The manifests of a run whose shards have all been committed; those of other machines may come in sight late.
+    """The manifests of a run whose shards have all been committed.
 
     Raises:
         Stopped: some are to be generated again.
-        StoreError: some do not come in sight.
+        StoreError: some are not in sight; NFS shows what another machine wrote up to a minute late.
     """
-    until = time.monotonic() + VISIBLE_SECONDS
-    while len(manifests := committed(store, plan)) < len(plan.shards):
-        missing = [shard for shard in plan.shards if shard.index not in manifests]
-        shards = "1 shard was" if len(missing) == 1 else f"{len(missing):,} shards were"
-        if any(generation_of(store, shard) for shard in missing):
-            raise Stopped(f"{shards} revoked while the run went on")
-        if time.monotonic() > until:
-            raise StoreError(f"{shards} committed to {store.location}, where this machine does not see them")
-        time.sleep(1)
+    manifests = committed(store, plan)
+    missing = [shard for shard in plan.shards if shard.index not in manifests]
+    shards = "1 shard was" if len(missing) == 1 else f"{len(missing):,} shards were"
+    if any(generation_of(store, shard) for shard in missing):
+        raise Stopped(f"{shards} revoked while the run went on")
+    if missing:
+        raise StoreError(f"{shards} committed to {store.location}, where this machine does not see them")
     return manifests
 
 

@@ -13,10 +13,12 @@ from batchgen.engines.patient import PatientEngine
 from batchgen.errors import EngineDead, EngineStartError, EngineUnavailable, PlanMismatch, StoreError
 from batchgen.fleet import Answer, HostConfig, Work
 from batchgen.generate import Worker
-from batchgen.outage import VISIBLE_SECONDS, Outage
+from batchgen.outage import Outage
 from batchgen.plan import PLAN_KEY, Plan
 from batchgen.progress import Progress
 from batchgen.store import ObjectStore, open_store
+
+_VISIBLE_SECONDS = 90.0
 
 
 class EngineHost:
@@ -108,8 +110,9 @@ async def _check_shared(store: ObjectStore, plan: Plan, outage: Outage) -> None:
                 raise EngineStartError(str(error)) from None
             raise
 
-    until = time.monotonic() + VISIBLE_SECONDS
+    until = time.monotonic() + _VISIBLE_SECONDS
     try:
+        # NFS shows a new file to other machines up to a minute late.
         while (data := await outage.outlast(read)) is None and time.monotonic() < until:
             await asyncio.sleep(1)
     except StoreError as error:

@@ -12,8 +12,6 @@ from typing import TypeVar
 from batchgen.errors import EngineUnavailable, StoreError
 
 Result = TypeVar("Result")
-# NFS shows a new file to other machines up to a minute late.
-VISIBLE_SECONDS = 90.0
 # Between two notes about something that goes on.
 TELL_SECONDS = 60.0
 _PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)

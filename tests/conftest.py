@@ -13,6 +13,7 @@ from xdist.scheduler import LoadFileScheduling
 
 from batchgen.engines import build_engine
 from batchgen.engines.base import Engine, EngineSpec
+from tests.s3server import S3Server, environment, s3_server
 
 # Ray's workers give way to everything else; beside tests that keep every core busy they would hardly run at all.
 os.environ.setdefault("RAY_worker_niceness", "0")
@@ -71,3 +72,12 @@ def vllm_engine(loop_thread: LoopThread) -> Iterator[Engine]:
     loop_thread.run(engine.start())
     yield engine
     loop_thread.run(engine.stop())
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """A server of buckets, to which the environment leads."""
+    with s3_server() as server:
+        for name, value in environment(server).items():
+            monkeypatch.setenv(name, value)
+        yield server

@@ -70,12 +70,12 @@ def select(shards: Shards, chat: ChatColumns | None, merge: Merge) -> Selection:
     """
     dropped = Counter[str]()
     keep = np.zeros(shards.rows, bool)
-    seen = _Compared(shards.rows, merge) if chat is not None else None
+    seen = _Compared(shards.rows, chat, merge) if chat is not None else None
     start = 0
     for table in shards:
         sound = _is_sound(table, merge, dropped)
-        if seen is not None and chat is not None:
-            sound[np.flatnonzero(sound)] = seen.add(table.filter(pa.array(sound)), chat, dropped)
+        if seen is not None:
+            sound[np.flatnonzero(sound)] = seen.add(table.filter(pa.array(sound)), dropped)
         keep[start : start + table.num_rows] = sound
         start += table.num_rows
     if seen is None:
@@ -114,18 +114,23 @@ class _Compared:
         most: rows that may come.
     """
 
-    def __init__(self, most: int, merge: Merge) -> None:
+    def __init__(self, most: int, chat: ChatColumns, merge: Merge) -> None:
+        self._chat = chat
         self._merge = merge
         self._rows = 0
-        self._digests = np.empty(most if merge.exact else 0, _DIGEST)
         # Of the memory of an array that is not filled yet none is used.
-        self._signatures = np.empty((most if merge.near is not None else 0, 128), np.uint32)
+        self._digests = np.empty(most if merge.exact else 0, _DIGEST)
+        if merge.near is not None:
+            # With numba it takes more than a second to import, and most commands and ends of a run do not need it.
+            from batchgen.minhash import PERMUTATIONS
 
-    def add(self, table: pa.Table, chat: ChatColumns, dropped: Counter[str]) -> Mask:
+            self._signatures = np.empty((most, PERMUTATIONS), np.uint32)
+
+    def add(self, table: pa.Table, dropped: Counter[str]) -> Mask:
         """Takes rows in; says which of them have a conversation with no blank message in it."""
         complete: list[bool] = []
         for batch in batches(table):
-            conversations = messages(batch, chat).to_pylist()
+            conversations = messages(batch, self._chat).to_pylist()
             known = [_is_complete(conversation) for conversation in conversations]
             self._take([each for each, whole in zip(conversations, known, strict=True) if whole])
             complete += known
@@ -136,7 +141,6 @@ class _Compared:
         if not conversations or not (self._merge.exact or self._merge.near):
             self._rows += len(conversations)
             return
-        # numba takes more than a second to import, and most commands and ends of a run do not need it.
         from batchgen.minhash import normalise, signatures
 
         roles = ("user",) if self._merge.compare == "prompt" else ("user", "assistant")

@@ -10,7 +10,6 @@ import shutil
 import socket
 import stat
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,14 +20,6 @@ from tests.s3server import LOSE_ANSWER, SLOW, S3Server, environment, s3_server
 
 ROUNDS = 200
 RACERS = 16
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    with s3_server() as server:
-        for name, value in environment(server).items():
-            monkeypatch.setenv(name, value)
-        yield server
 
 
 @pytest.fixture(params=["local", "s3"])

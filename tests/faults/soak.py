@@ -34,8 +34,9 @@ from tests.s3server import LOSE_ANSWER, SLOW, Fault, environment, s3_server
 ROWS, SHARD_ROWS, NODES = 4000, 8, 3
 SHARDS = ROWS // SHARD_ROWS
 BAD_ROWS = {777: "POISON", 2222: "HANGS", 3500: "POISON"}
-# Exit codes of a driver that was not killed.
+# Exit codes of a driver; also of one that a signal met in its first half second, or as Ray ended.
 LEGAL_CODES = (0, 75)
+BY_SIGNAL = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, 128 + signal.SIGTERM, 128 + signal.SIGINT)
 
 
 class Soak:
@@ -51,6 +52,7 @@ class Soak:
         self._outage: str | None = None
         self._drivers: list[subprocess.Popen[bytes]] = []
         self._killed: set[int] = set()
+        self._told: set[int] = set()
         self._started = time.monotonic()
         self.done = 0
         self.complaints: list[str] = []
@@ -113,7 +115,9 @@ class Soak:
             said = driver.log.read().decode()  # type: ignore[attr-defined]
             # One that merges after a shard was damaged, and before that is repaired, says so.
             damaged = driver.returncode == 1 and "is not what was committed" in said
-            legal = damaged or driver.returncode in LEGAL_CODES or driver.pid in self._killed
+            killed = driver.pid in self._killed and driver.returncode == -signal.SIGKILL
+            told = driver.pid in self._told and driver.returncode in BY_SIGNAL
+            legal = damaged or killed or told or driver.returncode in LEGAL_CODES
             if not legal or "Traceback" in said:
                 self.complain(f"a driver ended with {driver.returncode}:\n{said[-3000:]}")
             self.done += driver.returncode == 0
@@ -149,7 +153,7 @@ class Soak:
 
     def driver_told_to_stop(self) -> bool:
         for driver in self.live[:1]:
-            self._killed.add(driver.pid)  # in the first half second, and as Ray ends, SIGTERM kills
+            self._told.add(driver.pid)
             driver.send_signal(self._rng.choice([signal.SIGTERM, signal.SIGINT, signal.SIGHUP]))
             return True
         return False

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,12 +34,6 @@ from tests.s3server import LOSE_ANSWER, SLOW, Fault, S3Server, environment, s3_s
 
 pytestmark = pytest.mark.cluster
 RUN = "s3://bucket/night/run"
-
-
-@pytest.fixture
-def server() -> Iterator[S3Server]:
-    with s3_server() as server:
-        yield server
 
 
 @pytest.fixture
@@ -86,7 +79,7 @@ def committed(server: S3Server) -> int:
 
 
 def test_every_command_works_on_a_bucket_and_a_killed_run_goes_on(
-    server: S3Server, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    server: S3Server, job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     process = command(server, tmp_path, "run", str(job))
     deadline = time.monotonic() + 120
@@ -101,9 +94,6 @@ def test_every_command_works_on_a_bucket_and_a_killed_run_goes_on(
     # What it says how to open the dataset is done below.
     assert f"batchgen publish {RUN} --to DIR, and then load_dataset('DIR')" in out
     ledger.record("driver killed, run in a bucket", 1, objects(server), 120)
-
-    for name, value in environment(server).items():
-        monkeypatch.setenv(name, value)
 
     def batchgen(*arguments: str) -> str:
         assert main(list(arguments)) == 0
@@ -126,8 +116,6 @@ def test_every_command_works_on_a_bucket_and_a_killed_run_goes_on(
 def test_a_bucket_that_is_away_as_a_run_starts_is_waited_for(
     server: S3Server, job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    for name, value in environment(server).items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setattr("batchgen.store.s3._RETRY_SECONDS", 0)
     monkeypatch.setattr("batchgen.outage._PAUSES", (0.05,))
     server.fault = lambda method, key: 503
@@ -153,9 +141,7 @@ def test_a_bucket_that_is_away_as_a_run_starts_is_waited_for(
         run(str(job), in_process=True)
 
 
-def test_a_bucket_that_fails_now_and_then_and_is_slow(server: S3Server, job: Path, monkeypatch: pytest.MonkeyPatch):
-    for name, value in environment(server).items():
-        monkeypatch.setenv(name, value)
+def test_a_bucket_that_fails_now_and_then_and_is_slow(server: S3Server, job: Path):
     rng = random.Random(0)
     injected: Counter[Fault] = Counter()
 
@@ -179,9 +165,7 @@ def test_a_bucket_that_fails_now_and_then_and_is_slow(server: S3Server, job: Pat
         ledger.record(f"store {name}", injected[kind], objects(server), 120)
 
 
-def test_a_bucket_that_is_away_for_a_while_is_waited_for(server: S3Server, job: Path, monkeypatch):
-    for name, value in environment(server).items():
-        monkeypatch.setenv(name, value)
+def test_a_bucket_that_is_away_for_a_while_is_waited_for(server: S3Server, job: Path):
     refused = Counter[str]()
 
     def fault(method: str, key: str) -> Fault:
@@ -200,9 +184,7 @@ def test_a_bucket_that_is_away_for_a_while_is_waited_for(server: S3Server, job: 
     assert verify(store, read_plan(store)).good
 
 
-def test_a_bucket_that_stays_away_stops_the_run_which_goes_on_later(server: S3Server, job: Path, monkeypatch):
-    for name, value in environment(server).items():
-        monkeypatch.setenv(name, value)
+def test_a_bucket_that_stays_away_stops_the_run_which_goes_on_later(server: S3Server, job: Path):
     server.fault = lambda method, key: 403 if "/attempts/" in key and committed(server) > 5 else None
     with pytest.raises(Stopped, match="cannot write s3://bucket/night/run/attempts") as caught:
         run(Job.load(job, ["outage_seconds=1"]), in_process=True)
@@ -219,8 +201,6 @@ def test_a_bucket_that_stays_away_stops_the_run_which_goes_on_later(server: S3Se
 def test_an_engine_without_the_bucket_s_keys_is_told_at_once_and_one_that_does_not_reach_it_waits(
     server: S3Server, job: Path, monkeypatch: pytest.MonkeyPatch, status: int
 ):
-    for name, value in environment(server).items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setattr("batchgen.store.s3._RETRY_SECONDS", 0)
     loaded = Job.load(job, ["outage_seconds=0.5"])
     plan = settle_plan(open_store(RUN), make_plan(loaded, load_seeds(loaded.source)))

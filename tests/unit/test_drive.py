@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import threading
@@ -558,7 +559,7 @@ def test_a_store_that_is_away_when_the_rows_are_merged_is_waited_for(tmp_path: P
 def test_an_engine_that_does_not_find_the_run_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: int | None, found: str
 ):
-    monkeypatch.setattr("batchgen.host.VISIBLE_SECONDS", 0.0)
+    monkeypatch.setattr("batchgen.host._VISIBLE_SECONDS", 0.0)
     if other:
         planned(chaos_job(tmp_path / "elsewhere", source={"count": other}))
     with pytest.raises(EngineStartError, match=f"elsewhere {found} on the machine of .* that all machines share"):
@@ -713,12 +714,13 @@ def test_shards_that_other_machines_committed_may_come_in_sight_late(tmp_path: P
         return iter(found)
 
     monkeypatch.setattr(LocalStore, "list", late)
-    monkeypatch.setattr("batchgen.api.time.sleep", lambda seconds: None)
-    job = chaos_job(tmp_path / "run", outage_seconds=0)
-    assert run(job, in_process=True).version.read == 40
-    assert len(looked) > hidden
+    monkeypatch.setattr("batchgen.outage._PAUSES", (0.05,))
+    notes: list[str] = []
+    job = chaos_job(tmp_path / "run", outage_seconds=20)
+    assert run(job, in_process=True, watch=lambda status: notes.extend(status.notes)).version.read == 40
+    unseen = f"1 shard was committed to {tmp_path / 'run'}, where this machine does not see them"
+    assert notes == [f"the merge waits: {unseen}"]
     looked.clear()
     hidden = 10**9
-    monkeypatch.setattr("batchgen.api.VISIBLE_SECONDS", 0.1)
-    with pytest.raises(StoreError, match=r"1 shard was committed to .*run, where this machine does not see them"):
+    with pytest.raises(StoreError, match=re.escape(unseen)):
         run(chaos_job(tmp_path / "run", outage_seconds=0), in_process=True)

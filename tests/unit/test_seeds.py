@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator
 from datetime import datetime, time
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from batchgen.errors import SeedError, StoreError
 from batchgen.job import Source
 from batchgen.rows import is_publishable, kind_of
 from batchgen.seeds import load_seeds
-from tests.s3server import S3Server, environment, s3_server
+from tests.s3server import S3Server
 
 
 def test_a_count_gives_numbered_empty_rows():
@@ -316,15 +315,7 @@ def test_a_dataset_without_rows_is_refused(tmp_path: Path):
             load_seeds(Source(dataset=str(tmp_path / name)))
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    with s3_server() as server:
-        for name, value in environment(server).items():
-            monkeypatch.setenv(name, value)
-        yield server
-
-
-def test_a_bucket_has_the_rows_that_files_have(bucket: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_bucket_has_the_rows_that_files_have(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
@@ -332,10 +323,10 @@ def test_a_bucket_has_the_rows_that_files_have(bucket: S3Server, tmp_path: Path,
         data = b"x\r\n%s\r\n" % name.encode() if name.endswith("csv") else b'\n{"x": "%s"}\n' % name.encode()
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(data)
-        bucket.objects[f"bucket/seeds/{name}"] = data
-        bucket.objects[f"bucket/seeds2/{name}"] = b"of another folder"
+        server.objects[f"bucket/seeds/{name}"] = data
+        server.objects[f"bucket/seeds2/{name}"] = b"of another folder"
     pq.write_table(pa.table({"x": ["e"]}), tmp_path / "e.parquet")
-    bucket.objects["bucket/seeds/e.parquet"] = (tmp_path / "e.parquet").read_bytes()
+    server.objects["bucket/seeds/e.parquet"] = (tmp_path / "e.parquet").read_bytes()
     for pattern in ("*.jsonl", "[a]*.jsonl", "**/*.jsonl", "deep/**/*.[cj]*", "?.jsonl", "e.parquet", "d*/d.csv"):
         there, here = (
             load_seeds(Source(path=f"s3://bucket/seeds/{pattern}")),
@@ -348,9 +339,9 @@ def test_a_bucket_has_the_rows_that_files_have(bucket: S3Server, tmp_path: Path,
     assert not any(scratch.iterdir()), "what was fetched is gone again"
 
 
-def test_a_bucket_without_rows_is_named(bucket: S3Server, monkeypatch: pytest.MonkeyPatch):
-    bucket.objects["bucket/seeds/bad.jsonl"] = b'{"x": "1"}\n{'
-    bucket.objects["bucket/seeds/empty.jsonl"] = b""
+def test_a_bucket_without_rows_is_named(server: S3Server, monkeypatch: pytest.MonkeyPatch):
+    server.objects["bucket/seeds/bad.jsonl"] = b'{"x": "1"}\n{'
+    server.objects["bucket/seeds/empty.jsonl"] = b""
     for path, message in {
         "s3://bucket/seeds/none.jsonl": "source.path: no object matches 's3://bucket/seeds/none.jsonl'",
         "s3://bucket/none/*": "source.path: no object matches 's3://bucket/none/*'",
@@ -364,10 +355,10 @@ def test_a_bucket_without_rows_is_named(bucket: S3Server, monkeypatch: pytest.Mo
         with pytest.raises(SeedError, match=re.escape(message)):
             load_seeds(Source(path=path))
     monkeypatch.setattr("batchgen.store.s3._RETRY_SECONDS", 0)
-    bucket.fault = lambda method, key: 503
+    server.fault = lambda method, key: 503
     with pytest.raises(StoreError, match="503 Service Unavailable"):  # no fault of the job's
         load_seeds(Source(path="s3://bucket/x.jsonl"))
-    bucket.fault = lambda method, key: 403
+    server.fault = lambda method, key: 403
     with pytest.raises(
         SeedError, match=r"'s3://bucket/x.jsonl': cannot read s3://bucket/x.jsonl: PermissionDeniedError: 403 Forbidden"
     ):
