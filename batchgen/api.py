@@ -158,7 +158,7 @@ def _run(job: Job, address: str | None, watch: Watch, trust_remote_code: bool, i
     last = Status(plan.rows, Progress(), len(plan.shards), 0)
 
     def tell(what: str, reason: str) -> None:
-        watch(replace(last, engines_ready=0, tokens_per_second=0.0, notes=(f"the {what} waits: {reason}",)))
+        watch(replace(last, engines=0, engines_ready=0, tokens_per_second=0.0, notes=(f"the {what} waits: {reason}",)))
 
     plan, manifests = outlast_store(lambda: _begin(job, store, plan), job.outage_seconds, partial(tell, "run"))
     last = Status(plan.rows, progress_of(manifests), len(plan.shards), len(manifests))
