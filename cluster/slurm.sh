@@ -23,6 +23,9 @@ address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" sh -c 'hostname --ip-addr
 # Ray runs any code that its clients send: a token keeps other users of the machines out.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=${RAY_AUTH_TOKEN:-$(openssl rand -hex 32)}
 
+# Ray's workers would give way to every other process of their machines, and its engines with them.
+export RAY_worker_niceness=${RAY_worker_niceness:-0}
+
 # A step does not take over the allocation's cores a task by itself.
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 

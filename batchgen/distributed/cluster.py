@@ -49,19 +49,21 @@ def connected(address: str | None, engines: int | None) -> Iterator[Cluster]:
     Args:
         address: of a running cluster; None starts a local Ray on loopback, without a dashboard. Within a submitted
             Ray job, `RAY_ADDRESS` is the cluster's and is used.
-        engines: how many the job asks for; a local Ray has room for them.
+        engines: how many the job asks for; a local Ray starts as many processes at once.
 
     Raises:
         UserError: nothing answers at the address, this machine is no node of the cluster there, or this process is
             connected already.
     """
     if ray.is_initialized():
-        raise UserError("this process is connected to Ray already: call ray.shutdown() first")
+        raise UserError("this process is already connected to Ray: call ray.shutdown() first")
     given = f"--address {address}" if address else f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}"
     address = address or os.environ.get("RAY_ADDRESS") or None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Without it Ray hides the GPUs of an actor that asks for none from libraries that look for them on import.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray's workers give way to every other process: beside two busy ones an engine did not come up in minutes.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     if address is not None:
         _check_answers(address, given)
     leave = ray.shutdown
@@ -85,15 +87,15 @@ def _connect(address: str | None, given: str, engines: int | None) -> None:
             if address is None:
                 _keep_to_loopback()
                 _ensure_token()
-                cpus = max(usable_cores(), engines or 1)
-                _start(include_dashboard=False, num_cpus=cpus, _temp_dir=_temp_dir(), **quiet)
+                # No engine asks for CPUs here, and for each Ray would start a process that idles.
+                _start(include_dashboard=False, num_cpus=engines or 1, _temp_dir=_temp_dir(), **quiet)
             else:
                 ray.init(address=address, **quiet)
     except Exception as error:  # Ray raises any type here, and bare ones
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         if address is None:
             raise UserError(
-                f"Ray does not start on this machine: {reason} (RAY_TMPDIR names a folder for its files)"
+                f"Ray did not start on this machine: {reason} (RAY_TMPDIR names a folder for its files)"
             ) from error
         raise UserError(
             f"{given}: cannot connect to Ray: {reason} (this machine has to be a node of that cluster; one that asks "
@@ -218,8 +220,8 @@ def _check_answers(address: str, given: str) -> None:
         raise UserError(f"{given}: cannot connect to Ray{where}: {error}") from error
     if not find_gcs_addresses():
         raise UserError(
-            f"{given}: this machine is no node of that cluster: no Ray runs on it, and without one Ray's own processes "
-            "cannot be reached; run the job on a node of the cluster, or send it there with batchgen submit"
+            f"{given}: this machine is not a node of that cluster: no Ray runs on it, and without one Ray's own "
+            "processes cannot be reached; run the job on a node of the cluster, or send it there with batchgen submit"
         )
 
 

@@ -44,16 +44,14 @@ class _Actor:
 
     Args:
         log: where its output goes; None: wherever Ray sends it.
-        threads: of OpenMP; None: as many as it takes.
+        threads: of OpenMP; None: as many as the engine takes.
         local: whether the cluster is one machine, which messages need not name.
     """
 
     def __init__(self, config: HostConfig, log: str | None, threads: int | None, local: bool) -> None:
         if log is not None:
             _redirect_output(log)
-        if threads is not None:
-            # Read by OpenMP when torch is imported; Ray sets it to 1 for an actor without CPUs of its own.
-            os.environ["OMP_NUM_THREADS"] = str(threads)
+        _set_threads(threads)
         with contextlib.suppress(OSError):  # another machine may not have it: its paths are absolute, then
             os.chdir(config.folder)
         guard_this_process()
@@ -106,6 +104,18 @@ class _Actor:
         await self._host.stop()
 
 
+def _set_threads(threads: int | None) -> None:
+    """Sets how many threads OpenMP has, which reads it when torch is imported.
+
+    Ray says 1 for an actor of one CPU or none. vLLM loads weights with as many as it is given, by itself with all
+    cores, and goes down to 1 on a GPU as it begins to work.
+    """
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    elif os.environ.get("OMP_NUM_THREADS") == "1":
+        del os.environ["OMP_NUM_THREADS"]
+
+
 def _leave_out_of_collections() -> None:
     """Keeps what is loaded by now out of every later garbage collection.
 
@@ -142,7 +152,7 @@ class RayFleet:
         self._logs = logs
         self._placement = placement
         self._local = local
-        # Engines of one machine share its cores; on a cluster Ray's scheduler and the machine decide.
+        # Engines of this machine alone share its cores, where it has no GPUs.
         shared = local and not placement.gpus
         self._threads = max(1, usable_cores() // placement.engines) if shared else None
         self._actors: dict[int, Any] = {}
@@ -165,7 +175,7 @@ class RayFleet:
             return self._placement.engines
         if not machines:
             self._lost = True
-            raise ClusterLost("Ray has no machine left" if machines == () else "Ray's head does not answer any more")
+            raise ClusterLost("Ray has no machine left" if machines == () else "Ray's head no longer answers")
         return self._placement.room(machines) if self._placement.elastic else self._placement.engines
 
     @staticmethod
@@ -180,7 +190,8 @@ class RayFleet:
     async def place(self, engine: int) -> None:
         """Waits until Ray has found a place for an engine's actor: where there is no room, until there is."""
         options = {
-            "num_cpus": 0 if self._threads is not None else 1,
+            # A cluster may be used by others, too; here nothing but the number of GPUs limits that of engines.
+            "num_cpus": 0 if self._local else 1,
             "num_gpus": self._placement.gpus,
             "max_restarts": 0,
             "max_task_retries": 0,
@@ -350,7 +361,7 @@ def _cause(error: BaseException) -> str:
     told += [line for line in lines if "memory" in line.lower()]
     said, *_ = (told or lines or [type(error).__name__])[0].split(", \x1b[")
     what, guesses, _ = (said.partition("Worker exit detail: ")[2] or said).partition(" Some common causes include")
-    return f"the engine's process died: {what}" + (" (dmesg there tells if it was out of memory)" if guesses else "")
+    return f"the engine's process died: {what}" + (" (dmesg there tells whether memory ran out)" if guesses else "")
 
 
 def _first_line(error: BaseException) -> str:

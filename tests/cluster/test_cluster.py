@@ -155,9 +155,9 @@ def test_a_cluster_that_asks_for_a_token_says_so(head, folder: Path):
     assert "RAY_AUTH_MODE=token" in out
 
 
-def test_a_local_ray_listens_on_loopback_only_and_does_not_end_with_the_terminal():
+def test_a_local_ray_listens_on_loopback_only_does_not_end_with_the_terminal_and_gives_way_to_nobody():
     code = """
-import json, os, psutil, re, signal
+import json, os, psutil, ray, re, signal
 from batchgen.distributed.cluster import connected
 from batchgen.errors import UserError
 with connected(None, 1):
@@ -170,15 +170,20 @@ with connected(None, 1):
             twice = "connected"
     except UserError as error:
         twice = str(error)
+    @ray.remote(num_cpus=0)
+    def niceness():
+        return os.nice(0)
     blocked = [int(re.search(r"SigBlk:\\s*(\\w+)", open(f"/proc/{pid}/status").read())[1], 16) for pid in reached]
     print(json.dumps({
         "addresses": [s.laddr.ip for s in sockets],
         "spared": [bool(signals & 1 << signal.SIGHUP - 1) for signals in blocked],
         "twice": twice,
         "here": signal.getsignal(signal.SIGHUP) == signal.SIG_DFL,
+        "niceness": ray.get(niceness.remote()) - os.nice(0),
     }))
 """
-    options = {"capture_output": True, "text": True, "timeout": 300, "check": True}
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_worker_niceness"}
+    options = {"capture_output": True, "text": True, "timeout": 300, "check": True, "env": environment}
     done = subprocess.run([sys.executable, "-c", code], preexec_fn=as_from_a_terminal, **options)
     found = json.loads(done.stdout)
     assert len(found["addresses"]) > 3
@@ -186,7 +191,8 @@ with connected(None, 1):
     assert len(found["spared"]) > 2
     assert all(found["spared"])
     assert found["here"], "the driver itself is told"
-    assert "connected to Ray already" in found["twice"]
+    assert found["niceness"] == 0
+    assert "already connected to Ray" in found["twice"]
 
 
 def test_a_ray_that_is_told_to_stop_while_it_starts_is_started_and_ended():
@@ -217,7 +223,7 @@ def test_what_cannot_be_submitted_is_refused(folder: Path):
     nowhere = f"http://127.0.0.1:{free_port()}"
     code, out = batchgen("submit", "job.yaml", "--address", nowhere)
     assert code == 2, out
-    assert "no Ray dashboard takes jobs there" in out
+    assert "no Ray dashboard accepts jobs there" in out
     code, out = batchgen("submit", "job.yaml", "--address", nowhere, "--output", "here")
     assert code == 2, out
     assert "needs an absolute folder that every machine" in out
@@ -231,10 +237,19 @@ def test_a_container_without_a_home_and_a_temporary_folder_of_a_long_name_are_no
     check_complete(folder / "run", 60)
 
 
+def test_on_this_machine_alone_engines_are_as_many_as_its_gpus_whatever_its_cores(folder: Path):
+    resources = json.dumps({"CPU": 1, "GPU": 2})
+    slow = ("--set", "model.engine={latency: 1.5, slots: 4}", "--set", "shard_rows=2")
+    code, out = batchgen("run", "job.yaml", *slow, RAY_OVERRIDE_RESOURCES=resources)
+    assert code == 0, out
+    assert "engines 2/2" in out
+    check_complete(folder / "run", 60)
+
+
 def test_a_ray_that_does_not_start_is_told_in_a_line(folder: Path):
     code, out = batchgen("run", "job.yaml", RAY_TMPDIR="/proc")
     assert code == 2, out
-    assert "Ray does not start on this machine" in out
+    assert "Ray did not start on this machine" in out
     assert "RAY_TMPDIR names a folder" in out
     assert "Traceback" not in out
 

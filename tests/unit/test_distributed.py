@@ -68,9 +68,24 @@ def test_a_cluster_that_is_gone_is_told(room):
     with pytest.raises(ClusterLost, match="Ray has no machine left"):
         room(Placement(1), lambda: ())
     never = threading.Event()
-    with pytest.raises(ClusterLost, match="Ray's head does not answer any more"):
+    with pytest.raises(ClusterLost, match="Ray's head no longer answers"):
         room(Placement(1), never.wait)
     never.set()
+
+
+@pytest.mark.parametrize(
+    ("there", "threads", "then"),
+    [("1", 3, "3"), (None, 3, "3"), ("1", None, None), (None, None, None), ("4", None, "4")],
+    ids=["shared cores", "shared cores, nothing set", "what Ray set is taken back", "nothing set", "the user's own"],
+)
+def test_an_engine_has_its_share_of_the_cores_or_chooses_itself(
+    monkeypatch: pytest.MonkeyPatch, there: str | None, threads: int | None, then: str | None
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", there or "")
+    if there is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    fleets._set_threads(threads)
+    assert os.environ.get("OMP_NUM_THREADS") == then
 
 
 def test_what_is_loaded_once_an_engine_is_up_stays_out_of_garbage_collections():
@@ -132,7 +147,7 @@ def test_a_machine_that_is_no_node_of_the_cluster_is_told_at_once(monkeypatch: p
     monkeypatch.setattr("batchgen.distributed.cluster.canonicalize_bootstrap_address", lambda address: address)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        said = rf"--address {address}: this machine is no node of that cluster: no Ray runs on it.*batchgen submit"
+        said = rf"--address {address}: this machine is not a node of that cluster: no Ray runs on it.*batchgen submit"
         with pytest.raises(UserError, match=said), connected(address, None):
             pass
 
@@ -250,7 +265,7 @@ def test_the_death_of_an_actor_is_told_in_a_line():
     )
     assert fleets._cause(RuntimeError(died)) == (
         "the engine's process died: Worker unexpectedly exits with a connection error code 2. End of file. "
-        "(dmesg there tells if it was out of memory)"
+        "(dmesg there tells whether memory ran out)"
     )
     low = "Task was killed due to the node running low on memory.\nMemory on the node was 11GB / 12GB"
     assert fleets._cause(RuntimeError(low)) == f"the engine's process died: {low.splitlines()[0]}"
