@@ -271,7 +271,7 @@ def saved_job(store: ObjectStore) -> Job:
     """
     data = store.read(JOB_KEY)
     if data is None:
-        raise UserError(f"{store.location} is no run of batchgen: it has no {JOB_KEY}")
+        raise UserError(f"{store.location} is not a batchgen run: it has no {JOB_KEY}")
     try:
         return Job.of(unseal(data, JOB_FORMAT))
     except RecordError as error:

@@ -35,7 +35,7 @@ def unknown(kind: str, name: str, legal: Iterable[str], path: Path = ()) -> Pyda
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else ""
     # A long list (vLLM has 200 engine arguments) helps nobody once there is a near name.
     known = f"legal: {', '.join(legal)}" if len(legal) <= 40 or not near else ""
-    known = known if legal else "there is none"
+    known = known if legal else "none is defined"
     message = "; ".join(part for part in (f"unknown {kind} {name!r}", hint, known) if part)
     return complaint(message.replace("?;", "?"), path)
 
@@ -146,7 +146,7 @@ def _check_structured(given: Any) -> None:
     check_arguments(given, arguments.structured_arguments(), {}, where)
     there = [name for name in _STRUCTURES if given.get(name) is not None]
     if len(there) != 1:
-        raise complaint(f"give exactly one of {', '.join(_STRUCTURES)}; there are {len(there)}", (where,))
+        raise complaint(f"give exactly one of {', '.join(_STRUCTURES)}; got {len(there)}", (where,))
     value = given[there[0]]
     if there == ["choice"] and not (value and all(isinstance(choice, str) for choice in value)):
         raise complaint(f"expected a list of texts, got {value!r}", (where, "choice"))

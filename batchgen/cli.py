@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from batchgen import commands
 from batchgen.errors import BatchgenError, ClusterLost, Stopped
 
-RUN_HELP = "output of a run: a folder, or s3://bucket/prefix"
+RUN_HELP = "the output of a run: a folder, or s3://bucket/prefix"
 EPILOG = "exit codes: 0 done, 1 failed, 2 bad input, 75 stopped and resumable with the same command"
 
 
@@ -33,7 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     run = command(commands.run, "plan, generate, merge and publish a job; the same command resumes")
     _job_arguments(run)
-    run.add_argument("--address", metavar="RAY", help="of a running Ray cluster; else a local Ray is started")
+    run.add_argument(
+        "--address", metavar="RAY", help="address of a running Ray cluster; by default a local Ray is started"
+    )
     _trust_argument(run)
     plan = command(commands.plan, "check a job, its seeds and its model, and show the plan; starts nothing")
     _job_arguments(plan)
@@ -45,39 +47,41 @@ def build_parser() -> argparse.ArgumentParser:
     merge.add_argument("run", metavar="RUN", help=RUN_HELP)
     merge.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a merge.* field")
     merge.add_argument("--partial", action="store_true", help="merge although shards are missing")
-    verify = command(commands.verify, "check every committed byte of a run, and that it has every row once")
+    verify = command(commands.verify, "check every committed byte of a run, and that every row is there once")
     verify.add_argument("run", metavar="RUN", help=RUN_HELP)
     verify.add_argument("--json", action="store_true", help="as JSON")
-    rejected = command(commands.rejected, "show rejected rows, each with its reason and what the model had said")
+    rejected = command(commands.rejected, "show rejected rows, each with its reason and what the model said")
     rejected.add_argument("run", metavar="RUN", help=RUN_HELP)
     rejected.add_argument("--reason", help="only rows that were rejected for this")
     rejected.add_argument("--limit", type=_count, default=3, metavar="N", help="rows of each reason (3); 0: all")
-    rejected.add_argument("--json", action="store_true", help="all of them, whole, as a line of JSON each")
+    rejected.add_argument("--json", action="store_true", help="all of them, in full, one line of JSON each")
     revoke = command(commands.revoke, "have committed shards generated again by the next run; deletes nothing")
     revoke.add_argument("run", metavar="RUN", help=RUN_HELP)
     revoke.add_argument("shards", metavar="SHARD", nargs="+", help="numbers, as `verify` names them")
-    gc = command(commands.gc, "remove attempts that lost and what killed processes left; nothing that anybody reads")
+    gc = command(commands.gc, "remove files of attempts that lost and of killed processes; nothing that is read")
     gc.add_argument("run", metavar="RUN", help=RUN_HELP)
-    gc.add_argument("--dry-run", action="store_true", help="only count it")
+    gc.add_argument("--dry-run", action="store_true", help="only count them")
     publish = command(commands.publish, "put the newest dataset version into a folder")
     publish.add_argument("run", metavar="RUN", help=RUN_HELP)
     publish.add_argument("--to", required=True, metavar="DIR", help="folder; an earlier version in it is replaced")
     draw = command(commands.draw, "print a job as a Mermaid flow chart")
     _job_arguments(draw)
-    tasks = command(commands.tasks, "list the tasks that a step may name")
+    tasks = command(commands.tasks, "list the tasks that a step can use")
     form = tasks.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="as JSON")
     form.add_argument("--markdown", action="store_true", help="as the table of the README")
     submit = command(commands.submit, "send a job to a running Ray cluster, with its seed files and this package")
     _job_arguments(submit)
-    submit.add_argument("--address", required=True, metavar="URL", help="of the cluster's dashboard, http://host:8265")
+    submit.add_argument(
+        "--address", required=True, metavar="URL", help="address of the cluster's dashboard, http://host:8265"
+    )
     _trust_argument(submit)
     return parser
 
 
 def _job_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", metavar="JOB", help="job file (YAML)")
-    parser.add_argument("--output", metavar="DIR", help="output folder, instead of the job's")
+    parser.add_argument("--output", metavar="DIR", help="output, instead of the job's")
     parser.add_argument(
         "--set",
         action="append",
@@ -89,7 +93,7 @@ def _job_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _count(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 up")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
     return int(text)
 
 
@@ -97,7 +101,7 @@ def _trust_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-remote-code",
         action="store_true",
-        help="let the model's repository run its code; pin model.revision",
+        help="let the model's repository run its own code; pin model.revision",
     )
 
 

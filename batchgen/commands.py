@@ -90,7 +90,7 @@ def plan(options: argparse.Namespace) -> int:
         outputs = f" -> {', '.join(step.outputs)}" if step.outputs else ""
         print(f"  {index + 1}. {step.task}{outputs}" + (f"; explode {step.explode}" if step.explode else ""))
     print(f"columns of a shard: {', '.join(plan.schema.names)}")
-    print(f"output: {job.output}" + (" (a run of this job, which would go on)" if begun else ""))
+    print(f"output: {job.output}" + (" (holds a run of this job, which would continue)" if begun else ""))
     return 0
 
 

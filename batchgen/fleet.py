@@ -99,7 +99,7 @@ def place_engines(job: Job, machines: Sequence[int], local: bool) -> Placement:
     room = placement.room(machines)
     if not room:
         raise UserError(
-            f"model.engine: an engine takes {placement.gpus} GPUs of one machine; there are {max(machines)}"
+            f"model.engine: an engine takes {placement.gpus} GPUs of one machine; none has more than {max(machines)}"
         )
     if placement.engines > room:
         wait = "" if local else " (wait_for_gpus: true has them wait for more machines)"

@@ -72,10 +72,10 @@ class Source(_Part):
     def _one_kind(self) -> Source:
         given = [name for name in ("count", "rows", "path", "dataset") if getattr(self, name) is not None]
         if len(given) != 1:
-            there = f"are {' and '.join(given)}" if given else "is none"
-            raise complaint(f"give exactly one of count, rows, path, dataset; there {there}")
+            there = " and ".join(given) or "none"
+            raise complaint(f"give exactly one of count, rows, path, dataset; got {there}")
         if self.dataset is None and (self.config is not None or self.revision is not None or self.split != "train"):
-            raise complaint("config, revision and split are of a dataset; there is none")
+            raise complaint("config, revision and split belong to a dataset, and there is none")
         if self.columns is not None and self.count is not None:
             raise complaint("count makes rows without columns; leave columns out")
         return self
@@ -184,7 +184,7 @@ class Step(_Part):
             raise complaint("num_generations and sampling.n are the same thing, and differ")
         for name, asked in (("logprobs: true", self.logprobs), ("reasoning: column", self.reasoning == "column")):
             if asked and not self.spec.single_call:
-                raise complaint(f"{self.task} makes several calls a row; {name} is of one call")
+                raise complaint(f"{self.task} makes several calls a row; {name} needs a task that makes one")
         return self
 
     @property

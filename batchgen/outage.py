@@ -110,7 +110,7 @@ class Outage:
             raise error
         # What works for others and not for this call is not waited for any longer either.
         if now - min(first, self._since) >= self._patience:
-            last = type(error)(f"{error}; so it has been for {self._patience:g} s (outage_seconds)")
+            last = type(error)(f"{error}; it has been like this for {self._patience:g} s (outage_seconds)")
             last.waited = self._patience
             raise last from None
         self._reason = str(error)

@@ -174,7 +174,7 @@ def trace_columns(job: Job, seed_columns: Mapping[str, str]) -> dict[str, str]:
             raise JobError(f"{where}: column {name!r} is one that batchgen writes itself; choose another name")
         # A list of the seeds that was spread over rows is gone from them, and has its place in the shards still.
         if name in columns or name in seed_columns:
-            raise JobError(f"{where}: column {name!r} exists already; give the new one another name (output_mappings)")
+            raise JobError(f"{where}: column {name!r} already exists; give the new one another name (output_mappings)")
         columns[name] = added[name] = kind
 
     for index, step in enumerate(job.steps):
@@ -190,8 +190,8 @@ def trace_columns(job: Job, seed_columns: Mapping[str, str]) -> dict[str, str]:
             if not kind.startswith("list["):
                 lists = [name for name, other in columns.items() if other.startswith("list[")]
                 raise JobError(
-                    f"{where}.explode: column {column!r} is no list (it is {kind}); "
-                    f"there {'are: ' + ', '.join(lists) if lists else 'is none'}"
+                    f"{where}.explode: column {column!r} is not a list (it is {kind}); "
+                    f"{'lists: ' + ', '.join(lists) if lists else 'there is no list'}"
                 )
             # A list that was spread over rows is no column of theirs any more.
             del columns[column]
@@ -218,7 +218,7 @@ def _check_inputs(step: Step, columns: Mapping[str, str], where: str) -> None:
                 raise JobError(f"{where}: input {task_input!r} takes {wanted}, and column {column!r} holds {holds}")
         elif is_required(kind) or task_input in step.input_mappings:
             raise JobError(
-                f"{where}: reads column {column!r}, which nobody writes; {_existing(columns, column)} "
+                f"{where}: reads column {column!r}, which no step writes; {_existing(columns, column)} "
                 f"(map it with input_mappings: {{{task_input}: ...}})"
             )
 
@@ -226,7 +226,7 @@ def _check_inputs(step: Step, columns: Mapping[str, str], where: str) -> None:
 def _existing(columns: Mapping[str, str], name: str) -> str:
     near = difflib.get_close_matches(name, columns, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}there {'are: ' + ', '.join(columns) if columns else 'are none'}"
+    return f"{hint}{'available: ' + ', '.join(columns) if columns else 'there are no columns'}"
 
 
 def make_plan(job: Job, seeds: Seeds) -> Plan:
@@ -333,7 +333,7 @@ def read_plan(store: ObjectStore) -> Plan:
     """
     data = store.read(PLAN_KEY)
     if data is None:
-        raise PlanMismatch(f"{store.location} is no run of batchgen: it has no {PLAN_KEY}")
+        raise PlanMismatch(f"{store.location} is not a batchgen run: it has no {PLAN_KEY}")
     return Plan.parse(data)
 
 

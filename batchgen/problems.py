@@ -72,7 +72,7 @@ def apply_override(tree: dict[str, Any], text: str) -> Path:
         last = position == len(parts) - 1
         if isinstance(at, list):
             if not part.isdigit() or int(part) >= len(at):
-                raise JobError(f"--set {text}: {part!r} is no index of a list of {len(at)}")
+                raise JobError(f"--set {text}: {part!r} is not an index of a list of {len(at)}")
             path.append(int(part))
             if last:
                 at[int(part)] = parsed
@@ -88,7 +88,7 @@ def apply_override(tree: dict[str, Any], text: str) -> Path:
                 if at is None:
                     raise JobError(f"--set {text}: {part!r} is empty in the job")
         else:
-            raise JobError(f"--set {text}: {'.'.join(map(str, path))} is no mapping")
+            raise JobError(f"--set {text}: {'.'.join(map(str, path))} is not a mapping")
     return tuple(path)
 
 

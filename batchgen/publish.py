@@ -123,7 +123,7 @@ def check_target(folder: str | Path) -> Path:
     """
     target = resolved(folder)
     if not _replaceable(target):
-        raise UserError(f"{folder}: exists and is no published dataset; it is left as it is")
+        raise UserError(f"{folder}: exists and is not a published dataset; it was left as it is")
     return target
 
 

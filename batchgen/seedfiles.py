@@ -115,7 +115,7 @@ def check_wanted(wanted: Sequence[str] | None, columns: Sequence[str], where: st
     """
     for name in wanted or ():
         if name not in columns:
-            raise SeedError(f"source.columns: {where} has no column {name!r}; there are: {', '.join(columns)}")
+            raise SeedError(f"source.columns: {where} has no column {name!r}; available: {', '.join(columns)}")
 
 
 def join(parts: Sequence[Part]) -> Part:
@@ -174,7 +174,7 @@ def _read_file(path: Path, name: str, wanted: Sequence[str] | None) -> tuple[lis
     except pa.ArrowException as error:
         raise SeedError(f"source.path: {name}: {error}") from error
     if twice := [column for column, count in Counter(names).items() if count > 1]:
-        raise SeedError(f"source.path: {name}: there are two columns {twice[0]!r}")
+        raise SeedError(f"source.path: {name}: it has two columns {twice[0]!r}")
     if wanted is not None:
         table = table.select([column for column in wanted if column in names])
     if path.suffix == ".csv":
@@ -273,7 +273,7 @@ def _odd_value(name: str, values: Sequence[Any], place: Callable[[int], str]) ->
         if value is None:
             continue
         if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
-            return f"{place(row)}: column {name!r} holds half of a surrogate pair, which is no text"
+            return f"{place(row)}: column {name!r} holds half of a surrogate pair, which is not text"
         if first is None:
             first = type(value)
         elif type(value) is not first:

@@ -65,7 +65,7 @@ class Starts:
     def trial_failed(self, error: str, others: int) -> EngineStartError | None:
         """An engine came up and died of rows that another one had survived; returns what ends the run, if that does."""
         self._failed_trials += 1
-        message = f"engines died {self._failed_trials} times in a row of rows that are sound; the last time: {error}"
+        message = f"engines died {self._failed_trials} times in a row on rows that are sound; the last time: {error}"
         return self._given_up(message, others) if self._failed_trials >= self._most else None
 
     def _given_up(self, message: str, others: int) -> EngineStartError | None:

@@ -149,7 +149,7 @@ def _check_step(name: str, step: Any, dag: Any, is_root: bool) -> None:
     if kind not in _BY_CLASS:
         reason = LEFT_OUT.get(kind)
         if reason is None:
-            reason = "a global step needs all rows at once" if getattr(step, "is_global", False) else "it is no task"
+            reason = "a global step needs all rows at once" if getattr(step, "is_global", False) else "it is not a task"
             if hasattr(step, "llm"):
                 reason = "it is a task of your own; run it with batchgen.run(job, tasks={...})"
         raise JobError(f"step {name!r} ({kind}) cannot be carried over: {reason}")

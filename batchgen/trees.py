@@ -35,4 +35,4 @@ def _plain(value: Any, field: str) -> Any:
     if hasattr(value, "tolist"):  # arrays and scalars of numpy
         return _plain(value.tolist(), field)
     hint = f"; {_TABLES}" if hasattr(value, "columns") or hasattr(value, "column_names") else ""
-    raise JobError(f"job: {field}: {type(value).__name__} cannot stand in a job{hint}")
+    raise JobError(f"job: {field}: {type(value).__name__} cannot be part of a job{hint}")

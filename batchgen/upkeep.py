@@ -140,7 +140,7 @@ def revoke(store: ObjectStore, plan: Plan, name: str) -> Shard:
     """
     shard = next((shard for shard in plan.shards if shard.name == name.zfill(6)), None)
     if shard is None:
-        raise UserError(f"{name!r} is no shard of this run; they go from 000000 to {plan.shards[-1].name}")
+        raise UserError(f"{name!r} is not a shard of this run; its shards are 000000 to {plan.shards[-1].name}")
     generation = current_generations(store).get(shard.name)
     if generation is None:
         raise UserError(f"shard {shard.name} is not committed; the next run generates it")

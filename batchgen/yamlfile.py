@@ -79,7 +79,7 @@ class _Places:
         self.lines.setdefault(path, line)
         # An alias is the very node that it stands for.
         if id(node) in self._around:
-            raise JobError(f"{self._name}:{line}: an alias to what it stands in")
+            raise JobError(f"{self._name}:{line}: an alias to a value that contains it")
         self._repeated += id(node) in self._known
         if self._repeated > _MAX_REPEATED:
             raise JobError(f"{self._name}: its aliases repeat more than {_MAX_REPEATED:,} values; write fewer of them")

@@ -58,7 +58,7 @@ def submit(job: Job, address: str, trust_remote_code: bool, out: Callable[[str],
         client = JobSubmissionClient(address)
     except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"--address {address}: no Ray dashboard takes jobs there: {reason}") from error
+        raise UserError(f"--address {address}: no Ray dashboard accepts jobs there: {reason}") from error
     logging.disable(logging.INFO)  # modules of Ray set levels of their own, and tell of every package and socket
     entrypoint = "python -m batchgen.cli run job.yaml" + (" --trust-remote-code" if trust_remote_code else "")
     with tempfile.TemporaryDirectory(prefix="batchgen-submit-") as folder:
@@ -68,15 +68,15 @@ def submit(job: Job, address: str, trust_remote_code: bool, out: Callable[[str],
     try:
         info = asyncio.run(follow(client, submission, sys.stdout))
     except KeyboardInterrupt:
-        out(f"not following any more; the job goes on. To stop it: ray job stop --address {address} {submission}")
+        out(f"no longer following; the job continues. To stop it: ray job stop --address {address} {submission}")
         return 0
     if info.status == JobStatus.SUCCEEDED:
         return 0
     if info.status == JobStatus.STOPPED:
-        raise Stopped(f"{submission} was stopped; submit it again with the same output to go on")
+        raise Stopped(f"{submission} was stopped; submit it again with the same output to resume")
     if info.driver_exit_code is None or info.driver_exit_code < 0:
         raise BatchgenError(
-            f"{submission} ended as {info.status}: {info.message}; submit it again with the same output to go on"
+            f"{submission} ended as {info.status}: {info.message}; submit it again with the same output to resume"
         )
     return int(info.driver_exit_code)
 
@@ -237,8 +237,8 @@ class _Status:
         except (RuntimeError, OSError) as error:
             if time.monotonic() - self._answered > self._patience:
                 raise BatchgenError(
-                    f"the cluster has not answered for {self._patience:.0f} s ({type(error).__name__}); the job may go "
-                    f"on: ray job status --address {self._client.get_address()} {self._submission} says"
+                    f"the cluster has not answered for {self._patience:.0f} s ({type(error).__name__}); the job may "
+                    f"still run, see: ray job status --address {self._client.get_address()} {self._submission}"
                 ) from error
             return None
         self._answered = time.monotonic()

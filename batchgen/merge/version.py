@@ -189,7 +189,7 @@ def read_version(store: ObjectStore, number: int) -> Version:
             f"{_version_key(number)} says that it is version {version.number}; remove it and merge again"
         )
     if not all(name == CARD or _DATA_FILE.fullmatch(name) for name in version.files):
-        raise CorruptShard(f"{_version_key(number)} names a file that is none of a dataset; remove it and merge again")
+        raise CorruptShard(f"{_version_key(number)} names a file that no dataset has; remove it and merge again")
     return version
 
 

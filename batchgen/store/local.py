@@ -124,7 +124,6 @@ class LocalStore:
 
     @staticmethod
     def _copy(path: Path, target: Path) -> None:
-
         own = target.parent / f".{target.name}.{uuid.uuid4().hex}"
         try:
             shutil.copyfile(path, own)

@@ -43,7 +43,7 @@ class S3Store:
     def __init__(self, location: str) -> None:
         match = _LOCATION.fullmatch(location.rstrip("/"))
         if match is None:
-            raise UserError(f"{location!r} is no location in S3; it reads s3://bucket/prefix")
+            raise UserError(f"{location!r} is not an S3 location; it must read s3://bucket/prefix")
         self._bucket, self._prefix = match[1], match[2] or None
         self.location = location.rstrip("/")
         self._opened: Any = None
@@ -91,7 +91,7 @@ class S3Store:
                     time.sleep(0.05 * 2**attempt)
                 else:
                     return True
-        raise StoreError(f"cannot write {self.location}/{key}: another writer is always in the way")
+        raise StoreError(f"cannot write {self.location}/{key}: another writer keeps getting in the way")
 
     def put(self, key: str, data: bytes) -> None:
         """Creates or replaces an object, all at once."""

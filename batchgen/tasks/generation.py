@@ -90,7 +90,7 @@ class Magpie(TaskParameters):
             if not isinstance(value[0], str) or isinstance(value[1], bool) or not isinstance(value[1], int | float):
                 raise PydanticCustomError("weights", "a weighted system prompt reads [text, weight]")
             if not 0 <= value[1] < float("inf"):
-                raise PydanticCustomError("weights", "weights must be numbers from 0 on")
+                raise PydanticCustomError("weights", "weights must be numbers of 0 or more")
         if weighted and len(weighted) != len(prompts):
             raise PydanticCustomError("weights", "give every system prompt a weight, or none of them")
         if weighted and not sum(value[1] for value in weighted) > 0:

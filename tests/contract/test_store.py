@@ -338,5 +338,5 @@ def test_a_store_that_does_not_exclude_is_refused(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("location", ["s3://", "s3://B_ucket/x", "s3:///x"])
 def test_a_location_that_is_none_is_refused(location: str):
-    with pytest.raises(UserError, match="it reads s3://bucket/prefix"):
+    with pytest.raises(UserError, match="it must read s3://bucket/prefix"):
         open_store(location)

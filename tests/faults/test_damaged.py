@@ -151,7 +151,7 @@ def test_a_version_never_names_a_file_outside_the_dataset(sound: Path, tmp_path:
     for name in ("../../escaped", "/escaped", "data/../../escaped"):
         record.write_bytes(resealed(sealed, files={name: tree["files"]["README.md"]}))
         assert main(["publish", str(folder), "--to", str(tmp_path / "out")]) == 1
-        assert "names a file that is none of a dataset" in capsys.readouterr().err
+        assert "names a file that no dataset has" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 

@@ -154,7 +154,7 @@ def test_a_local_ray_that_dies_stops_the_run_which_goes_on_later(job: Path, tmp_
     (victim,) = [child for child in psutil.Process(process.pid).children() if child.name() == name]
     victim.kill()
     out = finish(process, 75)
-    assert {"raylet": "Ray has no machine left", "gcs_server": "Ray's head does not answer any more"}[name] in out
+    assert {"raylet": "Ray has no machine left", "gcs_server": "Ray's head no longer answers"}[name] in out
     assert "To go on, run the same command again:" in out
     assert 2 <= shards_committed(run) < 60
     run_job(str(job), in_process=True)

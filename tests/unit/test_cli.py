@@ -114,7 +114,7 @@ def test_a_bad_job_is_refused(folder: Path, capsys, old: str, new: str, message:
     [
         ("", "seeds.jsonl: the file has no rows"),
         ('{"instruction": "a"}\nnot json\n', "seeds.jsonl:2: not JSON"),
-        ('{"question": "a"}\n', "steps[0] (text_generation): reads column 'instruction', which nobody writes"),
+        ('{"question": "a"}\n', "steps[0] (text_generation): reads column 'instruction', which no step writes"),
         ('{"instruction": "a"}\n{"instruction": null}\n', "seeds.jsonl:2: column 'instruction' is missing or null"),
     ],
 )
@@ -128,7 +128,7 @@ def test_a_dataset_folder_with_something_else_in_it_is_refused_before_anything_s
     mine = folder / "run" / "dataset" / "mine.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("precious")
-    assert "run/dataset: exists and is no published dataset" in refused(capsys, command, "job.yaml")
+    assert "run/dataset: exists and is not a published dataset" in refused(capsys, command, "job.yaml")
     assert [path for path in (folder / "run").rglob("*") if path.is_file()] == [mine]
     assert mine.read_text() == "precious"
 
@@ -247,7 +247,7 @@ def test_a_link_that_leads_to_itself_is_no_folder(folder: Path, capsys):
 @pytest.mark.parametrize("command", ["status", "merge", "publish"])
 def test_a_folder_that_is_no_run_is_refused(folder: Path, capsys, command: str):
     message = refused(capsys, command, str(folder), *(["--to", "x"] if command == "publish" else []))
-    assert f"{folder} is no run of batchgen" in message
+    assert f"{folder} is not a batchgen run" in message
 
 
 def test_merge_changes_only_merge_fields(folder: Path, capsys):
@@ -279,13 +279,6 @@ def test_the_tasks_are_listed(capsys: pytest.CaptureFixture[str]):
     assert tasks["generate_sentence_pair"]["parameters"]["action"] == "required"
     assert main(["tasks"]) == 0
     assert "reads   system_prompt (text?)" in capsys.readouterr().out
-
-
-def test_the_readme_s_table_of_tasks_is_the_step_table():
-    from batchgen.tasks.listing import markdown
-
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    assert f"-->\n{markdown()}\n<!-- /tasks -->" in readme, "put in what `batchgen tasks --markdown` prints"
 
 
 def test_vllm_that_is_not_installed_is_named_before_anything_starts(folder: Path, monkeypatch, capsys):

@@ -272,7 +272,7 @@ def test_a_run_that_loses_too_many_engines_fails_with_a_list_of_them(tmp_path: P
 def test_a_store_that_fails_ends_the_run_resumable_and_blames_no_row(tmp_path: Path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "attempts").write_text("in the way")
-    with pytest.raises(Stopped, match=r"cannot write.* so it has been for 1 s \(outage_seconds\)") as caught:
+    with pytest.raises(Stopped, match=r"cannot write.* it has been like this for 1 s \(outage_seconds\)") as caught:
         drive(chaos_job(tmp_path / "run", outage_seconds=1))
     assert caught.value.exit_code == 75
     assert issubclass(StoreError, Stopped)
@@ -389,7 +389,7 @@ def test_a_store_that_one_machine_alone_does_not_reach_ends_no_run(tmp_path: Pat
     cut_off = sorted(engine for engine, kind in answers if kind == "unavailable")
     assert len(cut_off) > 1, "the place was tried again"
     notes = " ".join(note for status in statuses for note in status.notes)
-    assert "so it has been for 0.5 s (outage_seconds)" in notes
+    assert "it has been like this for 0.5 s (outage_seconds)" in notes
     ledger.record("store out of reach of one machine, beside one that works", len(cut_off), tmp_path / "run", 400)
 
 
@@ -610,7 +610,7 @@ def test_an_engine_that_starts_waits_for_a_store_that_is_out_of_reach(tmp_path: 
     notes = [note for status in statuses for note in status.notes]
     assert [note.partition(": cannot read ")[0] for note in notes] == ["engine 0 waits"]
     ledger.record("store away as an engine starts", 1, tmp_path / "run", 40)
-    with pytest.raises(EngineStartError, match=r"^cannot read .* so it has been for 0\.3 s \(outage_seconds\)"):
+    with pytest.raises(EngineStartError, match=r"^cannot read .* it has been like this for 0\.3 s \(outage_seconds\)"):
         drive(chaos_job(tmp_path / "run", outage_seconds=0.3), fleets=Closed)
 
 

@@ -47,7 +47,7 @@ def test_an_engine_a_gpu_or_as_many_as_fit(engine, more, machines, local, placem
     ("engine", "more", "machines", "message"),
     [
         ({}, {}, [0, 0], "engines: the cluster has no GPU, at least not yet"),
-        ({"tensor_parallel_size": 4}, {}, [2, 2], "an engine takes 4 GPUs of one machine; there are 2"),
+        ({"tensor_parallel_size": 4}, {}, [2, 2], "an engine takes 4 GPUs of one machine; none has more than 2"),
         (
             {"tensor_parallel_size": 2},
             {"engines": 2},

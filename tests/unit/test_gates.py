@@ -127,7 +127,7 @@ def test_the_same_rows_end_at_every_threshold_of_the_merger(tmp_path: Path):
         ({"threshold": 0.2}, "threshold"),
         ({"threshold": "near"}, "threshold"),
         ({"sampling": {}, "num_generations": 2}, "drop_duplicates calls no model and generates nothing"),
-        ({"input_mappings": {"instruction": "nothing"}}, "reads column 'nothing', which nobody writes"),
+        ({"input_mappings": {"instruction": "nothing"}}, "reads column 'nothing', which no step writes"),
     ],
 )
 def test_a_gate_that_is_told_something_wrong_is_refused(tmp_path: Path, step: dict[str, Any], message: str):

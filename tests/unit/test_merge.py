@@ -403,7 +403,7 @@ def test_publish_replaces_a_dataset_and_nothing_else(tmp_path: Path):
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("do not lose")
-    with pytest.raises(UserError, match="is no published dataset"):
+    with pytest.raises(UserError, match="is not a published dataset"):
         publish_folder(store, result.version, mine)
     assert (mine / "thesis.txt").read_text() == "do not lose"
     assert list(tmp_path.glob(".*")) == []

@@ -307,7 +307,7 @@ def test_a_server_that_takes_connections_and_is_not_up_yet_is_waited_for(
 @pytest.mark.usefixtures("often")
 def test_a_server_that_never_comes_up_fails_the_run_after_one_wait(server: Server, tmp_path: Path):
     server.listing = [503] * 1000
-    waits = r" answers 503; so it has been for 1 s \(outage_seconds\)$"
+    waits = r" answers 503; it has been like this for 1 s \(outage_seconds\)$"
     with pytest.raises(EngineStartError, match=f"^{server.url}{waits}"):
         run(judged(server, tmp_path, outage_seconds=1), in_process=True)
     assert len(server.listing) > 980
@@ -322,7 +322,7 @@ def test_a_server_that_has_been_there_stops_the_run_resumable(server: Server, tm
         run(Job.of(tree), in_process=True)
     assert list((tmp_path / "run").glob("commits/*/0000.json"))
     server.listing, server.statuses = [503] * 1000, []
-    with pytest.raises(Stopped, match=r"answers 503; so it has been for 1 s"):
+    with pytest.raises(Stopped, match=r"answers 503; it has been like this for 1 s"):
         run(judged(server, tmp_path, shard_rows=4, outage_seconds=1), in_process=True)
     server.listing = []
     assert run(judged(server, tmp_path, shard_rows=4), in_process=True).progress.ok == 20
@@ -352,7 +352,7 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(server: Server, tmp_pat
 
 def test_a_server_that_stays_away_stops_the_run_which_goes_on_later(server: Server, tmp_path: Path):
     server.statuses = [503] * 1000
-    with pytest.raises(Stopped, match=r"; so it has been for 1 s \(outage_seconds\)"):
+    with pytest.raises(Stopped, match=r"; it has been like this for 1 s \(outage_seconds\)"):
         run(judged(server, tmp_path, outage_seconds=1), in_process=True)
     server.statuses = []
     assert run(judged(server, tmp_path), in_process=True).progress.ok == 20

@@ -54,7 +54,7 @@ def test_a_call_is_made_again_until_it_succeeds_and_says_why_it_waits(error: Exc
 @pytest.mark.parametrize("error", [DISK_FULL, AWAY])
 def test_patience_ends_with_the_last_error_and_for_how_long_it_was_so(error: Exception):
     outage = Outage(0.1)
-    with pytest.raises(type(error), match=r"; so it has been for 0.1 s \(outage_seconds\)") as caught:
+    with pytest.raises(type(error), match=r"; it has been like this for 0.1 s \(outage_seconds\)") as caught:
         asyncio.run(outage.outlast(answers([error])))
     assert str(caught.value).startswith(str(error))
     assert caught.value.waited == 0.1
@@ -271,5 +271,5 @@ def test_a_server_that_fails_at_everything_is_no_row_s_fault():
     async def go() -> None:
         await asyncio.gather(*(engine.generate(Request([1], {}, seed=0, key=key)) for key in "ab"))
 
-    with pytest.raises(EngineUnavailable, match="answers 500; so it has been"):
+    with pytest.raises(EngineUnavailable, match="answers 500; it has been like this"):
         asyncio.run(go())

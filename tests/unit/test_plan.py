@@ -181,18 +181,18 @@ def test_columns_are_those_of_the_steps():
     [
         (
             [{"task": "text_generation"}],
-            r"steps\[0\] \(text_generation\): reads column 'instruction', which nobody writes; there are: text",
+            r"steps\[0\] \(text_generation\): reads column 'instruction', which no step writes; available: text",
         ),
         (
             [{"task": "text_generation", "input_mappings": {"instruction": "tex"}}],
-            "'tex', which nobody writes; did you mean 'text'",
+            "'tex', which no step writes; did you mean 'text'",
         ),
         (
             [{"task": "magpie"}, {"task": "magpie"}],
-            r"steps\[1\] \(magpie\): column 'instruction' exists already; give the new one another name",
+            r"steps\[1\] \(magpie\): column 'instruction' already exists; give the new one another name",
         ),
         ([{"task": "magpie", "explode": "nope -> x"}], r"explode: no column 'nope'"),
-        ([{"task": "magpie", "explode": "instruction -> x"}], r"explode: column 'instruction' is no list"),
+        ([{"task": "magpie", "explode": "instruction -> x"}], r"explode: column 'instruction' is not a list"),
         (
             [{"task": "magpie", "output_mappings": {"response": "reason"}}],
             "'reason' is one that batchgen writes itself",
@@ -218,7 +218,7 @@ def test_a_list_of_the_seeds_keeps_its_name_though_it_is_spread_over_rows():
     again = {"input_mappings": {"instruction": "item"}, "output_mappings": {"generation": "items"}}
     steps = [{"task": "text_generation", "explode": "items -> item"}, {"task": "text_generation", **again}]
     job = chaos_job("x", source={"rows": [{"instruction": "t", "items": ["a"]}]}, steps=steps)
-    with pytest.raises(JobError, match=r"steps\[1\] \(text_generation\): column 'items' exists already"):
+    with pytest.raises(JobError, match=r"steps\[1\] \(text_generation\): column 'items' already exists"):
         make_plan(job, load_seeds(job.source))
 
 
@@ -226,8 +226,8 @@ def test_a_list_of_the_seeds_keeps_its_name_though_it_is_spread_over_rows():
     ("merge", "message"),
     [
         ({"prompt": "tex"}, "merge: no text or conversation column 'tex'; did you mean 'text'"),
-        ({"prompt": "page"}, "merge: no text or conversation column 'page'; there are: text, generation"),
-        ({"answer": "page"}, "merge: no text column 'page'; there are: text, generation"),
+        ({"prompt": "page"}, "merge: no text or conversation column 'page'; available: text, generation"),
+        ({"answer": "page"}, "merge: no text column 'page'; available: text, generation"),
     ],
 )
 def test_columns_of_the_merge_that_do_not_fit_are_refused(merge: dict, message: str):
@@ -245,7 +245,7 @@ def test_a_row_without_a_required_value_is_named_with_its_line(tmp_path: Path):
 
 
 def test_a_folder_without_a_plan_is_no_run(tmp_path: Path):
-    with pytest.raises(PlanMismatch, match="is no run of batchgen"):
+    with pytest.raises(PlanMismatch, match="is not a batchgen run"):
         read_plan(LocalStore(tmp_path))
 
 

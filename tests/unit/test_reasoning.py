@@ -209,7 +209,7 @@ def test_marks_that_are_special_tokens_are_asked_for_and_left_out_of_the_answer(
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        ({"task": "magpie", "reasoning": "column"}, "magpie makes several calls a row; reasoning: column is of one"),
+        ({"task": "magpie", "reasoning": "column"}, "magpie makes several calls a row; reasoning: column needs a task"),
         ({"task": "text_generation", "reasoning": "hide"}, "reasoning: .*'drop', 'keep' or 'column'"),
         (
             {"task": "preference_pair", "reasoning": "keep"},

@@ -272,7 +272,7 @@ def test_an_engine_that_is_alone_and_dies_of_sound_rows_ends_the_run():
         scheduler.engine_ready(engine + 1, 1)
     assert (
         start_error(scheduler.engine_lost(2, "XID 79"))
-        == "engines died 2 times in a row of rows that are sound; the last time: XID 79"
+        == "engines died 2 times in a row on rows that are sound; the last time: XID 79"
     )
 
 

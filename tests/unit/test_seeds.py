@@ -257,7 +257,7 @@ def test_columns_are_chosen_and_only_they_have_to_be_right(tmp_path: Path, end: 
     pq.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet")
     seeds = load_seeds(Source(path=f"a.{end}", columns=["y", "y"]), tmp_path)
     assert [row.data for row in seeds.slice(0, 9)] == [{"y": "a"}, {"y": "b"}]
-    with pytest.raises(SeedError, match=rf"source\.columns: a\.{end} has no column 'z'; there are: x, row_id, y"):
+    with pytest.raises(SeedError, match=rf"source\.columns: a\.{end} has no column 'z'; available: x, row_id, y"):
         load_seeds(Source(path=f"a.{end}", columns=["z"]), tmp_path)
 
 
@@ -266,7 +266,7 @@ def test_columns_of_a_dataset_and_of_rows_are_chosen(tmp_path: Path):
     Dataset.from_list(records).save_to_disk(tmp_path / "saved")
     for source in ({"dataset": "saved"}, {"rows": records}):
         assert load_seeds(Source(**source, columns=["x"]), tmp_path).slice(0, 1)[0].data == {"x": "1"}
-        with pytest.raises(SeedError, match="has no column 'z'; there are: x, y"):
+        with pytest.raises(SeedError, match="has no column 'z'; available: x, y"):
             load_seeds(Source(**source, columns=["z"]), tmp_path)
 
 
@@ -275,7 +275,7 @@ def test_words_for_nothing_are_text_and_two_columns_of_one_name_are_refused(tmp_
     rows = load_seeds(Source(path="a.csv"), tmp_path).slice(0, 9)
     assert [row.data for row in rows] == [{"x": "NA", "y": None}, {"x": "null", "y": "b"}, {"x": "None", "y": "c"}]
     (tmp_path / "a.csv").write_text("x,x\n1,2\n")
-    with pytest.raises(SeedError, match=r"a\.csv: there are two columns 'x'"):
+    with pytest.raises(SeedError, match=r"a\.csv: it has two columns 'x'"):
         load_seeds(Source(path="a.csv"), tmp_path)
 
 
@@ -350,7 +350,7 @@ def test_a_bucket_without_rows_is_named(server: S3Server, monkeypatch: pytest.Mo
         "s3://bucket/seeds/*.txt*": "source.path: no object matches",
         "s3://bucket/seeds": "source.path: seeds: not one of .jsonl, .csv, .parquet",
         "s3://bucket/a//b.jsonl": "source.path: 's3://bucket/a//b.jsonl': not a key of a store",
-        "s3://B/x.jsonl": "source.path: 's3://B/x.jsonl': 's3://B' is no location in S3",
+        "s3://B/x.jsonl": "source.path: 's3://B/x.jsonl': 's3://B' is not an S3 location",
     }.items():
         with pytest.raises(SeedError, match=re.escape(message)):
             load_seeds(Source(path=path))

@@ -135,7 +135,8 @@ def test_what_is_in_a_bucket_is_read_there(tmp_path: Path, monkeypatch: pytest.M
             "output": "s3://bucket/run",
         }
     )
-    with pytest.raises(UserError, match="no Ray dashboard takes jobs there"):  # and not: the bucket cannot be read here
+    # And not: the bucket cannot be read here.
+    with pytest.raises(UserError, match="no Ray dashboard accepts jobs there"):
         submit(job, "http://127.0.0.1:1", False, print)
     (tmp_path / "sent").mkdir()
     _pack(job, tmp_path / "sent")

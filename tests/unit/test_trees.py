@@ -69,11 +69,11 @@ def test_bytes_among_the_rows_of_a_job_do_not_end_its_run(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"source": {"rows": [{"x": {"a", "b"}}]}}, "job: source.rows[0].x: set cannot stand in a job"),
-        ({"steps": object()}, "job: steps: object cannot stand in a job"),
-        ({"source": {"rows": [{"x": pd.NA}]}}, "job: source.rows[0].x: NAType cannot stand in a job"),
-        ({"source": {"rows": pd.DataFrame({"x": [1]})}}, "job: source.rows: DataFrame cannot stand in a job; save"),
-        ({"source": {"rows": pa.table({"x": [1]})}}, "job: source.rows: Table cannot stand in a job; save"),
+        ({"source": {"rows": [{"x": {"a", "b"}}]}}, "job: source.rows[0].x: set cannot be part of a job"),
+        ({"steps": object()}, "job: steps: object cannot be part of a job"),
+        ({"source": {"rows": [{"x": pd.NA}]}}, "job: source.rows[0].x: NAType cannot be part of a job"),
+        ({"source": {"rows": pd.DataFrame({"x": [1]})}}, "job: source.rows: DataFrame cannot be part of a job; save"),
+        ({"source": {"rows": pa.table({"x": [1]})}}, "job: source.rows: Table cannot be part of a job; save"),
     ],
 )
 def test_what_cannot_stand_in_a_job_is_named(change: dict[str, Any], message: str):

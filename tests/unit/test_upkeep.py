@@ -283,7 +283,7 @@ def test_a_revoked_manifest_stays_and_a_second_revocation_needs_a_second_commit(
     assert main(["revoke", job.output, "1"]) == 2
     assert "is not committed" in capsys.readouterr().err
     assert main(["revoke", job.output, "77"]) == 2
-    assert "'77' is no shard of this run" in capsys.readouterr().err
+    assert "'77' is not a shard of this run" in capsys.readouterr().err
     run(job, in_process=True)
     assert store.read("commits/000001/0000.json") == before
     assert current_generations(store)["000001"] == 1
