@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from batchgen.commit import new_attempt
 from batchgen.engines import build_engine
-from batchgen.engines.base import Engine
+from batchgen.engines.base import Engine, EngineSpec
 from batchgen.engines.patient import PatientEngine
+from batchgen.engines.weights import Weights
 from batchgen.errors import EngineDead, EngineStartError, EngineUnavailable, PlanMismatch, StoreError
 from batchgen.fleet import Answer, HostConfig, Work
 from batchgen.generate import Worker
@@ -28,13 +29,14 @@ class EngineHost:
         self._config = config
         self._store_outage = Outage(config.job.outage_seconds)
         self._outages = [self._store_outage]
-        self._engine = self._build(None)
-        named = {step.model for step in config.job.steps if step.model is not None}
-        self._others = {name: self._build(name) for name in sorted(named)}
+        specs = {name: config.engine_spec(name) for name in (None, *(step.model for step in config.job.steps))}
+        # Servers first, as they are asked in no time: where one does not answer, no model has been loaded for nothing.
+        order = sorted(specs, key=lambda name: specs[name].backend != "openai")
+        self._engines = {name: self._build(specs[name]) for name in order}
+        self._weights = {name: Weights(specs[name]) for name in order}
         self._worker: Worker | None = None
 
-    def _build(self, name: str | None) -> Engine:
-        spec = self._config.engine_spec(name)
+    def _build(self, spec: EngineSpec) -> Engine:
         if spec.backend != "openai":
             return build_engine(spec)
         self._outages.append(Outage(self._config.job.outage_seconds))
@@ -45,11 +47,12 @@ class EngineHost:
         config = self._config
         store = open_store(config.store)
         await _check_shared(store, config.plan, self._store_outage)
-        # Servers first: where one does not answer, no model has been loaded for nothing.
-        for engine in (*self._others.values(), self._engine):
+        for name, engine in self._engines.items():
+            await self._weights[name].fetch()
             await engine.start()
-        self._worker = Worker(config.job, config.plan, store, self._engine, self._others)
-        return self._engine.slots
+        others = {name: engine for name, engine in self._engines.items() if name is not None}
+        self._worker = Worker(config.job, config.plan, store, self._engines[None], others)
+        return self._engines[None].slots
 
     async def run(self, work: Work) -> Answer:
         """Generates and commits a shard, or tries some of its rows; an answer, whatever happens."""
@@ -83,7 +86,7 @@ class EngineHost:
     @property
     def progress(self) -> Progress:
         """What the worker has done since it started."""
-        reasons = [outage.reason for outage in self._outages]
+        reasons = [outage.reason for outage in self._outages] + [each.reason for each in self._weights.values()]
         if self._worker is not None:
             reasons.insert(0, self._worker.waiting)
         done = self._worker.progress if self._worker is not None else Progress()
@@ -91,7 +94,7 @@ class EngineHost:
 
     async def stop(self) -> None:
         """Ends the engines."""
-        for engine in (self._engine, *self._others.values()):
+        for engine in self._engines.values():
             await engine.stop()
 
 

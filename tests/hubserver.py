@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 Files = Mapping[str, bytes]
+_PIECE = 1 << 16
 
 
 @dataclass
@@ -50,6 +51,8 @@ class HubServer:
         self.repositories: dict[str, Repository] = {}
         self.requests: list[str] = []
         self.token: str | None = None
+        # Called before each piece of a file's content; one that sleeps makes a slow Hub.
+        self.pace: Callable[[], None] = lambda: None
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self.http.daemon_threads = True
         threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
@@ -103,8 +106,9 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
             for name, value in {"Content-Length": str(len(body)), **headers}.items():
                 self.send_header(name.replace("_", "-"), value)
             self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
+            for start in range(0, 0 if self.command == "HEAD" else len(body), _PIECE):
+                server.pace()
+                self.wfile.write(body[start : start + _PIECE])
 
         def _json(self, tree: Any, status: int = 200) -> None:
             self._answer(status, json.dumps(tree).encode(), Content_Type="application/json")
@@ -176,7 +180,7 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
                 return
             commit, files = found
             if what in (None, "revision"):
-                siblings = [{"rfilename": path} for path in files]
+                siblings = [{"rfilename": path, "size": len(data)} for path, data in files.items()]
                 self._json({"id": name, "sha": commit, "private": False, "tags": [], "siblings": siblings})
             elif what == "tree":
                 self._json(_tree(files, rest, "true" in str(query.get("recursive", "")).lower()))

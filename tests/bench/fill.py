@@ -62,7 +62,8 @@ class BenchHost(EngineHost):
 
     def __init__(self, config: HostConfig) -> None:
         super().__init__(config)
-        self._engine: FixedLengths = FixedLengths(self._engine)
+        self._engine = FixedLengths(self._engines[None])
+        self._engines[None] = self._engine
 
     async def raw(self) -> Side:
         """The raw engine on the same workload."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -142,6 +146,74 @@ def test_a_gated_model_is_read_with_the_token_of_the_environment(hub: HubServer,
     commit = hub.add("models", MODEL, MODEL_PATH, gated=True)
     code = 'from batchgen.api import plan_run; print(plan_run(Job.of({**JOB, "output": "run"}))[0].commit_of(None))'
     assert python(code, HF_TOKEN="hf_canary").strip() == commit
+
+
+FETCH = """
+    import asyncio, time
+    from batchgen.engines import EngineSpec, weights
+    weights._TELL_SECONDS, weights._STILL_SECONDS = 0.0, 0.5
+    async def fetched(revision):
+        coming, said = weights.Weights(EngineSpec("org/tiny", revision=revision)), []
+        async def listen():
+            while True:
+                said.append(coming.reason)
+                await asyncio.sleep(0.05)
+        listening = asyncio.create_task(listen())
+        try:
+            await coming.fetch()
+        finally:
+            listening.cancel()
+        assert coming.reason == ""
+        return [text for text, before in zip(said, [None, *said]) if text != before]
+"""
+
+
+def test_a_download_of_weights_tells_how_far_it_is_while_it_moves(hub: HubServer, python, tmp_path: Path):
+    size = 31_000_000  # the Hub's client writes 10 MB at a time
+    commit = hub.add("models", MODEL, {"config.json": b"{}", "model.safetensors": bytes(size)})
+    pieces = itertools.count()
+    hub.pace = lambda: time.sleep(2.0 if next(pieces) == 250 else 0.005)
+    said = eval(python(f"{FETCH}\n    print(asyncio.run(fetched({commit!r})))"))
+    told = [re.fullmatch(r"org/tiny is being downloaded, ([\d.]+) MB of 31.0 MB", text) for text in said]
+    come = [float(found[1]) for found in told if found]
+    assert come == sorted(come)
+    assert [number for number in come if 10 < number < 30]
+    assert [index for index, text in enumerate(said[1:-1], 1) if text == ""], "what stands still says nothing"
+    assert not [text for text, found in zip(said, told, strict=True) if text and not found]
+    hub.requests.clear()
+    assert eval(python(f"{FETCH}\n    print(asyncio.run(fetched({commit!r})))")) == [""]
+    assert not hub.requests, "what is here is not asked for again"
+
+
+def test_only_weights_that_the_engine_will_load_are_fetched(hub: HubServer, python):
+    parts = {f"model-{number}-of-2.safetensors": b"weights" * number for number in (1, 2)}
+    index = json.dumps({"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}})
+    more = {"model.safetensors.index.json": index.encode(), "config.json": b"{}"}
+    other = {"model.safetensors": b"other", "original/consolidated.00.pth": b"other", "pytorch_model.bin": b"other"}
+    plain = hub.add("models", MODEL, {**more, **parts, **other})
+    two_forms = hub.add("models", MODEL, {**more, **parts, "consolidated.safetensors": b"of Mistral's"})
+    old = hub.add("models", MODEL, {"config.json": b"{}", "pytorch_model.bin": b"weights"})
+    for commit, wanted in ((plain, sorted(parts)), (two_forms, []), (old, [])):
+        hub.requests.clear()
+        python(f"{FETCH}\n    asyncio.run(fetched({commit!r}))")
+        files = sorted({path.rpartition("/")[2] for path in hub.requests if path.startswith("GET") and commit in path})
+        assert [name for name in files if not name.endswith(".json") and name != commit] == wanted, commit
+
+
+def test_weights_that_do_not_come_are_told_without_an_address(hub: HubServer, python):
+    commit = hub.add("models", MODEL, MODEL_PATH)
+    gated = hub.add("models", "org/gated", MODEL_PATH, gated=True)
+    said = python(f"""{FETCH}
+    import resource
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+    try:
+        asyncio.run(fetched({commit!r}))
+    except EngineStartError as error:
+        print(error)
+    spec = EngineSpec("org/gated", revision={gated!r})
+    asyncio.run(weights.Weights(spec).fetch())
+    """)
+    assert said == "the weights of 'org/tiny' cannot be downloaded: File too large\n"
 
 
 def test_seeds_come_from_a_revision_and_go_back_as_the_readme_says(hub: HubServer, python, tmp_path: Path):

@@ -19,8 +19,10 @@ import pytest
 from batchgen import run
 from batchgen.commit import committed, read_shard
 from batchgen.drive import Driver, Status
+from batchgen.engines.openai import OpenAIEngine
+from batchgen.engines.weights import Weights
 from batchgen.enginestate import HELD_ROWS_PER_SLOT
-from batchgen.errors import BatchgenError, EngineDead, EngineStartError, Stopped, StoreError
+from batchgen.errors import BatchgenError, EngineDead, EngineStartError, EngineUnavailable, Stopped, StoreError
 from batchgen.fleet import Answer, HostConfig, Work
 from batchgen.host import EngineHost, LocalFleet
 from batchgen.job import Job
@@ -612,6 +614,49 @@ def test_an_engine_that_starts_waits_for_a_store_that_is_out_of_reach(tmp_path: 
     ledger.record("store away as an engine starts", 1, tmp_path / "run", 40)
     with pytest.raises(EngineStartError, match=r"^cannot read .* it has been like this for 0\.3 s \(outage_seconds\)"):
         drive(chaos_job(tmp_path / "run", outage_seconds=0.3), fleets=Closed)
+
+
+def test_a_download_that_moves_is_told_and_is_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("batchgen.drive.POLL_SECONDS", 0.05)
+    coming: list[str] = []
+
+    async def fetch(weights: Weights) -> None:
+        coming.append("it is being downloaded")
+        await asyncio.sleep(2.5)
+        coming.clear()
+
+    monkeypatch.setattr(Weights, "fetch", fetch)
+    monkeypatch.setattr(Weights, "reason", property(lambda weights: "".join(coming)))
+    manifests, plan, statuses = drive(chaos_job(tmp_path / "run"), start_seconds=1.0)
+    assert len(manifests) == len(plan.shards)
+    assert {note for status in statuses for note in status.notes} == {"engine 0 waits: it is being downloaded"}
+    monkeypatch.setattr(Weights, "reason", "")
+    with pytest.raises(EngineStartError, match="not up after 1 s: taken for hung"):
+        drive(chaos_job(tmp_path / "still"), start_seconds=1.0)
+
+
+def test_servers_are_asked_before_weights_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[str] = []
+
+    async def fetch(weights: Weights) -> None:
+        asked.append(f"weights of {weights._spec.path}")
+
+    async def refuse(server: OpenAIEngine) -> None:
+        asked.append("server")
+        raise EngineUnavailable("it does not let us in", final=True)
+
+    monkeypatch.setattr(Weights, "fetch", fetch)
+    monkeypatch.setattr(OpenAIEngine, "start", refuse)
+    judge = {"path": "served", "backend": "openai", "engine": {"base_url": "http://127.0.0.1:9/v1"}}
+    steps = [
+        {"task": "magpie", "model": "another"},
+        {"task": "text_generation", "model": "judge", "output_mappings": {"generation": "verdict"}},
+    ]
+    job = chaos_job(tmp_path, models={"another": {"path": "chaos"}, "judge": judge}, steps=steps)
+    plan, _, store = planned(job)
+    with pytest.raises(EngineStartError, match="it does not let us in"):
+        asyncio.run(EngineHost(HostConfig(job, plan, store.location, 0)).start())
+    assert asked == ["weights of served", "server"]
 
 
 def test_a_defect_of_a_fleet_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
