@@ -37,6 +37,11 @@ from batchgen.tasks.table import TASKS
 
 JOB_KEY = "job.json"
 JOB_FORMAT = 1
+_LEAST_STALL_SECONDS = 900.0
+# Of one completion, of a large model: less is taken for none.
+_SLOW_TOKENS_PER_SECOND = 10
+# Where `max_tokens` is null, and leaves it to the model's context.
+_LONG_COMPLETION = 32_768
 Watch = Callable[[Status], None]
 
 
@@ -303,6 +308,15 @@ def _fleet(config: HostConfig, address: str | None, in_process: bool) -> Iterato
         yield RayFleet(config, log_folder(config.store), placement, cluster.local), placement.engines
 
 
+def stall_seconds(job: Job) -> float:
+    """Seconds without a finished request after which an engine is taken for hung.
+
+    At a run's end few requests are left, and each may be as long as its `max_tokens`.
+    """
+    longest = max(job.step_sampling(step)["max_tokens"] or _LONG_COMPLETION for step in job.steps)
+    return job.stall_seconds or max(_LEAST_STALL_SECONDS, longest / _SLOW_TOKENS_PER_SECOND)
+
+
 def _generate(
     job: Job, plan: Plan, seeds: Seeds, manifests: dict[int, Manifest], fleet: Fleet, engines: int, watch: Watch
 ) -> None:
@@ -316,7 +330,7 @@ def _generate(
         before=progress_of(manifests),
         engines=engines,
         watch=watch,
-        stall_seconds=job.stall_seconds,
+        stall_seconds=stall_seconds(job),
         start_seconds=job.start_seconds,
     )
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from batchgen import run
+from batchgen.api import stall_seconds
 from batchgen.commit import committed, read_shard
 from batchgen.drive import Driver, Status
 from batchgen.engines.openai import OpenAIEngine
@@ -83,6 +84,20 @@ def test_an_engine_that_hangs_is_taken_for_dead_and_replaced(tmp_path: Path):
     assert len(manifests) == len(plan.shards)
     assert any("taken for hung" in note for status in statuses for note in status.notes)
     ledger.record("engine hangs", 1, tmp_path / "run", 20)
+
+
+@pytest.mark.parametrize(
+    ("changes", "seconds"),
+    [
+        ({}, 900),
+        ({"sampling": {"max_tokens": 32_768}}, 3276.8),
+        ({"sampling": {"max_tokens": None}}, 3276.8),
+        ({"steps": [{"task": "magpie", "sampling": {"max_tokens": 20_000}}]}, 2000),
+        ({"sampling": {"max_tokens": 32_768}, "stall_seconds": 60}, 60),
+    ],
+)
+def test_a_completion_may_take_its_time_until_an_engine_counts_as_hung(tmp_path: Path, changes, seconds: float):
+    assert stall_seconds(chaos_job(tmp_path, **changes)) == seconds
 
 
 class RecordingFleet(LocalFleet):

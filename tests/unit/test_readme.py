@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
+from batchgen.api import stall_seconds
 from batchgen.cli import build_parser
 from batchgen.job import Job, Merge, Model, Source, Step
 from batchgen.tasks.listing import markdown
+from tests.helpers import chaos_job
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -47,10 +49,10 @@ def test_each_key_of_a_source_is_told(name: str):
 
 
 def test_the_defaults_of_what_a_run_waits_for_are_the_job_s():
-    told = dict(re.findall(r"^- `(\w+)`, (\d+):", section("Waiting and giving up"), re.MULTILINE))
+    told = dict(re.findall(r"^- `(\w+)`, (\d+)\b", section("Waiting and giving up"), re.MULTILINE))
     assert told.keys() == {"outage_seconds", "stall_seconds", "start_seconds", "max_engine_deaths"}
     assert {name: float(value) for name, value in told.items()} == {
-        name: float(Job.model_fields[name].default) for name in told
+        name: float(Job.model_fields[name].default or stall_seconds(chaos_job("run"))) for name in told
     }
 
 
