@@ -6,20 +6,20 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from batchgen.actions import Action, Dispatch, Finish, KillEngine, Recall, StartEngine
 from batchgen.errors import BatchgenError, EngineDead, EngineError
 from batchgen.fleet import Fleet, Work
+from batchgen.meter import Meter
 from batchgen.outage import TELL_SECONDS
 from batchgen.progress import Progress
 from batchgen.schedule import Scheduler
 from batchgen.seeds import Seeds
 
 POLL_SECONDS = 1.0
-_RATE_WINDOW = 15.0
 _PLACE_SECONDS = 60.0
 # Of the time for which an engine could not go on.
 _MOST = 0.75
@@ -33,7 +33,8 @@ class Status:
         rows: seed rows of the whole run.
         done: what is committed, or generated and about to be.
         engines: as many as there is room for; 0 before and after there are any.
-        tokens_per_second: output tokens, over the last quarter of a minute.
+        rows_in_flight: that engines work on.
+        tokens_per_second: output tokens, of completions that ended lately.
         eta: seconds until all rows are done, where that can be told.
     """
 
@@ -43,28 +44,10 @@ class Status:
     shards_done: int
     engines: int = 0
     engines_ready: int = 0
+    rows_in_flight: int = 0
     tokens_per_second: float = 0.0
     eta: float | None = None
     notes: tuple[str, ...] = ()
-
-
-@dataclass
-class _Meter:
-    """Rates over the last seconds of rows and tokens."""
-
-    samples: deque[tuple[float, int, int]] = field(default_factory=deque)
-
-    def add(self, now: float, rows: int, tokens: int) -> None:
-        self.samples.append((now, rows, tokens))
-        while len(self.samples) > 2 and now - self.samples[0][0] > _RATE_WINDOW:
-            self.samples.popleft()
-
-    def rates(self) -> tuple[float, float]:
-        """(rows, tokens) a second."""
-        (t0, rows0, tokens0), (t1, rows1, tokens1) = self.samples[0], self.samples[-1]
-        if t1 <= t0:
-            return 0.0, 0.0
-        return max(0.0, (rows1 - rows0) / (t1 - t0)), max(0.0, (tokens1 - tokens0) / (t1 - t0))
 
 
 class Driver:
@@ -112,7 +95,7 @@ class Driver:
         self._told: dict[int, float] = {}
         self._committed_at: dict[int, float] = {}
         self._handed_on: float | None = None
-        self._meter = _Meter()
+        self._meter = Meter()
         self._notes: deque[str] = deque(maxlen=3)
         self._hurried = False
         self._result: BatchgenError | None = None
@@ -349,9 +332,11 @@ class Driver:
         for engine, live in self._live.items():
             done += _excess(live, self._receipted.get(engine, Progress()))
         rows = min(done.ok + done.rejected, self._seeds.count)
+        ready = self._scheduler.engines_ready
+        if not ready:
+            self._meter.clear()
         self._meter.add(time.monotonic(), rows, done.output_tokens)
         row_rate, token_rate = self._meter.rates()
-        ready = self._scheduler.engines_ready
         self._watch(
             Status(
                 rows=self._seeds.count,
@@ -360,6 +345,7 @@ class Driver:
                 shards_done=self._shards_done,
                 engines=min(max(self._room, ready), self._shards - self._shards_before),
                 engines_ready=ready,
+                rows_in_flight=sum(live.in_flight for live in self._live.values()),
                 tokens_per_second=token_rate,
                 eta=(self._seeds.count - rows) / row_rate if row_rate > 0 else None,
                 notes=tuple(self._notes),

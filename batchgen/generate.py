@@ -112,6 +112,7 @@ class Worker:
         self._returned: set[int] = set()
         self._outage = Outage(job.outage_seconds)
         self.progress = Progress()
+        self.in_flight = 0
 
     @property
     def waiting(self) -> str:
@@ -188,7 +189,11 @@ class Worker:
         async with self._rows:
             if shard is not None:
                 self._unbegun.pop(shard, None)
-            return await self._advance(seed, attempt, 0, _Branch("", dict(seed.data)))
+            self.in_flight += 1
+            try:
+                return await self._advance(seed, attempt, 0, _Branch("", dict(seed.data)))
+            finally:
+                self.in_flight -= 1
 
     def _count(self, completion: Completion) -> None:
         """Tokens are progress as they come: a row of many calls may take minutes."""

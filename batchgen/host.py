@@ -87,10 +87,10 @@ class EngineHost:
     def progress(self) -> Progress:
         """What the worker has done since it started."""
         reasons = [outage.reason for outage in self._outages] + [each.reason for each in self._weights.values()]
-        if self._worker is not None:
-            reasons.insert(0, self._worker.waiting)
-        done = self._worker.progress if self._worker is not None else Progress()
-        return replace(done, waiting=next(filter(None, reasons), ""))
+        if self._worker is None:
+            return Progress(waiting=next(filter(None, reasons), ""))
+        waiting = next(filter(None, [self._worker.waiting, *reasons]), "")
+        return replace(self._worker.progress, waiting=waiting, in_flight=self._worker.in_flight)
 
     async def stop(self) -> None:
         """Ends the engines."""

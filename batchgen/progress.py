@@ -15,6 +15,7 @@ class Progress:
         reasons: rejected rows by reason.
         notes: what happened to rows without rejecting them, by code.
         waiting: what it waits for that is out of reach; "" where it works.
+        in_flight: rows that it works on, which is nothing that it has done.
     """
 
     ok: int = 0
@@ -24,6 +25,7 @@ class Progress:
     output_tokens: int = 0
     notes: Mapping[str, int] = field(default_factory=dict)
     waiting: str = ""
+    in_flight: int = field(default=0, compare=False)
 
     def __add__(self, other: Progress) -> Progress:
         return Progress(

@@ -40,6 +40,11 @@ def test_a_status_in_one_line():
     )
 
 
+def test_where_no_completion_has_ended_yet_the_rows_at_work_are_told():
+    status = replace(STATUS, done=Progress(), engines_ready=4, rows_in_flight=2048, tokens_per_second=0.0, eta=None)
+    assert describe(status) == "0/1,000 rows, shards 12/50, engines 4/4, 2,048 rows in flight"
+
+
 def test_plain_lines_where_the_output_is_no_terminal():
     out = io.StringIO()
     with Display(Console(file=out, width=200)) as display:

@@ -66,6 +66,7 @@ def test_all_shards_are_committed_and_the_last_status_says_so(tmp_path: Path):
     manifests, plan, statuses = drive(chaos_job(tmp_path, source={"count": 300}), engines=3)
     assert len(manifests) == len(plan.shards)
     last = statuses[-1]
+    assert max(status.rows_in_flight for status in statuses) <= 3 * 32, "two a slot of each engine"
     assert all(status.eta is None or 0 <= status.eta < 60 for status in statuses)
     assert last.eta in (None, 0.0)
     assert (last.done.ok, last.done.rejected, last.shards_done) == (300, 0, len(plan.shards))

@@ -21,6 +21,7 @@ LAYERS = [
         "parquet",
         "store",
         "progress",
+        "meter",
         "sockets",
         "records",
         "paths",
