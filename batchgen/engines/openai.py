@@ -23,6 +23,10 @@ _LASTING_STATUSES = (401, 403, 404)
 _PASSING_STATUSES = (408, 409, 429)
 # A list of models takes no thinking: a server that does not give it is not there yet, which is to be told.
 _LIST_SECONDS = 30.0
+# What a request may take where the job does not say. A driver has 900 seconds and 10 tokens a second (`stall_seconds`).
+_LEAST_SECONDS = 600.0
+_SLOW_TOKENS_PER_SECOND = 15
+_LONG_COMPLETION = 32_768
 
 
 @dataclass(frozen=True)
@@ -76,11 +80,11 @@ class OpenAIEngine:
         options = self.options
         # Without a key none is sent that any server would take: the client library insists on one.
         key = os.environ.get(options.api_key_env) or "none"
-        self._client = openai.AsyncOpenAI(
-            base_url=options.base_url, api_key=key, max_retries=options.max_retries, timeout=options.timeout
-        )
+        self._client = openai.AsyncOpenAI(base_url=options.base_url, api_key=key, max_retries=options.max_retries)
         try:
-            once = self._client.with_options(max_retries=0, timeout=min(options.timeout, _LIST_SECONDS))
+            once = self._client.with_options(
+                max_retries=0, timeout=min(options.timeout or _LIST_SECONDS, _LIST_SECONDS)
+            )
             models = [model.id async for model in await once.models.list()]
         except openai.NotFoundError:
             return  # a gateway without a list of models; the first request will tell
@@ -96,14 +100,15 @@ class OpenAIEngine:
 
     async def generate(self, request: Request) -> Completion:
         """Completes one conversation."""
+        seconds = self.options.timeout or _patience(request)
         async with self._free:
             try:
                 # Around all retries: a server that takes requests and never answers is to be known before the engine
                 # is taken for hung, for which its rows would be blamed.
-                async with asyncio.timeout(self.options.timeout):
-                    answer = await self._answer(request, self._dialect)
+                async with asyncio.timeout(seconds):
+                    answer = await self._answer(request, self._dialect, seconds)
             except TimeoutError:
-                late = f"has not answered within {self.options.timeout:g} s"
+                late = f"has not answered within {seconds:g} s"
                 raise EngineUnavailable(f"{self.options.base_url} {late}", perhaps_row="timeout") from None
         if not answer.choices:
             raise RowRejected("refused_by_server")
@@ -121,20 +126,21 @@ class OpenAIEngine:
             reasoning=getattr(choice.message, "reasoning", None) or getattr(choice.message, "reasoning_content", None),
         )
 
-    async def _answer(self, request: Request, dialect: _Dialect) -> Any:
+    async def _answer(self, request: Request, dialect: _Dialect, seconds: float) -> Any:
         import openai
 
         try:
             return await self._client.chat.completions.create(
                 model=self.model_name,
                 messages=[dict(message) for message in request.messages],
+                timeout=seconds,
                 **_body(request.sampling, dialect, self._template),
             )
         except openai.APIStatusError as error:
             if other := dialect.without(error.param):
                 # Requests that were under way in the old one may have learnt something else in the meantime.
                 self._dialect = self._dialect.without(error.param) or self._dialect
-                return await self._answer(request, other)
+                return await self._answer(request, other, seconds)
             if error.status_code in _ROW_STATUSES:
                 raise RowRejected(_refusal(error)) from None
             lasting = error.status_code in _LASTING_STATUSES
@@ -154,6 +160,11 @@ class OpenAIEngine:
         hint = f"; is {self.options.api_key_env} set and right?" if status in (401, 403) else ""
         what = f"answers {status}" if status else f"cannot be reached ({type(error).__name__})"
         return f"{self.options.base_url} {what}{hint}"
+
+
+def _patience(request: Request) -> float:
+    """Seconds that a request may take where the job does not say: fewer than those after which an engine is hung."""
+    return max(_LEAST_SECONDS, (request.sampling.get("max_tokens") or _LONG_COMPLETION) / _SLOW_TOKENS_PER_SECOND)
 
 
 def _refusal(error: Any) -> str:

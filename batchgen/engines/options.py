@@ -21,7 +21,9 @@ class OpenAIOptions(BaseModel):
         description="environment variable that holds the key; where it is not set, none is sent",
     )
     max_concurrency: PositiveInt = Field(64, description="requests in flight from one batchgen engine")
-    timeout: float = Field(600.0, gt=0, description="seconds a request, with its retries")
+    timeout: float | None = Field(
+        None, gt=0, description="seconds a request, with its retries; else 600, or more where max_tokens is large"
+    )
     max_retries: int = Field(
         8, ge=0, description="of a request, with back-off, on 408, 409, 429, 5xx and lost connections"
     )

@@ -33,6 +33,8 @@ _ENVIRONMENT = {
     "VLLM_HOST_IP": "127.0.0.1",
     "VLLM_LOOPBACK_IP": "127.0.0.1",
     "VLLM_NO_USAGE_STATS": "1",
+    # How long a start may take the job says (`start_seconds`); vLLM has ten minutes for a part of it.
+    "VLLM_ENGINE_READY_TIMEOUT_S": "86400",
     "VLLM_CONFIGURE_LOGGING": "1",
 }
 
