@@ -42,9 +42,10 @@ class Weights:
     @property
     def reason(self) -> str:
         """How far a download is, as long as something comes; "" where none is under way."""
-        if self._cache is None:
+        cache = self._cache  # a thread sets it
+        if cache is None:
             return ""
-        now, come = time.monotonic(), _bytes(self._cache) - self._before
+        now, come = time.monotonic(), _bytes(cache) - self._before
         if come != self._seen:
             self._seen, self._moved = come, now
         if now - self._begun < _TELL_SECONDS or now - self._moved > _STILL_SECONDS:
