@@ -27,14 +27,14 @@ TESTS = (
 
 
 def table(lines: list[Line]) -> str:
-    """Markdown; lines of the same fault are added up."""
+    """Markdown, in the order of the faults' names; lines of the same one are added up."""
     total: dict[str, list[int]] = {}
     for line in lines:
         row = total.setdefault(line.fault, [0, 0, 0, 0])
         for i, value in enumerate((line.injected, line.expected, line.found, line.duplicates)):
             row[i] += value
     head = ["| fault | injected | rows expected | rows found | duplicates |", "| --- | ---: | ---: | ---: | ---: |"]
-    rows = [f"| {fault} | " + " | ".join(f"{value:,}" for value in row) + " |" for fault, row in total.items()]
+    rows = [f"| {fault} | " + " | ".join(f"{value:,}" for value in row) + " |" for fault, row in sorted(total.items())]
     return "\n".join([*head, *rows]) + "\n"
 
 
