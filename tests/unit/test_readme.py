@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+import batchgen
 from batchgen.api import stall_seconds
 from batchgen.cli import build_parser
 from batchgen.job import Job, Merge, Model, Source, Step
@@ -81,9 +83,12 @@ def test_the_first_job_is_one():
     assert (job.name, job.output) == ("magpie-math", "runs/magpie-math")
 
 
-def test_its_python_compiles():
-    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
-        compile(code, "README.md", "exec")
+def test_its_python_names_what_there_is():
+    codes = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    nodes = [node for code in codes for node in ast.walk(ast.parse(code))]
+    imported = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    used = {node.attr for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "batchgen"}
+    assert {"Job", "run", "show_progress", "from_pipeline"} == imported | used <= set(batchgen.__all__)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
