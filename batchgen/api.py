@@ -25,6 +25,7 @@ from batchgen.merge.conversations import chat_columns
 from batchgen.merge.version import Version, merge_run
 from batchgen.outage import outlast_store
 from batchgen.paths import expanded, resolved
+from batchgen.patience import stall_seconds
 from batchgen.plan import ModelVersion, Plan, make_plan, settle_plan
 from batchgen.progress import Progress
 from batchgen.publish import check_target, publish_folder, publish_store
@@ -37,11 +38,6 @@ from batchgen.tasks.table import TASKS
 
 JOB_KEY = "job.json"
 JOB_FORMAT = 1
-_LEAST_STALL_SECONDS = 900.0
-# Of one completion, of a large model: less is taken for none.
-_SLOW_TOKENS_PER_SECOND = 10
-# Where `max_tokens` is null, and leaves it to the model's context.
-_LONG_COMPLETION = 32_768
 Watch = Callable[[Status], None]
 
 
@@ -308,13 +304,9 @@ def _fleet(config: HostConfig, address: str | None, in_process: bool) -> Iterato
         yield RayFleet(config, log_folder(config.store), placement, cluster.local), placement.engines
 
 
-def stall_seconds(job: Job) -> float:
-    """Seconds without a finished request after which an engine is taken for hung.
-
-    At a run's end few requests are left, and each may be as long as its `max_tokens`.
-    """
-    longest = max(job.step_sampling(step)["max_tokens"] or _LONG_COMPLETION for step in job.steps)
-    return job.stall_seconds or max(_LEAST_STALL_SECONDS, longest / _SLOW_TOKENS_PER_SECOND)
+def stall_after(job: Job) -> float:
+    """Seconds in which an engine finishes no request until it is taken for hung."""
+    return job.stall_seconds or max(stall_seconds(job.step_sampling(step)["max_tokens"]) for step in job.steps)
 
 
 def _generate(
@@ -330,7 +322,7 @@ def _generate(
         before=progress_of(manifests),
         engines=engines,
         watch=watch,
-        stall_seconds=stall_seconds(job),
+        stall_seconds=stall_after(job),
         start_seconds=job.start_seconds,
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 from batchgen.engines.base import Completion, EngineSpec, Request
 from batchgen.engines.options import OpenAIOptions
 from batchgen.errors import EngineStartError, EngineUnavailable, RowRejected
+from batchgen.patience import request_seconds
 
 # Parameters of OpenAI's own API; vLLM's others travel in the request's body, which vLLM's server reads.
 _STANDARD = ("frequency_penalty", "max_tokens", "presence_penalty", "stop", "temperature", "top_p")
@@ -23,10 +24,6 @@ _LASTING_STATUSES = (401, 403, 404)
 _PASSING_STATUSES = (408, 409, 429)
 # A list of models takes no thinking: a server that does not give it is not there yet, which is to be told.
 _LIST_SECONDS = 30.0
-# What a request may take where the job does not say. A driver has 900 seconds and 10 tokens a second (`stall_seconds`).
-_LEAST_SECONDS = 600.0
-_SLOW_TOKENS_PER_SECOND = 15
-_LONG_COMPLETION = 32_768
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ class OpenAIEngine:
 
     async def generate(self, request: Request) -> Completion:
         """Completes one conversation."""
-        seconds = self.options.timeout or _patience(request)
+        seconds = self.options.timeout or request_seconds(request.sampling.get("max_tokens"))
         async with self._free:
             try:
                 # Around all retries: a server that takes requests and never answers is to be known before the engine
@@ -160,11 +157,6 @@ class OpenAIEngine:
         hint = f"; is {self.options.api_key_env} set and right?" if status in (401, 403) else ""
         what = f"answers {status}" if status else f"cannot be reached ({type(error).__name__})"
         return f"{self.options.base_url} {what}{hint}"
-
-
-def _patience(request: Request) -> float:
-    """Seconds that a request may take where the job does not say: fewer than those after which an engine is hung."""
-    return max(_LEAST_SECONDS, (request.sampling.get("max_tokens") or _LONG_COMPLETION) / _SLOW_TOKENS_PER_SECOND)
 
 
 def _refusal(error: Any) -> str:

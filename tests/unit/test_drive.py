@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from batchgen import run
-from batchgen.api import stall_seconds
+from batchgen.api import stall_after
 from batchgen.commit import committed, read_shard
 from batchgen.drive import Driver, Status
 from batchgen.engines.openai import OpenAIEngine
@@ -99,7 +99,7 @@ def test_an_engine_that_hangs_is_taken_for_dead_and_replaced(tmp_path: Path):
     ],
 )
 def test_a_completion_may_take_its_time_until_an_engine_counts_as_hung(tmp_path: Path, changes, seconds: float):
-    assert stall_seconds(chaos_job(tmp_path, **changes)) == seconds
+    assert stall_after(chaos_job(tmp_path, **changes)) == seconds
 
 
 class RecordingFleet(LocalFleet):

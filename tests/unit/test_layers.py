@@ -25,6 +25,7 @@ LAYERS = [
         "sockets",
         "records",
         "paths",
+        "patience",
         "trees",
         "outage",
         "stopsignals",

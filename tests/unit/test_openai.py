@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 
 from batchgen import Job, Stopped, run
-from batchgen.api import stall_seconds
-from batchgen.engines import openai as openai_engine
 from batchgen.engines.base import Completion, EngineSpec, Request
 from batchgen.engines.openai import OpenAIEngine
 from batchgen.errors import EngineStartError, EngineUnavailable, RowRejected
@@ -370,14 +368,6 @@ def test_a_server_that_takes_requests_and_does_not_answer_is_waited_for(server: 
     result = run(Job.of(tree), in_process=True, watch=lambda status: notes.extend(status.notes))
     assert (result.progress.ok, result.progress.rejected) == (20, 0)
     assert notes == [f"engine 0 waits: {server.url} has not answered within 0.5 s"]
-
-
-@pytest.mark.parametrize(
-    ("tokens", "seconds"), [(16, 600), (1024, 600), (15_000, 1000), (30_000, 2000), (None, 32_768 / 15)]
-)
-def test_a_request_may_take_its_time_and_is_given_up_before_its_engine_is(tmp_path: Path, tokens: int | None, seconds):
-    assert openai_engine._patience(Request([], {"max_tokens": tokens}, 0)) == seconds
-    assert seconds < stall_seconds(chaos_job(tmp_path, sampling={"max_tokens": tokens}))
 
 
 def test_a_key_that_is_refused_on_the_way_is_not_waited_for(server: Server, tmp_path: Path):

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import batchgen
-from batchgen.api import stall_seconds
+from batchgen.api import stall_after
 from batchgen.cli import build_parser
 from batchgen.job import Job, Merge, Model, Source, Step
 from batchgen.tasks.listing import markdown
@@ -54,7 +54,7 @@ def test_the_defaults_of_what_a_run_waits_for_are_the_job_s():
     told = dict(re.findall(r"^- `(\w+)`, (\d+)\b", section("Waiting and giving up"), re.MULTILINE))
     assert told.keys() == {"outage_seconds", "stall_seconds", "start_seconds", "max_engine_deaths"}
     assert {name: float(value) for name, value in told.items()} == {
-        name: float(Job.model_fields[name].default or stall_seconds(chaos_job("run"))) for name in told
+        name: float(Job.model_fields[name].default or stall_after(chaos_job("run"))) for name in told
     }
 
 
