@@ -124,10 +124,11 @@ def _size(size: int) -> str:
 
 
 def _bytes(folder: Path) -> int:
-    """What the files of a folder come to, those that are half here included."""
+    """What is on the disk of a folder's files: a client may give them their length before they are here."""
     total = 0
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             with contextlib.suppress(OSError):  # it has just been given its name
-                total += entry.stat().st_size
+                about = entry.stat()
+                total += min(about.st_size, 512 * about.st_blocks)
     return total

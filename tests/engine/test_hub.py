@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from batchgen.embedded import MODEL_PATH
+from batchgen.engines.weights import _bytes
 from tests.hubserver import HubServer, environment, hub_server
 
 MODEL = "org/tiny"
@@ -170,7 +172,7 @@ FETCH = """
 
 def test_a_download_of_weights_tells_how_far_it_is_while_it_moves(hub: HubServer, python, tmp_path: Path):
     size = 31_000_000  # the Hub's client writes 10 MB at a time
-    commit = hub.add("models", MODEL, {"config.json": b"{}", "model.safetensors": bytes(size)})
+    commit = hub.add("models", MODEL, {"config.json": b"{}", "model.safetensors": random.randbytes(size)})
     pieces = itertools.count()
     hub.pace = lambda: time.sleep(2.0 if next(pieces) == 250 else 0.005)
     said = eval(python(f"{FETCH}\n    print(asyncio.run(fetched({commit!r})))"))
@@ -183,6 +185,15 @@ def test_a_download_of_weights_tells_how_far_it_is_while_it_moves(hub: HubServer
     hub.requests.clear()
     assert eval(python(f"{FETCH}\n    print(asyncio.run(fetched({commit!r})))")) == [""]
     assert not hub.requests, "what is here is not asked for again"
+
+
+def test_a_file_that_has_its_length_before_it_is_here_does_not_count_as_here(tmp_path: Path):
+    with (tmp_path / "blob.incomplete").open("wb") as file:
+        file.truncate(1 << 30)
+        file.write(random.randbytes(1 << 20))
+        file.flush()
+        os.fsync(file.fileno())
+    assert 1 << 20 <= _bytes(tmp_path) < 1 << 24
 
 
 def test_only_weights_that_the_engine_will_load_are_fetched(hub: HubServer, python):
