@@ -93,13 +93,13 @@ def _check_models(job: Job, trust_remote_code: bool) -> dict[str | None, ModelVe
 def _check_model(model: Model, steps: Sequence[Step], trust_remote_code: bool) -> ModelVersion:
     if not model.is_local:
         return {}
-    if trust_remote_code and model.revision is None and not Path(model.path).is_dir():
+    from batchgen.engines.chat import chat_from_tokenizer, has_chat_template, load_tokenizer, longest_context
+    from batchgen.engines.repository import files_digest, find_folder, find_model
+
+    if trust_remote_code and model.revision is None and not Path(find_folder(model.path)).is_dir():
         raise JobError("--trust-remote-code: runs the model's own code; pin it with model.revision")
     if model.lora is not None and not (expanded(model.lora) / "adapter_config.json").is_file():
         raise ModelError(f"model.lora: the folder {model.lora!r} holds no LoRA adapter (it has no adapter_config.json)")
-    from batchgen.engines.chat import chat_from_tokenizer, has_chat_template, load_tokenizer, longest_context
-    from batchgen.engines.repository import files_digest, find_model
-
     repository = find_model(model.path, model.revision)
     tokenizer = load_tokenizer(repository, trust_remote_code, model.engine)
     chatting = [step.task for step in steps if step.spec.distilabel is not None and not step.spec.plain]

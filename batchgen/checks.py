@@ -40,6 +40,18 @@ def unknown(kind: str, name: str, legal: Iterable[str], path: Path = ()) -> Pyda
     return complaint(message.replace("?;", "?"), path)
 
 
+_EXPONENT = re.compile(r"([-+]?\d+)(\.\d*)?[eE]([-+]?)(\d+)")
+
+
+def number_hint(value: Any) -> str:
+    """How a number has to be written that YAML 1.1 takes for text, such as 1e-5; "" where a value is none."""
+    match = _EXPONENT.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return ""
+    whole, fraction, sign, exponent = match.groups()
+    return f" (YAML takes that for text; as a number: {whole}{fraction or '.0'}e{sign or '+'}{exponent})"
+
+
 def check_arguments(
     given: Mapping[str, Any], legal: Mapping[str, arguments.Kind], owned: Mapping[str, str], where: str
 ) -> None:
@@ -58,7 +70,7 @@ def check_arguments(
         if values and isinstance(value, str):
             raise unknown("value", value, values, path)
         expected = " or ".join(values) or str(kind).replace(" | ", " or ").replace("None", "null")
-        raise complaint(f"expected {expected}, got {value!r}", path)
+        raise complaint(f"expected {expected}, got {value!r}{number_hint(value)}", path)
 
 
 # Values that vLLM refuses at the first request; here they cost no engine start. (low, high), both included.

@@ -157,7 +157,7 @@ def merge(options: argparse.Namespace) -> int:
     job = Job.of(job.tree(), options.set)
     version = merge_run(store, plan, job, options.partial)
     print(describe_version(version))
-    print(f"version {version.number}; publish it with: batchgen publish {options.run} --to DIR")
+    print(f"version {version.number}; publish it with: batchgen publish {shlex.quote(options.run)} --to DIR")
     return 0
 
 
@@ -197,10 +197,8 @@ def verify(options: argparse.Namespace) -> int:
     if found.ids_differ:
         print("batchgen: error: the rows are not those of the seeds that the run was planned with", file=sys.stderr)
     if found.corrupt:
-        print(
-            f"to have a shard generated again: batchgen revoke {options.run} SHARD, then the run's own command",
-            file=sys.stderr,
-        )
+        again = f"batchgen revoke {shlex.quote(options.run)} SHARD, then the run's own command"
+        print(f"to have a shard generated again: {again}", file=sys.stderr)
     return 0 if found.good else 1
 
 
@@ -269,7 +267,7 @@ def publish(options: argparse.Namespace) -> int:
     read_plan(store)
     version = latest_version(store)
     if version is None:
-        raise UserError(f"{options.run}: no dataset version; merge first: batchgen merge {options.run}")
+        raise UserError(f"{options.run}: no dataset version; merge first: batchgen merge {shlex.quote(options.run)}")
     folder = publish_folder(store, version, options.to)
     print(f"version {version.number}, {version.kept:,} rows: {folder}")
     return 0

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from batchgen.checks import Path
+from batchgen.checks import Path, number_hint
 from batchgen.errors import JobError
 from batchgen.yamlfile import YamlDocument, load_yaml
 
@@ -56,7 +56,7 @@ def _message(item: Any, path: Path, legal_keys: LegalKeys) -> str:
     value = item["input"]
     if "url" not in item:
         return message  # our own, which says everything; pydantic's get the value appended
-    return f"{message[0].lower()}{message[1:]}, got {json.dumps(value, default=str)[:80]}"
+    return f"{message[0].lower()}{message[1:]}, got {json.dumps(value, default=str)[:80]}{number_hint(value)}"
 
 
 def apply_override(tree: dict[str, Any], text: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -176,8 +177,12 @@ def _body(sampling: Mapping[str, Any], dialect: _Dialect, template: Mapping[str,
         del extra["logprobs"]
     if structure := extra.pop("structured_outputs", None):
         if "json" in structure:
-            schema = {"name": "answer", "schema": structure["json"], "strict": dialect.strict}
-            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+            schema = structure["json"]  # a mapping, or its text, which vLLM takes as well
+            schema = json.loads(schema) if isinstance(schema, str) else schema
+            answer = {"name": "answer", "schema": schema, "strict": dialect.strict}
+            body["response_format"] = {"type": "json_schema", "json_schema": answer}
+        elif structure.get("json_object"):
+            body["response_format"] = {"type": "json_object"}
         else:
             extra["structured_outputs"] = dict(structure)
     if template:

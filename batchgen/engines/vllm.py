@@ -218,7 +218,7 @@ def _lora_arguments(folder: str) -> dict[str, Any]:
     rank = json.loads((expanded(folder) / "adapter_config.json").read_text())["r"]
     # vLLM takes a few ranks only, and keeps room for the largest.
     ranks = (8, 16, 32, 64, 128, 256, 320, 512)
-    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(r for r in ranks if r >= rank)}
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": next((r for r in ranks if r >= rank), rank)}
 
 
 # With these the text is not what the tokens before the stop token say.

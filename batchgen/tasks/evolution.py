@@ -5,10 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, field_validator
+from pydantic_core import PydanticCustomError
 
 from batchgen.errors import RowRejected
 from batchgen.tasks.spec import Row, TaskParameters, TaskSpec, columns
+
+
+def _check_templates(templates: dict[str, str] | None, placeholder: str) -> dict[str, str] | None:
+    if templates is None:
+        return None
+    if not templates:
+        raise PydanticCustomError("templates", "there must be at least one template")
+    for name, template in templates.items():
+        if placeholder not in template:
+            message = "the template {name} must hold {placeholder}, or it would say nothing of the row"
+            raise PydanticCustomError("templates", message, {"name": repr(name), "placeholder": placeholder})
+    return templates
 
 
 class EvolInstruct(TaskParameters):
@@ -21,6 +34,11 @@ class EvolInstruct(TaskParameters):
     mutation_templates: dict[str, str] | None = None
     eliminate: bool = True
 
+    @field_validator("mutation_templates")
+    @classmethod
+    def _with_prompt(cls, templates: dict[str, str] | None) -> dict[str, str] | None:
+        return _check_templates(templates, "<PROMPT>")
+
 
 class EvolQuality(TaskParameters):
     """Makes an answer better, step by step."""
@@ -29,6 +47,11 @@ class EvolQuality(TaskParameters):
     store_evolutions: bool = False
     include_original_response: bool = False
     mutation_templates: dict[str, str] | None = None
+
+    @field_validator("mutation_templates")
+    @classmethod
+    def _with_response(cls, templates: dict[str, str] | None) -> dict[str, str] | None:
+        return _check_templates(templates, "<RESPONSE>")
 
 
 _WORD = re.compile(r"\w+")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -193,6 +194,11 @@ def vllm_structure(wanted: Mapping[str, Any]) -> Mapping[str, Any]:
     types = {"json": (dict, str), "regex": (str,), "choice": (list,)}
     if len(wanted) != 1 or not all(name in types and isinstance(value, types[name]) for name, value in wanted.items()):
         raise RowRejected("invalid_structured_output")
+    if isinstance(schema := wanted.get("json"), str):
+        try:
+            wanted = {"json": json.loads(schema)}
+        except ValueError:
+            raise RowRejected("invalid_structured_output") from None
     return wanted
 
 

@@ -76,6 +76,8 @@ def test_a_job_cannot_be_changed(tmp_path: Path):
         ("n_turns: 1", "n_turn: 1", "/job.yaml:8: steps[0].n_turn: unknown key 'n_turn'; did you mean 'n_turns'?"),
         ("task: magpie", "task: magpy", "/job.yaml:7: steps[0].task: unknown task 'magpy'; did you mean 'magpie'?"),
         ("top_p: 0.95", "topp: 0.95", "/job.yaml:5: sampling.topp: unknown vLLM argument 'topp'; did you mean 'top_p'"),
+        ("top_p: 0.95", "top_p: 9e-1", "sampling.top_p: expected float, got '9e-1' (YAML takes that for text; as a"),
+        ("threshold: 0.8", "threshold: 8E-1", 'got "8E-1" (YAML takes that for text; as a number: 8.0e-1)'),
         ("top_p: 0.95", "top_p: 1.5", "/job.yaml:5: sampling.top_p: must be from 1e-09 to 1, got 1.5"),
         (
             "top_p: 0.95",

@@ -160,6 +160,10 @@ def test_sampling_parameters_go_where_the_server_reads_them(server: Server):
     assert body["response_format"]["json_schema"]["schema"] == schema
     ask(server, sampling={"max_tokens": 5, "structured_outputs": {"choice": ["a"]}})
     assert server.requests[1]["structured_outputs"] == {"choice": ["a"]}
+    ask(server, sampling={"structured_outputs": {"json": '{"type": "object"}'}})
+    assert server.requests[2]["response_format"]["json_schema"]["schema"] == schema, "a schema may be given as text"
+    ask(server, sampling={"structured_outputs": {"json_object": True}})
+    assert server.requests[3]["response_format"] == {"type": "json_object"}
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

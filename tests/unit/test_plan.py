@@ -54,6 +54,30 @@ def test_a_context_that_the_model_does_not_have_is_refused_before_an_engine_star
     plan_run(Job.of({**tree, "model": model}))
 
 
+def test_code_of_a_model_is_pinned_unless_it_is_a_folder_or_ships_with_the_package(monkeypatch: pytest.MonkeyPatch):
+    tree = {"name": "t", "source": {"count": 1}, "steps": [{"task": "magpie"}], "output": "unused"}
+    plan_run(Job.of({**tree, "model": {"path": "embedded"}}), trust_remote_code=True)
+    monkeypatch.setenv("HOME", str(MODEL_PATH.parent))
+    plan_run(Job.of({**tree, "model": {"path": f"~/{MODEL_PATH.name}"}}), trust_remote_code=True)
+    with pytest.raises(JobError, match=r"--trust-remote-code: runs the model's own code; pin it with model\.revision"):
+        plan_run(Job.of({**tree, "model": {"path": "some/model"}}), trust_remote_code=True)
+
+
+@pytest.mark.parametrize(
+    ("task", "templates", "message"),
+    [
+        ("evol_instruct", {}, "there must be at least one template"),
+        ("evol_complexity", {"HARDER": "Make it harder."}, "the template 'HARDER' must hold <PROMPT>"),
+        ("evol_quality", {"BETTER": "Improve <PROMPT>."}, "the template 'BETTER' must hold <RESPONSE>"),
+    ],
+)
+def test_a_mutation_that_would_say_nothing_of_the_row_is_refused(task: str, templates: dict[str, str], message: str):
+    rows = [{"instruction": "x", "response": "y"}]
+    steps = [{"task": task, "mutation_templates": templates}]
+    with pytest.raises(JobError, match=message):
+        Job.of({"name": "t", "source": {"rows": rows}, "model": {"path": "chaos"}, "steps": steps, "output": "unused"})
+
+
 def test_a_base_model_takes_the_tasks_that_need_no_chat_template(tmp_path: Path):
     shutil.copytree(MODEL_PATH, tmp_path / "base", ignore=shutil.ignore_patterns("chat_template.jinja"))
     tree = {

@@ -258,6 +258,7 @@ def test_default_structured_output_goes_to_the_engine_as_a_schema():
         ('{"choice": ["yes", "no"]}', {"choice": ["yes", "no"]}),
         ('{"format": "regex", "schema": "a+"}', {"regex": "a+"}),
         ('{"format": "json", "schema": {"type": "object"}}', {"json": {"type": "object"}}),
+        ('{"json": "{\\"type\\": \\"object\\"}"}', {"json": {"type": "object"}}),
     ],
 )
 def test_structured_generation_takes_its_format_from_the_row(wanted: str, sent: dict[str, Any]):
@@ -267,7 +268,7 @@ def test_structured_generation_takes_its_format_from_the_row(wanted: str, sent: 
 
 
 @pytest.mark.parametrize(
-    "wanted", ["no json", "[]", "{}", '{"grammar": "x"}', '{"choice": "yes"}', '{"format": "xml"}']
+    "wanted", ["no json", "[]", "{}", '{"grammar": "x"}', '{"choice": "yes"}', '{"format": "xml"}', '{"json": "no"}']
 )
 def test_a_format_that_is_none_rejects_the_row(wanted: str):
     with pytest.raises(RowRejected, match="invalid_structured_output"):
