@@ -21,6 +21,7 @@ from batchgen.engines.structure import check_structure
 from batchgen.errors import BatchgenError, JobError, ModelError, Stopped, StoreError, UserError
 from batchgen.fleet import Fleet, HostConfig, place_engines
 from batchgen.job import Job, Model, OwnTasks, Step
+from batchgen.known import committed_texts
 from batchgen.merge.conversations import chat_columns
 from batchgen.merge.version import Version, merge_run
 from batchgen.outage import outlast_store
@@ -174,7 +175,7 @@ def _run(job: Job, address: str | None, watch: Watch, trust_remote_code: bool, i
         watch(last)
         config = HostConfig(job, plan, store.location, job.seed, trust_remote_code)
         with _fleet(config, address, in_process) as (fleet, engines):
-            _generate(job, plan, seeds, manifests, fleet, engines, show)
+            _generate(job, plan, seeds, store, manifests, fleet, engines, show)
 
     return outlast_store(lambda: _publish(job, store, plan), job.outage_seconds, partial(tell, "merge"))
 
@@ -310,7 +311,14 @@ def stall_after(job: Job) -> float:
 
 
 def _generate(
-    job: Job, plan: Plan, seeds: Seeds, manifests: dict[int, Manifest], fleet: Fleet, engines: int, watch: Watch
+    job: Job,
+    plan: Plan,
+    seeds: Seeds,
+    store: ObjectStore,
+    manifests: dict[int, Manifest],
+    fleet: Fleet,
+    engines: int,
+    watch: Watch,
 ) -> None:
     missing = [shard for shard in plan.shards if shard.index not in manifests]
     driver = Driver(
@@ -324,6 +332,7 @@ def _generate(
         watch=watch,
         stall_seconds=stall_after(job),
         start_seconds=job.start_seconds,
+        texts_before=committed_texts(store, plan, job, manifests),
     )
 
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from batchgen.actions import Action, Dispatch, Finish, KillEngine, Recall, StartEngine
 from batchgen.errors import BatchgenError, EngineDead, EngineError
 from batchgen.fleet import Fleet, Work
+from batchgen.known import KnownTexts, Texts
 from batchgen.meter import Meter
 from batchgen.outage import TELL_SECONDS
 from batchgen.progress import Progress
@@ -60,6 +61,7 @@ class Driver:
         watch: called with the status about once a second and at the end.
         stall_seconds: an engine that finishes no request for so long is taken for hung, killed and replaced.
         start_seconds: so is one that has its place and is not up after so long.
+        texts_before: at the job's gates, of what was committed before this start.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Driver:
         watch: Callable[[Status], None],
         stall_seconds: float = 900.0,
         start_seconds: float = 1800.0,
+        texts_before: Iterable[Texts] = (),
     ) -> None:
         self._scheduler = scheduler
         self._fleet = fleet
@@ -86,6 +89,8 @@ class Driver:
         self._watch = watch
         self._stall_seconds = stall_seconds
         self._start_seconds = start_seconds
+        self._texts_before = iter(texts_before)
+        self._known = KnownTexts()
         self._events: asyncio.Queue[Callable[[], list[Action]]] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._live: dict[int, Progress] = {}
@@ -118,6 +123,7 @@ class Driver:
         """
         self._loop = asyncio.get_running_loop()
         self._spawn(self._poll())
+        self._spawn(self._remember())
         try:
             await self._perform(self._scheduler.start())
             while not self._scheduler.finished:
@@ -170,6 +176,11 @@ class Driver:
                 raise error
 
             self._events.put_nowait(fail)
+
+    async def _remember(self) -> None:
+        """Reads again what was committed before, for the gates; engines take longer to come up."""
+        while (texts := await asyncio.to_thread(next, self._texts_before, None)) is not None:
+            self._known.add(texts)
 
     async def _start(self, engine: int) -> None:
         try:
@@ -226,7 +237,10 @@ class Driver:
         self._held[engine] = self._held.get(engine, 0) + 1
         self._moved[engine] = time.monotonic()
         rows = action.rows or (shard.start, shard.stop)
-        work = Work(shard, self._seeds.slice(*rows), action.quarantined, probe=action.rows is not None)
+        probe = action.rows is not None
+        # A new engine is tried out with rows that are committed: it must not take them for duplicates.
+        known = () if probe else self._known.untold(engine)
+        work = Work(shard, self._seeds.slice(*rows), action.quarantined, probe, known)
         answer = await self._fleet.run(engine, work)
         if engine not in self._moved:
             # It was killed meanwhile: what it held is somebody else's, and what its other shards say hides the cause.
@@ -236,6 +250,8 @@ class Driver:
         if answer.kind == "done" and answer.progress is not None:
             self._committed += answer.progress
             self._shards_done += 1
+            if answer.texts:
+                self._known.add(answer.texts, engine)
             self._committed_at[engine] = time.monotonic()
             self._handed_on = None
             self._receipted[engine] = self._receipted.get(engine, Progress()) + answer.progress
@@ -323,6 +339,7 @@ class Driver:
         tables: tuple[dict[int, Any], ...] = (self._live, self._receipted, self._moved, self._held, self._told)
         for table in tables:
             table.pop(engine, None)
+        self._known.forget(engine)
 
     def _note(self, text: str) -> None:
         self._notes.append(text)

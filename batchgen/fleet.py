@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 from batchgen.engines.base import EngineSpec
 from batchgen.errors import UserError
 from batchgen.job import Job
+from batchgen.known import Texts
 from batchgen.plan import Plan, Shard
 from batchgen.progress import Progress
 from batchgen.rows import SeedRow
@@ -30,12 +31,14 @@ class Answer:
         progress: of a shard's committed rows; None of a probe.
         error: what went wrong, without any text of a row.
         waited: seconds for which what is `unavailable` was waited for.
+        texts: that the shard's rows brought to the job's gates.
     """
 
     kind: Literal["done", "returned", "engine_dead", "machine_dead", "unavailable", "failed"]
     progress: Progress | None = None
     error: str = ""
     waited: float = 0.0
+    texts: Texts = ()
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,14 @@ class Work:
         seeds: rows of the shard; of a probe, the rows to try.
         quarantined: positions of rows that are rejected without being run.
         probe: only to see whether the engine survives these rows; nothing is committed.
+        known: texts at the job's gates that the engine has not been told yet.
     """
 
     shard: Shard
     seeds: Sequence[SeedRow]
     quarantined: frozenset[int] = frozenset()
     probe: bool = False
+    known: Texts = ()
 
 
 @dataclass(frozen=True)

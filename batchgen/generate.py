@@ -14,6 +14,7 @@ from batchgen.commit import commit_shard, new_attempt
 from batchgen.engines.base import Completion, Engine
 from batchgen.errors import RowRejected
 from batchgen.job import Job
+from batchgen.known import Texts, describe, gate_columns
 from batchgen.outage import Outage
 from batchgen.plan import Plan, Shard
 from batchgen.progress import Progress
@@ -76,6 +77,19 @@ class _Generation:
     reason: str | None
 
 
+@dataclass(frozen=True)
+class Done:
+    """A shard that is committed.
+
+    Args:
+        progress: of its rows, whoever's they are.
+        texts: that its rows brought to the job's gates, where they are this worker's.
+    """
+
+    progress: Progress
+    texts: Texts = ()
+
+
 class Worker:
     """Runs shards of one job on one engine. Not thread-safe: all of it lives on one event loop.
 
@@ -105,6 +119,8 @@ class Worker:
             )
             for step in job.steps
         ]
+        gates = ((column, self._runners[index].gate) for index, column in gate_columns(job).items())
+        self._gates = [(column, gate) for column, gate in gates if gate is not None]
         # First come, first served: a shard begins when all that came before it have.
         self._rows = asyncio.Semaphore(max(2, int(engine.slots * ROWS_PER_SLOT)))
         # Rows of shards of which none has begun; shards that were given back and have not ended yet.
@@ -133,20 +149,22 @@ class Worker:
             row.cancel()
         return True
 
+    def learn(self, texts: Texts) -> None:
+        """Tells the gates what rows that ran elsewhere have brought."""
+        for (_, gate), records in zip(self._gates, texts, strict=False):
+            gate.learn(records)
+
     async def probe(self, seeds: Sequence[SeedRow]) -> None:
         """Runs rows to see whether the engine survives them; what they give is thrown away."""
         await self._all([asyncio.create_task(self._through(seed, new_attempt())) for seed in seeds])
 
     async def shard(
         self, shard: Shard, attempt: str, seeds: Sequence[SeedRow], quarantined: Collection[int] = ()
-    ) -> Progress | None:
-        """Generates and commits a shard.
+    ) -> Done | None:
+        """Generates and commits a shard; None where it was given back.
 
         Args:
             quarantined: positions of rows that are rejected without being run: each killed an engine.
-
-        Returns:
-            What its committed rows are, whoever's they are; None where it was given back.
 
         Raises:
             EngineDead: the engine is gone; nothing was committed.
@@ -170,10 +188,13 @@ class Worker:
         ]
         # Every further try is an attempt of its own: whether an earlier one got through may be unknown.
         attempts = itertools.chain([attempt], (new_attempt() for _ in itertools.count()))
-        manifest, _ = await self._outage.outlast(
+        manifest, ours = await self._outage.outlast(
             lambda: asyncio.to_thread(commit_shard, self._store, self._plan, shard, next(attempts), seeds, results)
         )
-        return manifest.progress
+        if not (ours and self._gates):
+            return Done(manifest.progress)
+        good = [result.data for result in results if result.outcome == OK]
+        return Done(manifest.progress, await asyncio.to_thread(describe, self._gates, good))
 
     @staticmethod
     async def _all(tasks: Sequence[asyncio.Task[list[ResultRow]]]) -> list[list[ResultRow]]:

@@ -57,12 +57,13 @@ class EngineHost:
     async def run(self, work: Work) -> Answer:
         """Generates and commits a shard, or tries some of its rows; an answer, whatever happens."""
         assert self._worker is not None, "start() first"
+        self._worker.learn(work.known)
         try:
             if work.probe:
                 await self._worker.probe([seed for seed in work.seeds if seed.index not in work.quarantined])
                 return Answer("done")
-            progress = await self._worker.shard(work.shard, new_attempt(), work.seeds, work.quarantined)
-            return Answer("done", progress) if progress is not None else Answer("returned")
+            done = await self._worker.shard(work.shard, new_attempt(), work.seeds, work.quarantined)
+            return Answer("done", done.progress, texts=done.texts) if done is not None else Answer("returned")
         except EngineDead as error:
             return Answer("engine_dead", error=str(error))
         except (StoreError, EngineUnavailable) as error:

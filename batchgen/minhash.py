@@ -38,13 +38,13 @@ def compiled(function: F) -> F:
     numba refuses to keep it where neither the package's folder nor a home can be written, as in many containers.
     """
     try:
-        return cast(F, numba.njit(cache=True)(function))
+        return cast(F, numba.njit(cache=True, nogil=True)(function))
     except RuntimeError:
-        return cast(F, numba.njit(function))
+        return cast(F, numba.njit(nogil=True)(function))
 
 
 @compiled
-def _mix(value: Any) -> Any:
+def mix(value: Any) -> Any:
     """SplitMix64's finaliser."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -131,7 +131,7 @@ def _tokens(data: Any, start: Any, stop: Any, out: Any) -> Any:
                 for i in range(at, at + size):
                     value = (value ^ np.uint64(data[i])) * np.uint64(0x100000001B3)
                 at += size
-        out[count] = _mix(value)
+        out[count] = mix(value)
         count += 1
     return count
 
@@ -151,7 +151,7 @@ def _signatures(data: Any, offsets: Any, multiply: Any, add: Any) -> Any:
             if count >= 3:
                 gram = np.uint64(3)
             for k in range(j, min(j + 3, count)):
-                gram = _mix(gram ^ tokens[k]) + np.uint64(0x9E3779B97F4A7C15)
+                gram = mix(gram ^ tokens[k]) + np.uint64(0x9E3779B97F4A7C15)
             for p in range(len(multiply)):
                 value = np.uint32((gram * multiply[p] + add[p]) >> np.uint64(32))
                 if value < result[i, p]:

@@ -23,7 +23,7 @@ def _seen(parameters: DropDuplicates) -> Gate:
 
 GATES: Mapping[str, TaskSpec] = {
     "drop_duplicates": TaskSpec(
-        summary="ends a row whose text another row of its engine had, or with `threshold` nearly had",
+        summary="ends a row whose text another row had, or with `threshold` nearly had",
         distilabel=None,
         parameters=DropDuplicates,
         inputs=columns(instruction="text"),

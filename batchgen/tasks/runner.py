@@ -50,7 +50,7 @@ class TaskRunner:
         self._mappings = output_mappings
         self._logprobs = logprobs
         self._reasoning = reasoning
-        self._gate = spec.gate(parameters) if spec.gate is not None else None
+        self.gate = spec.gate(parameters) if spec.gate is not None else None
         llm = EngineLLM.over(engine, sampling, reasoning)
         self._task: Any = _build(name, spec, parameters, llm) if spec.distilabel is not None else None
 
@@ -63,9 +63,9 @@ class TaskRunner:
         """
         try:
             inputs = self._inputs(row)
-            if self._gate is not None:
+            if self.gate is not None:
                 (text,) = inputs.values()
-                if (reason := self._gate.reason(text, log.seed)) is not None:
+                if (reason := self.gate.reason(text, log.seed)) is not None:
                     raise RowRejected(reason)
             if self._task is None:
                 finished = inputs

@@ -1,16 +1,25 @@
 """The texts that rows brought to a gate, so that a duplicate is known before its answer is paid for.
 
-The merger finds every duplicate of a run; this finds most of them when it saves something. It knows what came since its
-engine started, and asks nobody.
+The merger finds every duplicate of a run; this finds those of which it knows. It knows what came since its engine
+started, and what it is told of the rows that other engines have committed.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 
-from batchgen.minhash import BANDS, ROWS_PER_BAND, Array, normalise, signatures, similarity
+from batchgen.minhash import PERMUTATIONS, Array, normalise, signatures
+from batchgen.tasks.nearindex import NearIndex
+
+_DIGEST_BYTES = 16
+_RECORD = np.dtype([("digest", np.void, _DIGEST_BYTES), ("signature", np.uint8, PERMUTATIONS)])
+# No row of this engine's has it: theirs are 0 and more.
+_ELSEWHERE = -1
 
 
 class Seen:
@@ -25,46 +34,55 @@ class Seen:
 
     def __init__(self, threshold: float | None) -> None:
         self._rows: dict[bytes, int] = {}
-        self._near = _Near(threshold) if threshold is not None else None
+        self._near = NearIndex(threshold) if threshold is not None else None
+        if self._near is not None:
+            signatures(pa.array([""]))  # compiles, which is not to happen among rows
 
     def reason(self, text: str, row: int) -> str | None:
         """Why a row ends here, or None.
 
         Args:
-            row: a number that is the row's own.
+            row: a number that is the row's own, not negative.
         """
         texts = normalise(pa.array([text]))
-        digest = xxhash.xxh3_128_digest(texts[0].as_py().encode())
+        (digest,) = _digests(texts)
         if self._rows.get(digest, row) != row:
             return "duplicate"
-        if self._near is not None and self._near.has_another(texts, row):
-            return "near_duplicate"
+        if self._near is not None:
+            values = _low_bytes(texts)
+            if self._near.has_another(values[0], row):
+                return "near_duplicate"
+            self._near.add(values, row)
         self._rows[digest] = row
         return None
 
+    def describe(self, texts: Sequence[str]) -> bytes:
+        """What `learn` of another gate like this one takes, 16 bytes a text, with a threshold 144."""
+        normal = normalise(pa.array(texts, pa.string()))
+        digests = b"".join(_digests(normal))
+        if self._near is None:
+            return digests
+        records = np.empty(len(texts), _RECORD)
+        records["digest"] = np.frombuffer(digests, records["digest"].dtype)
+        records["signature"] = _low_bytes(normal)
+        return records.tobytes()
 
-class _Near:
-    """Signatures by their bands; of texts that share a band, the first one's. 3 kB a text."""
+    def learn(self, records: bytes) -> None:
+        """Takes in texts of rows that ran elsewhere: any number of what `describe` gives, one after the other."""
+        digests = records
+        if self._near is not None:
+            found: Any = np.frombuffer(records, _RECORD)
+            digests = found["digest"].tobytes()
+            self._near.add(found["signature"], _ELSEWHERE)
+        for start in range(0, len(digests), _DIGEST_BYTES):
+            self._rows.setdefault(digests[start : start + _DIGEST_BYTES], _ELSEWHERE)
 
-    def __init__(self, threshold: float) -> None:
-        self._threshold = threshold
-        self._bands: list[dict[bytes, int]] = [{} for _ in range(BANDS)]
-        self._signatures: list[Array] = []
-        self._rows: list[int] = []
-        signatures(pa.array([""]))  # compiles, which is not to happen among rows
 
-    def has_another(self, texts: pa.Array, row: int) -> bool:
-        """Whether a row's text is nearly that of another row; if not, it is kept for those to come."""
-        (signature,) = signatures(texts)
-        keys = [xxhash.xxh3_64_digest(band.tobytes()) for band in signature.reshape(BANDS, ROWS_PER_BAND)]
-        found = {band[key] for band, key in zip(self._bands, keys, strict=True) if key in band}
-        if any(self._rows[at] != row and self._alike(at, signature) for at in found):
-            return True
-        for band, key in zip(self._bands, keys, strict=True):
-            band.setdefault(key, len(self._rows))
-        self._rows.append(row)
-        self._signatures.append(np.array(signature))
-        return False
+def _digests(normal: pa.Array) -> list[bytes]:
+    """128-bit hashes of normalised texts."""
+    return [xxhash.xxh3_128_digest(text.encode()) for text in normal.to_pylist()]
 
-    def _alike(self, at: int, signature: Array) -> bool:
-        return similarity(self._signatures[at], signature) >= self._threshold
+
+def _low_bytes(normal: pa.Array) -> Array:
+    """The low bytes of normalised texts' signatures, [texts, 128] of uint8."""
+    return signatures(normal).astype(np.uint8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -34,6 +34,12 @@ class Gate(Protocol):
             text: of the gate's input.
             row: a number that is the row's own, at every attempt.
         """
+
+    def describe(self, texts: Sequence[str]) -> bytes:
+        """What another gate of this kind has to know of texts, to end rows that bring them again."""
+
+    def learn(self, records: bytes) -> None:
+        """Takes in texts of rows that ran elsewhere: what `describe` gave, once or several times, in one piece."""
 
 
 def _same_row(row: Row, parameters: Any, notes: list[str]) -> Row:

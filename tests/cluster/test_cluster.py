@@ -129,6 +129,24 @@ def test_a_run_attached_to_a_cluster_with_three_engines(head, folder: Path):
 
 
 @with_token
+def test_engines_of_a_cluster_know_the_duplicates_of_what_others_committed(head, folder: Path):
+    lines = [json.dumps({"instruction": f"What is {i % 40}?"}) for i in range(400)]
+    (folder / "seeds" / "a.jsonl").write_text("\n".join(lines))
+    steps = "steps=[{task: drop_duplicates, threshold: 0.9}, {task: text_generation}]"
+    options = ("source.path=seeds/a.jsonl", "engines=2", "shard_rows=8", "model.engine={slots: 1}", steps)
+    code, out = batchgen(
+        "run", "job.yaml", "--address", head[0], *(part for each in options for part in ("--set", each)), auth=head[2]
+    )
+    assert code == 0, out
+    store = LocalStore(folder / "run")
+    manifests = committed(store, read_plan(store))
+    answered = sum(manifest.ok for manifest in manifests.values())
+    assert sum(manifest.reasons.get("duplicate", 0) for manifest in manifests.values()) == 400 - answered
+    assert answered < 60, "two engines that knew of their own rows alone would answer 80"
+    assert "40 kept" in out
+
+
+@with_token
 def test_a_model_s_relative_path_starts_where_the_driver_runs(head, folder: Path):
     shutil.copytree(MODEL_PATH, folder / "models" / "mine")
     changes = (

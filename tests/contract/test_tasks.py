@@ -212,8 +212,9 @@ def test_words_that_mean_nothing_never_end_a_shard(name: str, tmp_path):
         )
         engine = ChaosEngine(EngineSpec("chaos", arguments=dict(job.model.engine)))
         worker, plan, seeds, _ = worker_on(engine, job)
-        progress = asyncio.run(worker.shard(plan.shards[0], "a", seeds.slice(0, 1)))
-        assert progress.ok + progress.rejected == 1
+        done = asyncio.run(worker.shard(plan.shards[0], "a", seeds.slice(0, 1)))
+        assert done is not None
+        assert done.progress.ok + done.progress.rejected == 1
 
 
 def test_optional_columns_are_marked_once():

@@ -12,6 +12,7 @@ from batchgen.commit import committed
 from batchgen.distributed.cluster import connected
 from batchgen.fleet import HostConfig
 from tests.bench.fill import Actor, BenchHost, _pairs
+from tests.bench.gate import wasted
 from tests.bench.protocol import _one_run
 from tests.bench.workload import Lengths, Workload
 from tests.helpers import chaos_job, planned
@@ -29,6 +30,12 @@ def test_a_run_on_an_engine_that_is_up_already_commits_every_shard(tmp_path: Pat
 
     asyncio.run(go())
     assert len(committed(store, plan)) == len(plan.shards)
+
+
+def test_a_gate_is_measured_by_the_answers_that_it_did_not_save():
+    answers, kept = wasted(rows=200, engines=1)
+    assert answers == 0
+    assert 0 < kept < 200, "there are duplicates, which ended at the gate"
 
 
 @pytest.mark.cluster

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -227,6 +227,31 @@ def test_a_machine_that_kills_its_engines_costs_no_row(tmp_path: Path):
     assert sum(manifest.ok for manifest in manifests.values()) == 400, "no row is taken for the killer"
     assert DeadlyFleet.deaths > 4
     ledger.record("machine that kills its engines, beside one that works", DeadlyFleet.deaths, tmp_path, 400)
+
+
+class TrialFleet(LocalFleet):
+    """Notes what engines generate as they are tried out."""
+
+    tokens: ClassVar[list[int]] = []
+
+    async def run(self, engine: int, work: Work) -> Answer:
+        answer = await super().run(engine, work)
+        if work.probe:
+            self.tokens.append(self._hosts[engine].progress.output_tokens)
+        return answer
+
+
+def test_an_engine_that_is_tried_out_does_not_take_committed_rows_for_duplicates(tmp_path: Path):
+    job = chaos_job(
+        tmp_path / "run",
+        source={"rows": [{"instruction": f"row {i}"} for i in range(80)]},
+        model={"path": "chaos", "engine": {"slots": 2, "crash_after": 60, "once_file": str(tmp_path / "crashed")}},
+        steps=[{"task": "drop_duplicates"}, {"task": "text_generation"}],
+        shard_rows=8,
+    )
+    manifests, _, _ = drive(job, fleets=TrialFleet)
+    assert sum(manifest.ok for manifest in manifests.values()) == 80
+    assert TrialFleet.tokens and min(TrialFleet.tokens) > 8, "rows that end at the gate try nothing out"
 
 
 def test_an_engine_that_waits_for_room_is_told_and_does_not_count_as_hung(

@@ -6,14 +6,22 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
+from batchgen import known as known_texts
 from batchgen import run
 from batchgen.commit import committed, read_shard
 from batchgen.engines.base import EngineSpec
 from batchgen.engines.chaos import ChaosEngine
 from batchgen.job import Job
+from batchgen.known import KnownTexts, committed_texts
+from batchgen.merge.near import clusters
+from batchgen.minhash import normalise, signatures
+from batchgen.tasks import nearindex
 from batchgen.tasks.seen import Seen
+from batchgen.upkeep import revoke
 from tests.helpers import chaos_job, planned, worker_on
 
 STEPS: list[dict[str, Any]] = [{"task": "drop_duplicates"}, {"task": "text_generation"}]
@@ -48,6 +56,50 @@ def test_near_duplicates_are_those_of_the_merger():
     strict = Seen(1.0)
     assert strict.reason(" ".join(words), 1) is None
     assert strict.reason(near, 2) is None
+
+
+@pytest.mark.parametrize(("threshold", "width"), [(None, 16), (0.8, 144)])
+def test_a_gate_learns_what_rows_elsewhere_have_brought(threshold: float | None, width: int):
+    texts = ["What is 2 + 2?", " ".join(f"word{i}" for i in range(60))]
+    there, here = Seen(threshold), Seen(threshold)
+    assert here.reason(texts[0], 7) is None
+    records = there.describe(texts)
+    assert len(records) == 2 * width
+    assert there.reason(texts[1], 1) is None, "describing a text is not bringing it"
+    here.learn(records[:width])
+    here.learn(b"")
+    assert here.reason(texts[1], 2) is None
+    assert here.reason(texts[0], 7) is None, "it was this row's own before"
+    here = Seen(threshold)
+    here.learn(records + records)
+    assert [here.reason(text, 0) for text in texts] == ["duplicate", "duplicate"]
+    near = here.reason(f"{texts[1]} more", 3)
+    assert near == (None if threshold is None else "near_duplicate")
+    assert there.describe([]) == b""
+
+
+def test_near_duplicates_are_found_in_every_part_of_an_index(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(nearindex, "_TEXTS", 4)
+    texts = [f"{word} " * 3 + " ".join(f"{word}{i}" for i in range(20)) for word in "abcdefghijk"]
+    seen = Seen(0.8)
+    seen.learn(Seen(0.8).describe(texts[:6]))
+    assert [seen.reason(text, row) for row, text in enumerate(texts[6:])] == [None] * 5
+    assert {seen.reason(f"{text} more", 99) for text in texts} == {"near_duplicate"}
+
+
+def test_what_counts_as_near_is_what_the_merger_says(tmp_path: Path):
+    """Random texts with a few words changed: the same pairs, but for one value in 256 that is alike by chance."""
+    rng = np.random.default_rng(0)
+    differ = 0
+    for _ in range(300):
+        words = [f"w{n}" for n in rng.integers(0, 500, 40)]
+        other = [f"x{n}" if rng.random() < 0.05 else word for n, word in enumerate(words)]
+        pair = [" ".join(words), " ".join(other)]
+        merged = clusters(signatures(normalise(pa.array(pair))), 0.8)[1] == 0
+        seen = Seen(0.8)
+        ended = [seen.reason(text, row) is not None for row, text in enumerate(pair)][1]
+        differ += merged != ended
+    assert differ <= 3
 
 
 def test_a_duplicate_ends_before_its_answer_is_asked_for(tmp_path: Path):
@@ -119,6 +171,79 @@ def test_the_same_rows_end_at_every_threshold_of_the_merger(tmp_path: Path):
     result = run(job, in_process=True)
     assert result.progress.ok == 35
     assert (result.version.kept, dict(result.version.dropped)) == (35, {"rejected: duplicate": 65})
+
+
+REPEATED = {"rows": [{"instruction": f"What is {i % 40}?"} for i in range(400)]}
+
+
+def test_a_duplicate_of_what_another_engine_committed_ends_too(tmp_path: Path):
+    """Two engines that knew of their own rows alone would each answer all forty questions."""
+    model = {"path": "chaos", "engine": {"slots": 1}}
+    job = chaos_job(tmp_path, source=REPEATED, steps=STEPS, shard_rows=8, engines=2, model=model)
+    result = run(job, in_process=True)
+    assert result.version.kept == 40
+    assert result.progress.ok + result.progress.reasons["duplicate"] == 400
+    assert result.progress.ok < 60
+
+
+def test_a_duplicate_of_what_was_committed_before_a_run_was_resumed_ends_too(tmp_path: Path):
+    model = {"path": "chaos", "engine": {"start_seconds": 2.0}}  # as long as reading takes, on a busy machine
+    job = chaos_job(tmp_path, source=REPEATED, steps=STEPS, shard_rows=100, model=model)
+    before = run(job, in_process=True)
+    assert (before.progress.ok, before.progress.reasons) == (40, {"duplicate": 360})
+    plan, _, store = planned(job)
+    last = plan.shards[-1]
+    revoke(store, plan, last.name)
+    again = run(job, in_process=True)
+    assert (again.progress.ok, again.progress.reasons) == (40, {"duplicate": 360})
+
+
+def test_only_rows_that_a_worker_committed_itself_and_that_ended_well_are_told_to_others(tmp_path: Path):
+    rows = {"rows": [{"instruction": text} for text in ("One?", "Nothing!", "one?", "Two?")]}
+    job = chaos_job(tmp_path, source=rows, steps=STEPS, model={"path": "chaos", "engine": {"empty_on": "Nothing!"}})
+    worker, plan, seeds, _ = worker_on(ChaosEngine(EngineSpec("chaos", arguments=job.model.engine)), job)
+    shard = plan.shards[0]
+    first = asyncio.run(worker.shard(shard, "a", seeds.slice(0, 4)))
+    assert first is not None
+    assert first.texts == (Seen(None).describe(["One?", "Two?"]),)
+    other, *_ = worker_on(ChaosEngine(EngineSpec("chaos")), job)
+    second = asyncio.run(other.shard(shard, "b", seeds.slice(0, 4)))
+    assert second is not None
+    assert (second.progress, second.texts) == (first.progress, ())
+
+
+def test_each_engine_is_told_once_what_others_committed():
+    known = KnownTexts()
+    known.add((b"before", b"BEFORE"))
+    known.add((b"-a", b"-A"), engine=0)
+    assert known.untold(0) == (b"before", b"BEFORE")
+    assert known.untold(1) == (b"before-a", b"BEFORE-A")
+    known.add((b"-b", b"-B"), engine=1)
+    assert known.untold(1) == ()
+    assert known.untold(0) == (b"-b", b"-B")
+    assert known.untold(2) == (b"before-a-b", b"BEFORE-A-B"), "a new engine knows nothing"
+    known.forget(0)
+    assert known.untold(2) == ()
+    assert KnownTexts().untold(0) == ()
+
+
+def test_what_an_engine_is_told_at_a_time_is_bounded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(known_texts, "_MOST_BYTES", 5)
+    known = KnownTexts()
+    for text in (b"aaa", b"bbb", b"ccc"):
+        known.add((text,))
+    assert [known.untold(0) for _ in range(3)] == [(b"aaabbb",), (b"ccc",), ()]
+
+
+def test_a_shard_that_cannot_be_read_is_not_known_and_ends_no_run(tmp_path: Path):
+    job = chaos_job(tmp_path, source=REPEATED, steps=STEPS, shard_rows=100)
+    run(job, in_process=True)
+    plan, _, store = planned(job)
+    manifests = committed(store, plan)
+    assert len(list(committed_texts(store, plan, job, manifests))) == len(manifests)
+    store.path(manifests[1].key).write_bytes(b"torn")
+    assert len(list(committed_texts(store, plan, job, manifests))) == len(manifests) - 1
+    assert list(committed_texts(store, plan, chaos_job(tmp_path), manifests)) == [], "a job without gates"
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,8 @@ from batchgen.commit import committed, new_attempt, read_shard
 from batchgen.engines.base import EngineSpec
 from batchgen.engines.chaos import ChaosEngine
 from batchgen.errors import EngineDead
-from batchgen.generate import Worker
+from batchgen.generate import Done, Worker
 from batchgen.job import Job
-from batchgen.progress import Progress
 from tests.helpers import ScriptedEngine, chaos_job, worker_on
 
 CHAIN = [
@@ -90,7 +89,7 @@ def test_a_shard_is_given_back_as_long_as_none_of_its_rows_has_begun(tmp_path: P
     worker, plan, seeds, store = worker_on(engine, job)
     first, second, third = plan.shards[:3]
 
-    async def go() -> list[Progress | None]:
+    async def go() -> list[Done | None]:
         run = [
             asyncio.create_task(worker.shard(shard, new_attempt(), seeds.slice(shard.start, shard.stop)))
             for shard in (first, second, third)
@@ -107,7 +106,7 @@ def test_a_shard_is_given_back_as_long_as_none_of_its_rows_has_begun(tmp_path: P
         return [*answers, await worker.shard(third, new_attempt(), seeds.slice(third.start, third.stop))]
 
     answers = asyncio.run(go())
-    assert [answer and answer.ok for answer in answers] == [4, 4, None, 4]
+    assert [answer and answer.progress.ok for answer in answers] == [4, 4, None, 4]
     assert sorted(committed(store, plan)) == [first.index, second.index, third.index]
     assert (engine.calls, worker.progress.ok) == (3 * 4 * 2, 12), "two calls a row, and none of them twice"
 

@@ -41,7 +41,7 @@ LAYERS = [
     ["seeds"],
     ["plan"],
     ["actions", "commit", "starts", "suspects"],
-    ["enginestate"],
+    ["enginestate", "known"],
     ["schedule"],
     ["generate", "fleet"],
     ["host", "drive"],

@@ -1,0 +1,87 @@
+"""The texts that a run has, at the gates of its job: those of committed rows, whichever engines they are from.
+
+A gate knows what its own engine ran. What others committed, since the run began or before it was resumed, it is told
+with the shards that it is handed: a duplicate of any of these ends before its answer is paid for. Rows that are not
+committed may still be lost, and their texts with them: nobody else is told of those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow.compute as pc
+
+from batchgen.commit import Manifest, read_shard
+from batchgen.errors import CorruptShard, StoreError
+from batchgen.job import Job
+from batchgen.plan import Plan
+from batchgen.rows import OK
+from batchgen.store.base import ObjectStore
+from batchgen.tasks.spec import Gate
+
+# For every gate of a job what its `describe` gives.
+Texts = tuple[bytes, ...]
+# That an engine is told at a time: it is busy with them for a tenth of a second.
+_MOST_BYTES = 8 << 20
+
+
+class KnownTexts:
+    """The texts of a run, and which of them each engine has been told."""
+
+    def __init__(self) -> None:
+        self._all: list[tuple[int | None, Texts]] = []
+        self._told: dict[int, int] = {}
+
+    def add(self, texts: Texts, engine: int | None = None) -> None:
+        """Takes in those of a shard, and the engine that ran it, which knows them."""
+        self._all.append((engine, texts))
+
+    def untold(self, engine: int) -> Texts:
+        """What an engine is to be told next: the oldest that it does not know, for each gate; nothing, at the end."""
+        told = self._told.get(engine, 0)
+        found: list[Texts] = []
+        size = 0
+        while told < len(self._all) and size < _MOST_BYTES:
+            source, texts = self._all[told]
+            told += 1
+            if source != engine:
+                found.append(texts)
+                size += sum(map(len, texts))
+        self._told[engine] = told
+        return tuple(map(b"".join, zip(*found, strict=True)))
+
+    def forget(self, engine: int) -> None:
+        """An engine is gone."""
+        self._told.pop(engine, None)
+
+
+def gate_columns(job: Job) -> Mapping[int, str]:
+    """The columns that a job's gates read, by the gates' steps."""
+    gates = {index: step for index, step in enumerate(job.steps) if step.spec.gate is not None}
+    return {index: step.input_mappings.get(name, name) for index, step in gates.items() for name in step.inputs}
+
+
+def describe(gates: Sequence[tuple[str, Gate]], rows: Sequence[Mapping[str, Any]]) -> Texts:
+    """The texts of rows that ended well, for gates that read the columns beside them."""
+    return tuple(gate.describe([row[column] for row in rows]) for column, gate in gates)
+
+
+def committed_texts(store: ObjectStore, plan: Plan, job: Job, manifests: Mapping[int, Manifest]) -> Iterator[Texts]:
+    """Those of committed shards, one after the other; nothing where the job has no gate.
+
+    A shard that cannot be read is left out: it costs some answers here, and the merger names it.
+    """
+    if not (columns := gate_columns(job)):
+        return
+    gates: list[tuple[str, Gate]] = []
+    for number, column in columns.items():
+        step = job.steps[number]
+        gates += [(column, step.spec.gate(step.parameters))] if step.spec.gate is not None else []
+    for index in sorted(manifests):
+        try:
+            table = read_shard(store, plan, manifests[index])
+        except (CorruptShard, StoreError):
+            continue
+        rows = table.filter(pc.equal(table["outcome"], OK)).select([column for column, _ in gates])
+        yield describe(gates, rows.to_pylist())
