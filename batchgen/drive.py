@@ -91,6 +91,7 @@ class Driver:
         self._start_seconds = start_seconds
         self._texts_before = iter(texts_before)
         self._known = KnownTexts()
+        self._informed: set[int] = set()
         self._events: asyncio.Queue[Callable[[], list[Action]]] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._live: dict[int, Progress] = {}
@@ -237,10 +238,10 @@ class Driver:
         self._held[engine] = self._held.get(engine, 0) + 1
         self._moved[engine] = time.monotonic()
         rows = action.rows or (shard.start, shard.stop)
-        probe = action.rows is not None
-        # A new engine is tried out with rows that are committed: it must not take them for duplicates.
-        known = () if probe else self._known.untold(engine)
-        work = Work(shard, self._seeds.slice(*rows), action.quarantined, probe, known)
+        work = Work(shard, self._seeds.slice(*rows), action.quarantined, probe=action.rows is not None)
+        if not work.probe:
+            # Not before: it may have been tried out with rows that are committed, which are no duplicates there.
+            self._informed.add(engine)
         answer = await self._fleet.run(engine, work)
         if engine not in self._moved:
             # It was killed meanwhile: what it held is somebody else's, and what its other shards say hides the cause.
@@ -296,7 +297,7 @@ class Driver:
     async def _poll(self) -> None:
         while True:
             # All at once: an engine that does not answer takes seconds to say so.
-            await asyncio.gather(*map(self._look_at, list(self._moved)))
+            await asyncio.gather(*map(self._look_at, list(self._moved)), *map(self._inform, list(self._informed)))
             await self._grow()
             self._show()
             await asyncio.sleep(POLL_SECONDS)
@@ -313,6 +314,11 @@ class Driver:
             self._moved[engine] = time.monotonic()
         elif self._held.get(engine) and time.monotonic() - self._moved[engine] > self._stall_seconds:
             self._lose_hung(engine)
+
+    async def _inform(self, engine: int) -> None:
+        """Tells an engine's gates what has been committed since it was told the last time."""
+        if texts := self._known.untold(engine):
+            await self._fleet.tell(engine, texts)
 
     def _tell(self, engine: int, waiting: str) -> None:
         """Notes what an engine waits for, again and again but not all the time: a server may answer now and then."""
@@ -340,6 +346,7 @@ class Driver:
         for table in tables:
             table.pop(engine, None)
         self._known.forget(engine)
+        self._informed.discard(engine)
 
     def _note(self, text: str) -> None:
         self._notes.append(text)

@@ -49,14 +49,12 @@ class Work:
         seeds: rows of the shard; of a probe, the rows to try.
         quarantined: positions of rows that are rejected without being run.
         probe: only to see whether the engine survives these rows; nothing is committed.
-        known: texts at the job's gates that the engine has not been told yet.
     """
 
     shard: Shard
     seeds: Sequence[SeedRow]
     quarantined: frozenset[int] = frozenset()
     probe: bool = False
-    known: Texts = ()
 
 
 @dataclass(frozen=True)
@@ -148,6 +146,9 @@ class Fleet(Protocol):
 
     async def recall(self, engine: int, shard: int) -> bool:
         """Whether an engine gives a shard back, as none of its rows has begun; `run` answers so then. Never raises."""
+
+    async def tell(self, engine: int, texts: Texts) -> None:
+        """Tells an engine's gates of texts that rows elsewhere have brought. Never raises."""
 
     async def stop_waiting(self, engine: int) -> None:
         """Has an engine give up what waits for a store or a server that is out of reach. Never raises."""

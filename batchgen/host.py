@@ -14,6 +14,7 @@ from batchgen.engines.weights import Weights
 from batchgen.errors import EngineDead, EngineStartError, EngineUnavailable, PlanMismatch, StoreError
 from batchgen.fleet import Answer, HostConfig, Work
 from batchgen.generate import Worker
+from batchgen.known import Texts
 from batchgen.outage import Outage
 from batchgen.plan import PLAN_KEY, Plan
 from batchgen.progress import Progress
@@ -57,7 +58,6 @@ class EngineHost:
     async def run(self, work: Work) -> Answer:
         """Generates and commits a shard, or tries some of its rows; an answer, whatever happens."""
         assert self._worker is not None, "start() first"
-        self._worker.learn(work.known)
         try:
             if work.probe:
                 await self._worker.probe([seed for seed in work.seeds if seed.index not in work.quarantined])
@@ -76,6 +76,11 @@ class EngineHost:
     def recall(self, shard: int) -> bool:
         """Gives a shard back where none of its rows has begun; says whether it does."""
         return self._worker is not None and self._worker.give_back(shard)
+
+    def learn(self, texts: Texts) -> None:
+        """Tells the gates what rows that ran elsewhere have brought."""
+        if self._worker is not None:
+            self._worker.learn(texts)
 
     def stop_waiting(self) -> None:
         """Gives up what waits for a store or a server that is out of reach: the run is about to stop."""
@@ -179,6 +184,11 @@ class LocalFleet:
         """Whether an engine gives a shard back."""
         host = self._hosts.get(engine)
         return host is not None and host.recall(shard)
+
+    async def tell(self, engine: int, texts: Texts) -> None:
+        """Tells an engine's gates of texts."""
+        if (host := self._hosts.get(engine)) is not None:
+            host.learn(texts)
 
     async def stop_waiting(self, engine: int) -> None:
         """Has an engine give up what waits for something out of reach."""

@@ -1,8 +1,8 @@
 """The texts that a run has, at the gates of its job: those of committed rows, whichever engines they are from.
 
 A gate knows what its own engine ran. What others committed, since the run began or before it was resumed, it is told
-with the shards that it is handed: a duplicate of any of these ends before its answer is paid for. Rows that are not
-committed may still be lost, and their texts with them: nobody else is told of those.
+once a second: a duplicate of any of these ends before its answer is paid for. Rows that are not committed may still be
+lost, and their texts with them: nobody else is told of those.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from batchgen.tasks.spec import Gate
 
 # For every gate of a job what its `describe` gives.
 Texts = tuple[bytes, ...]
-# That an engine is told at a time: it is busy with them for a tenth of a second.
-_MOST_BYTES = 8 << 20
+# That an engine is told at a time: with a threshold it is busy with them for 40 ms.
+_MOST_BYTES = 4 << 20
 
 
 class KnownTexts:

@@ -27,6 +27,7 @@ from batchgen.distributed.cluster import ask, fate_of, gpus_of_machines, usable_
 from batchgen.distributed.guard import guard_this_process
 from batchgen.errors import ClusterLost, EngineDead, EngineStartError
 from batchgen.fleet import Answer, HostConfig, Placement, Work
+from batchgen.known import Texts
 from batchgen.progress import Progress
 from batchgen.rows import random_seed
 
@@ -93,6 +94,9 @@ class _Actor:
 
     async def recall(self, shard: int) -> bool:
         return self._host.recall(shard)
+
+    async def learn(self, texts: Texts) -> None:
+        self._host.learn(texts)
 
     async def stop_waiting(self) -> None:
         self._host.stop_waiting()
@@ -257,6 +261,14 @@ class RayFleet:
             return bool(await actor.recall.remote(shard))
         except RayError:
             return False
+
+    async def tell(self, engine: int, texts: Texts) -> None:
+        """Tells an engine's gates of texts; one that cannot be told now is told no more of these."""
+        actor = self._actors.get(engine)
+        if actor is not None:
+            with contextlib.suppress(RayError, TimeoutError):
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    await actor.learn.remote(texts)
 
     async def stop_waiting(self, engine: int) -> None:
         """Has an engine give up what waits for something out of reach."""

@@ -1,7 +1,7 @@
 """The texts that rows brought to a gate, so that a duplicate is known before its answer is paid for.
 
 The merger finds every duplicate of a run; this finds those of which it knows. It knows what came since its engine
-started, and what it is told of the rows that other engines have committed.
+started, and what it is told of rows that are committed.
 """
 
 from __future__ import annotations

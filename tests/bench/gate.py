@@ -25,7 +25,7 @@ from batchgen.known import KnownTexts
 from batchgen.tasks.seen import Seen
 from tests.helpers import chaos_job
 
-ROWS = 40_000
+ROWS = 20_000
 ENGINES = 8
 TOLD, WORDS = 500_000, 25
 
@@ -37,7 +37,7 @@ def wasted(rows: int = ROWS, engines: int = ENGINES) -> tuple[int, int]:
         {"task": "drop_duplicates", "threshold": 0.8},
         {"task": "text_generation"},
     ]
-    model = {"path": "chaos", "engine": {"slots": 16, "latency": 0.02, "tokens": 2}}
+    model = {"path": "chaos", "engine": {"slots": 16, "latency": 0.1, "tokens": 2}}
     with tempfile.TemporaryDirectory() as folder:
         job = chaos_job(folder, source={"count": rows}, model=model, steps=steps, engines=engines)
         result = run(job, in_process=True)

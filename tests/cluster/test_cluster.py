@@ -133,7 +133,7 @@ def test_engines_of_a_cluster_know_the_duplicates_of_what_others_committed(head,
     lines = [json.dumps({"instruction": f"What is {i % 40}?"}) for i in range(400)]
     (folder / "seeds" / "a.jsonl").write_text("\n".join(lines))
     steps = "steps=[{task: drop_duplicates, threshold: 0.9}, {task: text_generation}]"
-    options = ("source.path=seeds/a.jsonl", "engines=2", "shard_rows=8", "model.engine={slots: 1}", steps)
+    options = ("source.path=seeds/a.jsonl", "engines=2", "shard_rows=8", "model.engine={slots: 1, latency: 0.3}", steps)
     code, out = batchgen(
         "run", "job.yaml", "--address", head[0], *(part for each in options for part in ("--set", each)), auth=head[2]
     )
@@ -142,7 +142,7 @@ def test_engines_of_a_cluster_know_the_duplicates_of_what_others_committed(head,
     manifests = committed(store, read_plan(store))
     answered = sum(manifest.ok for manifest in manifests.values())
     assert sum(manifest.reasons.get("duplicate", 0) for manifest in manifests.values()) == 400 - answered
-    assert answered < 60, "two engines that knew of their own rows alone would answer 80"
+    assert answered <= 64, "two engines that knew of their own rows alone would answer 80"
     assert "40 kept" in out
 
 
