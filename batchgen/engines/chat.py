@@ -209,7 +209,9 @@ def load_tokenizer(
     except Exception as error:  # transformers and the Hub client raise a dozen types here
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         field = "model.engine.tokenizer" if named else "model.path"
-        raise ModelError(f"{field}: the tokenizer of {named or model.path!r} cannot be loaded: {reason}") from error
+        hint = " (--trust-remote-code lets it run)" if "custom code" in reason and not trust_remote_code else ""
+        message = f"{field}: the tokenizer of {named or model.path!r} cannot be loaded: {reason}{hint}"
+        raise ModelError(message) from error
 
 
 def has_chat_template(tokenizer: Any) -> bool:

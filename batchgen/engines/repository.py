@@ -15,7 +15,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_SECONDS = 10.0
 # Of what a training leaves in a folder, only these change what a model says.
 _MODEL_FILES = re.compile(
-    r"(?!trainer_state).*\.(gguf|jinja|json|model|safetensors|tiktoken|txt)|(pytorch|adapter)_model.*\.bin"
+    r"(?!trainer_state).*\.(gguf|jinja|json|model|py|safetensors|tiktoken|txt)|(pytorch|adapter)_model.*\.bin"
 )
 _WHOLE = 64 << 20
 _END = 1 << 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 from pathlib import Path
 
@@ -61,6 +62,32 @@ def test_code_of_a_model_is_pinned_unless_it_is_a_folder_or_ships_with_the_packa
     plan_run(Job.of({**tree, "model": {"path": f"~/{MODEL_PATH.name}"}}), trust_remote_code=True)
     with pytest.raises(JobError, match=r"--trust-remote-code: runs the model's own code; pin it with model\.revision"):
         plan_run(Job.of({**tree, "model": {"path": "some/model"}}), trust_remote_code=True)
+
+
+def test_a_tokenizer_with_code_of_its_own_runs_only_where_it_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    model = tmp_path / "model"
+    shutil.copytree(MODEL_PATH, model)
+    ran = tmp_path / "ran"
+    (model / "own.py").write_text(
+        f"import pathlib\nfrom transformers import PreTrainedTokenizerFast\npathlib.Path({str(ran)!r}).touch()\n"
+        "class Own(PreTrainedTokenizerFast): pass\n"
+    )
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    tree = {"name": "t", "source": {"count": 1}, "model": {"path": str(model)}, "steps": [{"task": "magpie"}]}
+    job = Job.of({**tree, "output": "unused"})
+    with pytest.raises(ModelError, match=r"contains custom code .* \(--trust-remote-code lets it run\)"):
+        plan_run(job)
+    assert not ran.exists()
+    plan, _ = plan_run(job, trust_remote_code=True)
+    assert ran.exists()
+    with (model / "own.py").open("a") as file:
+        file.write("# other code\n")
+    assert plan_run(job, trust_remote_code=True)[0].fingerprint != plan.fingerprint, "code changes what a model says"
 
 
 @pytest.mark.parametrize(
