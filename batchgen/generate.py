@@ -105,6 +105,7 @@ class Worker:
         self._plan = plan
         self._store = store
         self._engine = engine
+        engines = [(others or {})[step.model] if step.model is not None else engine for step in job.steps]
         self._runners = [
             TaskRunner(
                 step.task,
@@ -112,17 +113,20 @@ class Worker:
                 step.parameters,
                 step.input_mappings,
                 step.output_mappings,
-                (others or {})[step.model] if step.model is not None else engine,
+                of_step,
                 job.step_sampling(step),
                 step.logprobs,
                 step.reasoning,
             )
-            for step in job.steps
+            for step, of_step in zip(job.steps, engines, strict=True)
         ]
+        called = {id(each): each for step, each in zip(job.steps, engines, strict=True) if step.spec.distilabel}
+        # How many requests the engines of all steps work on at once: a row keeps one of them busy at a time.
+        self.slots = sum(each.slots for each in called.values()) or engine.slots
         gates = ((column, self._runners[index].gate) for index, column in gate_columns(job).items())
         self._gates = [(column, gate) for column, gate in gates if gate is not None]
         # First come, first served: a shard begins when all that came before it have.
-        self._rows = asyncio.Semaphore(max(2, int(engine.slots * ROWS_PER_SLOT)))
+        self._rows = asyncio.Semaphore(max(2, int(self.slots * ROWS_PER_SLOT)))
         # Rows of shards of which none has begun; shards that were given back and have not ended yet.
         self._unbegun: dict[int, list[asyncio.Task[list[ResultRow]]]] = {}
         self._returned: set[int] = set()

@@ -44,7 +44,7 @@ class EngineHost:
         return PatientEngine(build_engine(spec), self._outages[-1])
 
     async def start(self) -> int:
-        """Loads the models; returns how many requests the job's engine works on at once."""
+        """Loads the models; returns how many requests the engines of the job's steps work on at once."""
         config = self._config
         store = open_store(config.store)
         await _check_shared(store, config.plan, self._store_outage)
@@ -53,7 +53,7 @@ class EngineHost:
             await engine.start()
         others = {name: engine for name, engine in self._engines.items() if name is not None}
         self._worker = Worker(config.job, config.plan, store, self._engines[None], others)
-        return self._engines[None].slots
+        return self._worker.slots
 
     async def run(self, work: Work) -> Answer:
         """Generates and commits a shard, or tries some of its rows; an answer, whatever happens."""

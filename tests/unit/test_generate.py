@@ -16,7 +16,7 @@ from batchgen.engines.chaos import ChaosEngine
 from batchgen.errors import EngineDead
 from batchgen.generate import Done, Worker
 from batchgen.job import Job
-from tests.helpers import ScriptedEngine, chaos_job, worker_on
+from tests.helpers import ScriptedEngine, chaos_job, planned, worker_on
 
 CHAIN = [
     {"task": "self_instruct", "input_mappings": {"input": "context"}, "explode": "instructions -> instruction"},
@@ -259,21 +259,47 @@ def test_a_dead_engine_rejects_no_row_and_commits_nothing(tmp_path: Path):
     asyncio.run(go())
 
 
+class Counting(ScriptedEngine):
+    """Notes how many requests were there at once at most."""
+
+    most = now = 0
+    seconds = 0.001
+
+    async def generate(self, request):
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(self.seconds)
+        completion = await super().generate(request)
+        self.now -= 1
+        return completion
+
+
 def test_as_many_rows_are_in_flight_as_keep_the_engine_full(tmp_path: Path):
-    class Counting(ScriptedEngine):
-        most = now = 0
-
-        async def generate(self, request):
-            self.now += 1
-            self.most = max(self.most, self.now)
-            await asyncio.sleep(0.001)
-            completion = await super().generate(request)
-            self.now -= 1
-            return completion
-
     engine = Counting(lambda prompt, number: "text")
     run_all(chaos_job(tmp_path, source={"count": 100}), engine)
     assert engine.most == 2 * engine.slots
+
+
+def test_a_slow_engine_of_one_step_is_full_beside_a_quick_one_with_few_slots(tmp_path: Path):
+    quick, slow = Counting(lambda prompt, number: "text"), Counting(lambda prompt, number: "text")
+    quick.slots, slow.slots, slow.seconds = 2, 40, 0.05
+    rows = [{"instruction": f"row {i}"} for i in range(200)]
+    steps = [
+        {"task": "text_generation", "output_mappings": {"generation": "draft"}},
+        {"task": "drop_duplicates"},
+        {"task": "text_generation", "model": "judge", "input_mappings": {"instruction": "draft"}},
+    ]
+    job = chaos_job(tmp_path, source={"rows": rows}, models={"judge": {"path": "chaos"}}, steps=steps)
+    plan, seeds, store = planned(job)
+    worker = Worker(job, plan, store, quick, {"judge": slow})
+
+    async def go() -> None:
+        slices = ((shard, seeds.slice(shard.start, shard.stop)) for shard in plan.shards)
+        await asyncio.gather(*(worker.shard(shard, new_attempt(), part) for shard, part in slices))
+
+    asyncio.run(go())
+    assert worker.slots == 42
+    assert slow.most >= 40
 
 
 def test_generations_are_rows_of_their_own_and_a_bad_one_is_rejected_alone(tmp_path: Path):
