@@ -73,6 +73,17 @@ def check_arguments(
         raise complaint(f"expected {expected}, got {value!r}{number_hint(value)}", path)
 
 
+def check_engine(engine: Mapping[str, Any]) -> None:
+    """Checks vLLM's engine arguments."""
+    check_arguments(engine, arguments.engine_arguments(), arguments.OWNED_ENGINE, "engine")
+    for name in arguments.GPU_ARGUMENTS:
+        if engine.get(name, 1) < 1:
+            raise complaint(f"must be at least 1, got {engine[name]}", ("engine", name))
+    if (code := arguments.code_within(engine)) is not None:
+        path, reason = code
+        raise complaint(f"cannot be set here: {reason}", ("engine", *path))
+
+
 # Values that vLLM refuses at the first request; here they cost no engine start. (low, high), both included.
 _SAMPLING_RANGES: Mapping[str, tuple[float, float]] = {
     "temperature": (0.0, 100.0),

@@ -22,8 +22,8 @@ from pydantic import (
 )
 
 from batchgen.checks import (
-    check_arguments,
     check_columns,
+    check_engine,
     check_mapping,
     check_options,
     check_place,
@@ -101,10 +101,7 @@ class Model(_Part):
         elif self.backend != "vllm":
             check_options(self.engine, OPTIONS[self.backend], f"{self.backend} backend")
         else:
-            check_arguments(self.engine, arguments.engine_arguments(), arguments.OWNED_ENGINE, "engine")
-            for name in arguments.GPU_ARGUMENTS:
-                if self.engine.get(name, 1) < 1:
-                    raise complaint(f"engine.{name}: must be at least 1, got {self.engine[name]}")
+            check_engine(self.engine)
         if self.backend != "vllm" and self.lora is not None:
             raise complaint("lora needs the vllm backend")
         for name in self.chat_template_kwargs:

@@ -12,6 +12,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+_NO_CODE = "a job is data and names no code"
+_LOGS = "what vLLM prints goes to the run's logs, and no prompt does"
 _ONE_MACHINE = "an engine lives on one machine, and its processes are started there"
 # An engine takes their product.
 GPU_ARGUMENTS = ("tensor_parallel_size", "pipeline_parallel_size")
@@ -43,6 +45,8 @@ OWNED_ENGINE = {
     "hf_token": "tokens come from the environment (HF_TOKEN)",
     **dict.fromkeys(
         (
+            "ec_manager_config",
+            "ec_transfer_config",
             "io_processor_plugin",
             "logits_processors",
             "model_class_overrides",
@@ -51,9 +55,17 @@ OWNED_ENGINE = {
             "worker_cls",
             "worker_extension_cls",
         ),
-        "a job is data and names no code",
+        _NO_CODE,
     ),
+    "kv_transfer_config": f"{_NO_CODE}; a cache in the machine's own memory is kv_offloading_size",
+    **dict.fromkeys(("enable_log_requests", "log_config_file", "logging_config"), _LOGS),
 }
+# Fields within engine arguments by which vLLM would import or run something.
+CODE_FIELDS = (
+    ("compilation_config", "inductor_passes"),
+    ("structured_outputs_config", "reasoning_parser_plugin"),
+)
+_COMPILERS = ("", "eager", "inductor")
 # Parameters of a tokenizer's `apply_chat_template` that are no arguments of the template, or the conversation itself.
 OWNED_TEMPLATE = frozenset(
     (
@@ -116,6 +128,26 @@ def sampling_arguments() -> Mapping[str, Kind]:
 def structured_arguments() -> Mapping[str, Kind]:
     """Names that `sampling.structured_outputs` takes, with their kinds."""
     return _frozen()["structured_outputs"]
+
+
+def code_within(engine: Mapping[str, Any]) -> tuple[tuple[str, str], str] | None:
+    """Where legal engine arguments name code within a mapping, and what is wrong with that; None where they do not."""
+    configs = {name: value for name, value in engine.items() if isinstance(value, dict)}
+    for name, field in CODE_FIELDS:
+        if configs.get(name, {}).get(field):
+            return (name, field), _NO_CODE
+    compiler = configs.get("compilation_config", {}).get("backend", "")
+    if compiler not in _COMPILERS:
+        return ("compilation_config", "backend"), f"{_NO_CODE}; legal: eager, inductor; got {compiler!r}"
+    draft = configs.get("speculative_config", {})
+    if draft.get("method") == "custom_class":
+        return ("speculative_config", "method"), f"{_NO_CODE}, got 'custom_class'"
+    model = str(draft.get("model", ""))
+    parts = model.split(".")
+    # vLLM takes such a name for that of a class, where no method says otherwise.
+    if "method" not in draft and len(parts) > 1 and all(part.isidentifier() for part in parts):
+        return ("speculative_config", "model"), f"vLLM would take {model!r} for a class; {_NO_CODE}"
+    return None
 
 
 def fits(value: Any, kind: Kind) -> bool:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from batchgen.commit import committed, new_attempt
 from batchgen.embedded import grammar
 from batchgen.engines import build_engine
-from batchgen.engines.arguments import _frozen
+from batchgen.engines.arguments import CODE_FIELDS, OWNED_ENGINE, _frozen
 from batchgen.engines.base import Engine, EngineSpec, Request
 from batchgen.errors import EngineStartError
 from batchgen.job import Job
@@ -30,6 +31,22 @@ def test_the_frozen_argument_names_are_those_of_the_installed_vllm():
     from batchgen.engines.vllm import argument_names
 
     assert argument_names() == _frozen()
+
+
+def test_every_argument_by_which_vllm_imports_or_runs_something_is_refused():
+    """By their names: a field of a later vLLM that is of this kind is found here."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    names_code = re.compile(r"_(cls|class|plugin|module|module_path|passes|processors)$|^pylogging_config_file$")
+    found = set()
+    for field in dataclasses.fields(AsyncEngineArgs):
+        if names_code.search(field.name):
+            found.add((field.name,))
+        for kind in (field.type, *get_args(field.type)):
+            if dataclasses.is_dataclass(kind):
+                found |= {(field.name, each.name) for each in dataclasses.fields(kind) if names_code.search(each.name)}
+    assert ("structured_outputs_config", "reasoning_parser_plugin") in found
+    assert {path for path in found if path[0] not in OWNED_ENGINE and path not in CODE_FIELDS} == set()
 
 
 def test_on_a_cpu_the_engine_is_one_process_and_needs_no_shared_memory(vllm_engine: Engine):

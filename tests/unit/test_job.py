@@ -109,7 +109,18 @@ def test_a_job_cannot_be_changed(tmp_path: Path):
         ("max_model_len: 4096", "worker_cls: os.system", "names no code"),
         ("max_model_len: 4096", "distributed_executor_backend: ray", "an engine lives on one machine"),
         ("max_model_len: 4096", "data_parallel_rank: 1", "use `engines`"),
-        ("tensor_parallel_size: 1", "tensor_parallel_size: 0", "/job.yaml:4: model: engine.tensor_parallel_size: must"),
+        ("max_model_len: 4096", "kv_transfer_config: {kv_connector_module_path: x}", "is kv_offloading_size"),
+        ("max_model_len: 4096", "enable_log_requests: true", "and no prompt does"),
+        (
+            "max_model_len: 4096",
+            "structured_outputs_config: {reasoning_parser_plugin: /tmp/x.py}",
+            "/job.yaml:4: model.engine.structured_outputs_config.reasoning_parser_plugin: cannot be set here: a job is",
+        ),
+        ("max_model_len: 4096", "compilation_config: {inductor_passes: {a: os.system}}", "inductor_passes: cannot be"),
+        ("max_model_len: 4096", "compilation_config: {backend: os.system}", "legal: eager, inductor; got 'os.system'"),
+        ("max_model_len: 4096", "speculative_config: {method: custom_class, model: a.B}", "got 'custom_class'"),
+        ("max_model_len: 4096", "speculative_config: {model: a.B}", "vLLM would take 'a.B' for a class"),
+        ("tensor_parallel_size: 1", "tensor_parallel_size: 0", "/job.yaml:4: model.engine.tensor_parallel_size: must"),
         ("count: 10000", "count: 10000000000", "source.count: input should be less than or equal to 100000000"),
         ("threshold: 0.8", "threshold: 2", "/job.yaml:10: merge.near.threshold: input should be less than or equal"),
         ("name: magpie-math", "name: a/b", "/job.yaml:1: name:"),
@@ -131,6 +142,22 @@ def test_a_job_cannot_be_changed(tmp_path: Path):
 def test_a_mistake_is_named_with_file_line_field_and_what_is_legal(tmp_path: Path, old: str, new: str, message: str):
     assert old in GOOD
     assert message in refused(tmp_path, GOOD.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "compilation_config: {mode: 3, backend: eager}",
+        "compilation_config: 3",
+        "structured_outputs_config: {backend: guidance}",
+        "speculative_config: {method: ngram, num_speculative_tokens: 3}",
+        "speculative_config: {model: org/draft.v2, num_speculative_tokens: 3}",
+        "speculative_config: {method: draft_model, model: draft.v2, num_speculative_tokens: 3}",
+        "kv_offloading_size: 4",
+    ],
+)
+def test_arguments_that_name_no_code_are_vllm_s_to_judge(tmp_path: Path, argument: str):
+    Job.load(write(tmp_path, GOOD.replace("max_model_len: 4096", argument)))
 
 
 def test_every_mistake_is_named_at_once(tmp_path: Path):
