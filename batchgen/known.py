@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from batchgen.commit import Manifest, read_shard
+from batchgen.commit import Manifest, check_shard
 from batchgen.errors import CorruptShard, StoreError
 from batchgen.job import Job
 from batchgen.plan import Plan
@@ -70,7 +70,8 @@ def describe(gates: Sequence[tuple[str, Gate]], rows: Sequence[Mapping[str, Any]
 def committed_texts(store: ObjectStore, plan: Plan, job: Job, manifests: Mapping[int, Manifest]) -> Iterator[Texts]:
     """Those of committed shards, one after the other; nothing where the job has no gate.
 
-    A shard that cannot be read is left out: it costs some answers here, and the merger names it.
+    A shard that cannot be read is left out, and so are the ones after it where the store fails: it costs some answers
+    here, and the merger says what is wrong.
     """
     if not (columns := gate_columns(job)):
         return
@@ -78,10 +79,14 @@ def committed_texts(store: ObjectStore, plan: Plan, job: Job, manifests: Mapping
     for number, column in columns.items():
         step = job.steps[number]
         gates += [(column, step.spec.gate(step.parameters))] if step.spec.gate is not None else []
-    for index in sorted(manifests):
+    ordered = [manifests[index] for index in sorted(manifests)]
+    files = store.read_many([manifest.key for manifest in ordered])
+    for manifest in ordered:
         try:
-            table = read_shard(store, plan, manifests[index])
-        except (CorruptShard, StoreError):
+            table = check_shard(plan, manifest, next(files))
+        except CorruptShard:
             continue
-        rows = table.filter(pc.equal(table["outcome"], OK)).select([column for column, _ in gates])
+        except StoreError:
+            return
+        rows = table.filter(pc.equal(table["outcome"], OK)).select(list(dict.fromkeys(columns.values())))
         yield describe(gates, rows.to_pylist())

@@ -252,8 +252,12 @@ def test_a_shard_that_cannot_be_read_is_not_known_and_ends_no_run(tmp_path: Path
     plan, _, store = planned(job)
     manifests = committed(store, plan)
     assert len(list(committed_texts(store, plan, job, manifests))) == len(manifests)
-    store.path(manifests[1].key).write_bytes(b"torn")
+    path = store.path(manifests[1].key)
+    path.write_bytes(b"torn")
     assert len(list(committed_texts(store, plan, job, manifests))) == len(manifests) - 1
+    path.unlink()
+    path.mkdir()  # the store itself says that it cannot be read
+    assert len(list(committed_texts(store, plan, job, manifests))) == 1
     assert list(committed_texts(store, plan, chaos_job(tmp_path), manifests)) == [], "a job without gates"
 
 
