@@ -345,7 +345,6 @@ class Driver:
         tables: tuple[dict[int, Any], ...] = (self._live, self._receipted, self._moved, self._held, self._told)
         for table in tables:
             table.pop(engine, None)
-        self._known.forget(engine)
         self._informed.discard(engine)
 
     def _note(self, text: str) -> None:

@@ -51,10 +51,6 @@ class KnownTexts:
         self._told[engine] = told
         return tuple(map(b"".join, zip(*found, strict=True)))
 
-    def forget(self, engine: int) -> None:
-        """An engine is gone."""
-        self._told.pop(engine, None)
-
 
 def gate_columns(job: Job) -> Mapping[int, str]:
     """The columns that a job's gates read, by the gates' steps."""
