@@ -89,7 +89,7 @@ class Driver:
         self._watch = watch
         self._stall_seconds = stall_seconds
         self._start_seconds = start_seconds
-        self._texts_before = iter(texts_before)
+        self._texts_before = texts_before
         self._known = KnownTexts()
         self._informed: set[int] = set()
         self._events: asyncio.Queue[Callable[[], list[Action]]] = asyncio.Queue()
@@ -124,7 +124,7 @@ class Driver:
         """
         self._loop = asyncio.get_running_loop()
         self._spawn(self._poll())
-        self._spawn(self._remember())
+        self._known.read(self._texts_before, self._note)
         try:
             await self._perform(self._scheduler.start())
             while not self._scheduler.finished:
@@ -138,6 +138,7 @@ class Driver:
                 self._show()
             finally:
                 await self._fleet.close()
+                self._known.close()
         if self._result is not None:
             raise self._result
 
@@ -177,11 +178,6 @@ class Driver:
                 raise error
 
             self._events.put_nowait(fail)
-
-    async def _remember(self) -> None:
-        """Reads again what was committed before, for the gates; engines take longer to come up."""
-        while (texts := await asyncio.to_thread(next, self._texts_before, None)) is not None:
-            self._known.add(texts)
 
     async def _start(self, engine: int) -> None:
         try:

@@ -7,7 +7,8 @@ lost, and their texts with them: nobody else is told of those.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow.compute as pc
@@ -24,6 +25,8 @@ from batchgen.tasks.spec import Gate
 Texts = tuple[bytes, ...]
 # That an engine is told at a time: with a threshold it is busy with them for 40 ms.
 _MOST_BYTES = 4 << 20
+# For a shard that is being read as a run ends: Arrow must not be at work when the process does.
+_READ_SECONDS = 10.0
 
 
 class KnownTexts:
@@ -32,6 +35,34 @@ class KnownTexts:
     def __init__(self) -> None:
         self._all: list[tuple[int | None, Texts]] = []
         self._told: dict[int, int] = {}
+        self._reader: threading.Thread | None = None
+        self._closed = threading.Event()
+
+    def read(self, before: Iterable[Texts], tell: Callable[[str], None]) -> None:
+        """Has a thread take in the texts from before a run was resumed, while its engines come up.
+
+        Args:
+            before: shard by shard; it may hang in a store that is out of reach.
+            tell: told why they are not all known, where they cannot be.
+        """
+
+        def take_in() -> None:
+            try:
+                for texts in before:
+                    if self._closed.is_set():
+                        return
+                    self.add(texts)
+            except Exception as error:  # a defect, which costs answers and no row; its text may quote one
+                tell(f"duplicates of rows from before are left to the merger: {type(error).__name__}")
+
+        self._reader = threading.Thread(target=take_in, daemon=True)
+        self._reader.start()
+
+    def close(self) -> None:
+        """Waits for what is being read, but not for long."""
+        self._closed.set()
+        if self._reader is not None:
+            self._reader.join(_READ_SECONDS)
 
     def add(self, texts: Texts, engine: int | None = None) -> None:
         """Takes in those of a shard, and the engine that ran it, which knows them."""

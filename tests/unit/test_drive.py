@@ -29,6 +29,7 @@ from batchgen.errors import BatchgenError, EngineDead, EngineStartError, EngineU
 from batchgen.fleet import Answer, HostConfig, Work
 from batchgen.host import EngineHost, LocalFleet
 from batchgen.job import Job
+from batchgen.known import Texts
 from batchgen.plan import PLAN_KEY
 from batchgen.progress import Progress
 from batchgen.schedule import Scheduler
@@ -263,6 +264,31 @@ def test_an_engine_that_is_tried_out_does_not_take_committed_rows_for_duplicates
     )
     drive(job, fleets=TrialFleet)
     assert TrialFleet.served == [2 * 8], "two calls for each of eight rows"
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["hangs", "fails"])
+def test_a_store_that_hangs_or_fails_as_earlier_rows_are_read_keeps_no_run_from_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+):
+    monkeypatch.setattr("batchgen.known._READ_SECONDS", 0.1)
+    go_on = threading.Event()
+
+    def texts() -> Iterator[Texts]:
+        yield (b"16 bytes of text",)
+        if fails:
+            raise ValueError("what is wrong with the row's text")
+        go_on.wait()
+
+    job = chaos_job(tmp_path, source={"count": 20})
+    plan, seeds, store = planned(job)
+    statuses: list[Status] = []
+    scheduler, fleet = Scheduler(plan.shards, 1), LocalFleet(HostConfig(job, plan, store.location, 0))
+    driver = Driver(scheduler, fleet, seeds, len(plan.shards), 0, Progress(), 1, statuses.append, texts_before=texts())
+    asyncio.run(asyncio.wait_for(driver.run(), 30))
+    go_on.set()
+    assert len(committed(store, plan)) == len(plan.shards)
+    notes = [note for status in statuses for note in status.notes]
+    assert notes == ["duplicates of rows from before are left to the merger: ValueError"] * fails
 
 
 def test_an_engine_that_waits_for_room_is_told_and_does_not_count_as_hung(
