@@ -78,6 +78,8 @@ class Soak:
             "source": {"path": str(seeds)},
             "model": {"path": "chaos", "engine": {**faults, **engine}},
             "steps": [
+                # No two texts are equal: whatever is run again, none may be taken for a duplicate of itself.
+                {"task": "drop_duplicates"},
                 {"task": "evol_instruct", "output_mappings": {"evolved_instruction": "prompt"}},
                 {"task": "text_generation", "input_mappings": {"instruction": "prompt"}},
             ],
