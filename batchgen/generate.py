@@ -123,8 +123,11 @@ class Worker:
         called = {id(each): each for step, each in zip(job.steps, engines, strict=True) if step.spec.distilabel}
         # How many requests the engines of all steps work on at once: a row keeps one of them busy at a time.
         self.slots = sum(each.slots for each in called.values()) or engine.slots
-        gates = ((column, self._runners[index].gate) for index, column in gate_columns(job).items())
-        self._gates = [(column, gate) for column, gate in gates if gate is not None]
+        self._gates = [
+            (column, gate)
+            for index, column in gate_columns(job).items()
+            if (gate := self._runners[index].gate) is not None
+        ]
         # First come, first served: a shard begins when all that came before it have.
         self._rows = asyncio.Semaphore(max(2, int(self.slots * ROWS_PER_SLOT)))
         # Rows of shards of which none has begun; shards that were given back and have not ended yet.

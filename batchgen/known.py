@@ -102,10 +102,11 @@ def committed_texts(store: ObjectStore, plan: Plan, job: Job, manifests: Mapping
     """
     if not (columns := gate_columns(job)):
         return
-    gates: list[tuple[str, Gate]] = []
-    for number, column in columns.items():
-        step = job.steps[number]
-        gates += [(column, step.spec.gate(step.parameters))] if step.spec.gate is not None else []
+    gates = [
+        (columns[index], new_gate(step.parameters))
+        for index, step in enumerate(job.steps)
+        if (new_gate := step.spec.gate) is not None
+    ]
     ordered = [manifests[index] for index in sorted(manifests)]
     files = store.read_many([manifest.key for manifest in ordered])
     for manifest in ordered:
