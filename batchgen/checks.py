@@ -40,6 +40,7 @@ def unknown(kind: str, name: str, legal: Iterable[str], path: Path = ()) -> Pyda
     return complaint(message.replace("?;", "?"), path)
 
 
+_LONG = 1e15
 _EXPONENT = re.compile(r"([-+]?\d+)(\.\d*)?[eE]([-+]?)(\d+)")
 
 
@@ -49,7 +50,11 @@ def number_hint(value: Any) -> str:
     if match is None:
         return ""
     whole, fraction, sign, exponent = match.groups()
-    return f" (YAML takes that for text; as a number: {whole}{fraction or '.0'}e{sign or '+'}{exponent})"
+    written = f"{whole}{fraction or '.0'}e{sign or '+'}{exponent}"
+    number = float(value)
+    # Where only a whole number will do, one with an exponent will not.
+    written = str(int(number)) if number.is_integer() and abs(number) < _LONG else written
+    return f" (YAML takes that for text; as a number: {written})"
 
 
 def check_arguments(

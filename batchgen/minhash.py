@@ -166,8 +166,3 @@ def signatures(texts: pa.Array) -> Array:
     bounds = np.frombuffer(offsets, np.int64)[large.offset : large.offset + len(large) + 1]
     raw = np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(1, np.uint8)
     return np.asarray(_signatures(raw, bounds, _MULTIPLY, _ADD))
-
-
-def similarity(signature_a: Array, signature_b: Array) -> float:
-    """Estimated Jaccard similarity of two texts, from their signatures."""
-    return float(np.mean(signature_a == signature_b))

@@ -145,7 +145,7 @@ def code_within(engine: Mapping[str, Any]) -> tuple[tuple[str, str], str] | None
     model = str(draft.get("model", ""))
     parts = model.split(".")
     # vLLM takes such a name for that of a class, where no method says otherwise.
-    if "method" not in draft and len(parts) > 1 and all(part.isidentifier() for part in parts):
+    if draft.get("method") is None and len(parts) > 1 and all(part.isidentifier() for part in parts):
         return ("speculative_config", "model"), f"vLLM would take {model!r} for a class; {_NO_CODE}"
     return None
 

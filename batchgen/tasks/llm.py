@@ -196,9 +196,12 @@ def vllm_structure(wanted: Mapping[str, Any]) -> Mapping[str, Any]:
         raise RowRejected("invalid_structured_output")
     if isinstance(schema := wanted.get("json"), str):
         try:
-            wanted = {"json": json.loads(schema)}
-        except ValueError:
-            raise RowRejected("invalid_structured_output") from None
+            schema = json.loads(schema)
+        except (ValueError, RecursionError):
+            schema = None
+        if not isinstance(schema, dict):
+            raise RowRejected("invalid_structured_output")
+        return {"json": schema}
     return wanted
 
 

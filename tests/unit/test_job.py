@@ -77,6 +77,7 @@ def test_a_job_cannot_be_changed(tmp_path: Path):
         ("task: magpie", "task: magpy", "/job.yaml:7: steps[0].task: unknown task 'magpy'; did you mean 'magpie'?"),
         ("top_p: 0.95", "topp: 0.95", "/job.yaml:5: sampling.topp: unknown vLLM argument 'topp'; did you mean 'top_p'"),
         ("top_p: 0.95", "top_p: 9e-1", "sampling.top_p: expected float, got '9e-1' (YAML takes that for text; as a"),
+        ("count: 10000", "count: 1e6", 'valid integer, got "1e6" (YAML takes that for text; as a number: 1000000)'),
         ("threshold: 0.8", "threshold: 8E-1", 'got "8E-1" (YAML takes that for text; as a number: 8.0e-1)'),
         ("top_p: 0.95", "top_p: 1.5", "/job.yaml:5: sampling.top_p: must be from 1e-09 to 1, got 1.5"),
         (
@@ -120,6 +121,7 @@ def test_a_job_cannot_be_changed(tmp_path: Path):
         ("max_model_len: 4096", "compilation_config: {backend: os.system}", "legal: eager, inductor; got 'os.system'"),
         ("max_model_len: 4096", "speculative_config: {method: custom_class, model: a.B}", "got 'custom_class'"),
         ("max_model_len: 4096", "speculative_config: {model: a.B}", "vLLM would take 'a.B' for a class"),
+        ("max_model_len: 4096", "speculative_config: {model: a.B, method: null}", "would take 'a.B' for a class"),
         ("tensor_parallel_size: 1", "tensor_parallel_size: 0", "/job.yaml:4: model.engine.tensor_parallel_size: must"),
         ("count: 10000", "count: 10000000000", "source.count: input should be less than or equal to 100000000"),
         ("threshold: 0.8", "threshold: 2", "/job.yaml:10: merge.near.threshold: input should be less than or equal"),

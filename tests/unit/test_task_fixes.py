@@ -268,7 +268,17 @@ def test_structured_generation_takes_its_format_from_the_row(wanted: str, sent: 
 
 
 @pytest.mark.parametrize(
-    "wanted", ["no json", "[]", "{}", '{"grammar": "x"}', '{"choice": "yes"}', '{"format": "xml"}', '{"json": "no"}']
+    "wanted",
+    [
+        "no json",
+        "[]",
+        "{}",
+        '{"grammar": "x"}',
+        '{"choice": "yes"}',
+        '{"format": "xml"}',
+        '{"json": "no"}',
+        '{"json": "[1]"}',
+    ],
 )
 def test_a_format_that_is_none_rejects_the_row(wanted: str):
     with pytest.raises(RowRejected, match="invalid_structured_output"):
