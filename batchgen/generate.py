@@ -78,6 +78,21 @@ class _Generation:
 
 
 @dataclass(frozen=True)
+class _Begun:
+    """A seed row that runs.
+
+    Args:
+        number: of rows that this engine began before it. What began earlier goes first: the next turn of a
+            conversation then comes while the engine still has the turns before it, and shards end one by one, where
+            all rows in flight would otherwise take turns.
+    """
+
+    seed: SeedRow
+    attempt: str
+    number: int
+
+
+@dataclass(frozen=True)
 class Done:
     """A shard that is committed.
 
@@ -130,6 +145,7 @@ class Worker:
         ]
         # First come, first served: a shard begins when all that came before it have.
         self._rows = asyncio.Semaphore(max(2, int(self.slots * ROWS_PER_SLOT)))
+        self._numbers = itertools.count()
         # Rows of shards of which none has begun; shards that were given back and have not ended yet.
         self._unbegun: dict[int, list[asyncio.Task[list[ResultRow]]]] = {}
         self._returned: set[int] = set()
@@ -219,7 +235,8 @@ class Worker:
                 self._unbegun.pop(shard, None)
             self.in_flight += 1
             try:
-                return await self._advance(seed, attempt, 0, _Branch("", dict(seed.data)))
+                row = _Begun(seed, attempt, next(self._numbers))
+                return await self._advance(row, 0, _Branch("", dict(seed.data)))
             finally:
                 self.in_flight -= 1
 
@@ -239,13 +256,13 @@ class Worker:
         )
         return results
 
-    async def _advance(self, seed: SeedRow, attempt: str, index: int, branch: _Branch) -> list[ResultRow]:
+    async def _advance(self, row: _Begun, index: int, branch: _Branch) -> list[ResultRow]:
         if index == len(self._job.steps):
-            return [self._result(seed, branch)]
+            return [self._result(row.seed, branch)]
         step = self._job.steps[index]
         many = self._job.generations(step)
         generations = await asyncio.gather(
-            *(self._generation(seed, attempt, index, branch, number if many > 1 else None) for number in range(many))
+            *(self._generation(row, index, branch, number if many > 1 else None) for number in range(many))
         )
         if step.group_generations:
             branches = [branch.after(_grouped(generations))]
@@ -257,19 +274,15 @@ class Worker:
         if step.exploded is not None:
             branches = [part for each in branches for part in _explode(each, *step.exploded)]
         groups = await asyncio.gather(
-            *(
-                self._advance(seed, attempt, index + 1 if each.reason is None else len(self._job.steps), each)
-                for each in branches
-            )
+            *(self._advance(row, index + 1 if each.reason is None else len(self._job.steps), each) for each in branches)
         )
         return [result for group in groups for result in group]
 
-    async def _generation(
-        self, seed: SeedRow, attempt: str, index: int, branch: _Branch, number: int | None
-    ) -> _Generation:
+    async def _generation(self, row: _Begun, index: int, branch: _Branch, number: int | None) -> _Generation:
+        seed = row.seed
         parts = (seed.id, branch.path, index) if number is None else (seed.id, branch.path, index, number)
-        key = f"{seed.id}-{branch.path}-{index}-{attempt[:8]}" + (f"-g{number}" if number is not None else "")
-        log = CallLog(key=key, seed=random_seed(self._job.seed, *parts), watch=self._count)
+        key = f"{seed.id}-{branch.path}-{index}-{row.attempt[:8]}" + (f"-g{number}" if number is not None else "")
+        log = CallLog(key, random_seed(self._job.seed, *parts), row.number, watch=self._count)
         try:
             added = await self._runners[index].run(dict(branch.data), log)
             _check_text(added)

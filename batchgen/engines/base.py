@@ -36,6 +36,7 @@ class Request:
         stop_token_ids: tokens that end it.
         key: names the request in logs, without any of its content.
         messages: the conversation behind `token_ids`, for engines whose server applies the chat template itself.
+        priority: where more requests wait than the engine has slots, lower ones go first; equal ones as they came.
     """
 
     token_ids: Sequence[int]
@@ -45,6 +46,7 @@ class Request:
     stop_token_ids: Sequence[int] = ()
     key: str = ""
     messages: Sequence[Message] = ()
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from batchgen.engines.base import Completion, EngineSpec, Request
 from batchgen.engines.chat import TemplateChat, byte_chat
+from batchgen.engines.slots import Slots
 from batchgen.errors import EngineDead, EngineStartError, RowRejected
 
 _MEMORY_LEFT = 256 * 2**20
@@ -93,7 +94,7 @@ class ChaosEngine:
         self.model_name = "chaos"
         self.chat: TemplateChat = byte_chat()
         self.slots = self.script.slots
-        self._free = asyncio.Semaphore(self.slots)
+        self._free = Slots(self.slots)
         self._served = 0
         self._dead_of: str | None = None
 
@@ -111,7 +112,7 @@ class ChaosEngine:
         prompt = bytes(request.token_ids).decode("utf-8", "replace")
         if len(request.token_ids) > script.max_model_len:
             raise RowRejected("prompt_too_long")
-        async with self._free:
+        async with self._free.held(request.priority):
             self._served += 1
             if self._dead_of is not None:
                 raise EngineDead(self._dead_of)

@@ -12,6 +12,7 @@ from typing import Any
 
 from batchgen.engines.base import Completion, EngineSpec, Request
 from batchgen.engines.options import OpenAIOptions
+from batchgen.engines.slots import Slots
 from batchgen.errors import EngineStartError, EngineUnavailable, RowRejected
 from batchgen.patience import request_seconds
 
@@ -61,7 +62,7 @@ class OpenAIEngine:
         self.options = OpenAIOptions.model_validate(dict(spec.arguments))
         self.model_name = spec.path
         self.slots = self.options.max_concurrency
-        self._free = asyncio.Semaphore(self.slots)
+        self._free = Slots(self.slots)
         self._dialect = _Dialect()
         self._template = dict(spec.chat_template_kwargs)
         self._client: Any = None
@@ -99,7 +100,7 @@ class OpenAIEngine:
     async def generate(self, request: Request) -> Completion:
         """Completes one conversation."""
         seconds = self.options.timeout or request_seconds(request.sampling.get("max_tokens"))
-        async with self._free:
+        async with self._free.held(request.priority):
             try:
                 # Around all retries: a server that takes requests and never answers is to be known before the engine
                 # is taken for hung, for which its rows would be blamed.

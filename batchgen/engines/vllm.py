@@ -106,9 +106,10 @@ class VllmEngine:
         params = vllm.SamplingParams(**options, output_kind=vllm.RequestOutputKind.FINAL_ONLY, skip_clone=True)
         # Marked as tokens; one that vLLM takes for raw makes a detour through a thread.
         prompt = vllm.tokens_input(list(request.token_ids))
+        requests = self._llm.generate(prompt, params, request.key, lora_request=self._lora, priority=request.priority)
         final = None
         try:
-            async for output in self._llm.generate(prompt, params, request.key, lora_request=self._lora):
+            async for output in requests:
                 final = output
         except vllm.VLLMValidationError as error:
             raise RowRejected("invalid_request") from error
@@ -150,6 +151,7 @@ def _async_llm(spec: EngineSpec, model: Repository) -> Any:
     arguments: dict[str, Any] = {
         "enable_log_requests": False,
         "disable_log_stats": True,
+        "scheduling_policy": "priority",
         # The tokenizer that prompts are written with; of Mistral's models vLLM would take another.
         "tokenizer_mode": "hf",
         # Small models fill a JSON object with white space until they are cut, where any is allowed.

@@ -26,6 +26,7 @@ class CallLog:
     Args:
         key: names the row, step and attempt; request ids are made from it.
         seed: of this row in this step.
+        priority: of its requests.
         calls: engine calls so far.
         finish_reason: "length" where any completion was cut, else the last one's.
         known: the last prompt with its completion, for the next turn of the same conversation.
@@ -38,6 +39,7 @@ class CallLog:
 
     key: str
     seed: int
+    priority: int = 0
     calls: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
@@ -135,6 +137,7 @@ class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilab
                 stop_token_ids=stop_token_ids,
                 key=f"{log.key}-{number}",
                 messages=messages,
+                priority=log.priority,
             )
         )
         log.add(completion)

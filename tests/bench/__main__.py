@@ -1,4 +1,4 @@
-"""Runs the benchmarks: `make bench`, or `python -m tests.bench [fill|bridge|gate|merge|protocol|resume] [--repeats N]`.
+"""Runs the benchmarks: `make bench`, or `python -m tests.bench [NAME ...] [--repeats N]`.
 
 `fill_gpu` wants a GPU, and runs only where it is named.
 """
@@ -12,11 +12,12 @@ import platform
 import time
 from pathlib import Path
 
-from tests.bench import bridge, fill, gate, merge, protocol, resume
+from tests.bench import bridge, fill, gate, merge, order, protocol, resume
 
 BENCHMARKS = {
     "fill": fill.measure,
     "bridge": bridge.measure,
+    "order": order.measure,
     "gate": gate.measure,
     "merge": merge.measure,
     "protocol": protocol.measure,

@@ -24,7 +24,8 @@ from tests.bench.workload import ROWS, SLOTS, SPEC, SYSTEM_PROMPT, TURNS, FixedL
 IN_FLIGHT = 2 * SLOTS
 
 
-def _runner(engine: FixedLengths) -> TaskRunner:
+def magpie_runner(engine: FixedLengths) -> TaskRunner:
+    """The Magpie step of the workload."""
     spec = TASKS["magpie"]
     parameters = spec.parameters.model_validate({"n_turns": TURNS, "system_prompt": SYSTEM_PROMPT})
     return TaskRunner("magpie", spec, parameters, {}, {}, engine, {"temperature": 1.0})
@@ -32,7 +33,7 @@ def _runner(engine: FixedLengths) -> TaskRunner:
 
 async def greenlets(engine: FixedLengths) -> None:
     """A greenlet a row: what batchgen does."""
-    runner, gate = _runner(engine), asyncio.Semaphore(IN_FLIGHT)
+    runner, gate = magpie_runner(engine), asyncio.Semaphore(IN_FLIGHT)
 
     async def row(number: int) -> None:
         async with gate:
@@ -47,7 +48,7 @@ async def threads(engine: FixedLengths) -> None:
     real_wait, real_context = bridge.wait, bridge.current_context
     bridge.wait = lambda awaitable: asyncio.run_coroutine_threadsafe(_as_coroutine(awaitable), loop).result()
     bridge.current_context = lambda: local.log
-    task = _runner(engine)._task
+    task = magpie_runner(engine)._task
 
     def row(number: int) -> None:
         local.log = CallLog(f"t-{time.monotonic_ns()}-{number}", number)
@@ -66,7 +67,7 @@ async def _as_coroutine(awaitable: Any) -> Any:
 
 async def batches(engine: FixedLengths) -> None:
     """distilabel's way: batches of 50 (its default), a barrier at every turn."""
-    runner = _runner(engine)
+    runner = magpie_runner(engine)
 
     def batch(number: int) -> Callable[[], list[Any]]:
         return lambda: list(runner._task.process([{} for _ in range(50)]))

@@ -97,6 +97,24 @@ def test_more_requests_than_slots_are_all_answered(ask, engine: Engine):
     assert len(ask(3 * engine.slots)) == 3 * engine.slots
 
 
+def test_lower_priorities_go_first(engine: Engine, loop_thread):
+    prompt, sampling = engine.chat.user_prompt([]).token_ids, {"max_tokens": 12}
+    ended: list[int] = []
+
+    async def one(number: int, priority: int):
+        await engine.generate(Request(prompt, sampling, number, key=f"p{priority}-{number}", priority=priority))
+        ended.append(priority)
+
+    async def go():
+        waves = [priority for priority in (4, 3, 2, 1) for _ in range(engine.slots)]
+        await asyncio.gather(*(one(number, priority) for number, priority in enumerate(waves)))
+
+    loop_thread.run(go())
+    # Those that came first found the slots free; then the order is the other way round.
+    by_priority = [sum(i for i, each in enumerate(ended) if each == priority) for priority in (1, 2, 3)]
+    assert by_priority == sorted(by_priority)
+
+
 with_a_model = pytest.mark.parametrize("engine", WITH_A_MODEL, indirect=True)
 
 

@@ -10,9 +10,12 @@ import pytest
 
 from batchgen.commit import committed
 from batchgen.distributed.cluster import connected
+from batchgen.engines import build_engine
+from batchgen.engines.base import EngineSpec
 from batchgen.fleet import HostConfig
 from tests.bench.fill import Actor, BenchHost, _pairs
 from tests.bench.gate import wasted
+from tests.bench.order import _Ordered, _rows
 from tests.bench.protocol import _one_run
 from tests.bench.workload import Lengths, Workload
 from tests.helpers import chaos_job, planned
@@ -51,3 +54,13 @@ def test_a_pair_of_the_fill_benchmark_does_the_same_calls_on_both_sides(tmp_path
         figures = asyncio.run(go())
     assert figures["workload"].startswith("16 rows, 2 turns, 4 slots, 8 rows in flight, chaos model")
     assert len(figures["ratio_of_each_pair"]) == 2 and figures["ratio"] > 0
+
+
+def test_both_orders_do_the_same_work():
+    async def tokens(ordered: bool) -> int:
+        engine = _Ordered(build_engine(EngineSpec("chaos")))
+        engine.ordered = ordered
+        await _rows(engine, 8)
+        return engine.output_tokens
+
+    assert asyncio.run(tokens(True)) == asyncio.run(tokens(False)) > 0
