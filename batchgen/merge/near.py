@@ -5,14 +5,11 @@ An edge is a pair whose signatures agree at the threshold; connected components 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
-from batchgen.minhash import BANDS, PERMUTATIONS, ROWS_PER_BAND, Array, compiled
+from batchgen.minhash import BANDS, PERMUTATIONS, ROWS_PER_BAND, Array, compiled, mix
 
 # Members of one bucket are each compared with at most so many of the ones before them; template-like output makes
 # buckets of thousands, and all pairs of those would be quadratic. A component needs only a chain.
@@ -20,37 +17,53 @@ MAX_COMPARED = 32
 
 
 @compiled
-def _agreeing_pairs(order: Any, keys: Any, matrix: Any, rows: Any, least: Any, most: Any) -> Any:
-    """Pairs within runs of equal keys whose signatures agree in at least `least` places, [pairs, 2]."""
-    pairs = []
+def _band_keys(matrix: Any, rows: Any, start: Any, stop: Any) -> Any:
+    """Hashes of the signatures' places from `start` to `stop`, [rows].
+
+    Texts of two buckets that get the same one in 2^64 are compared as well, and no edge comes of it.
+    """
+    keys = np.empty(len(rows), np.uint64)
+    for text in range(len(rows)):
+        key = np.uint64(0)
+        for place in range(start, stop):
+            key = mix(key ^ np.uint64(matrix[rows[text], place])) + np.uint64(0x9E3779B97F4A7C15)
+        keys[text] = key
+    return keys
+
+
+@compiled
+def _root(parents: Any, text: Any) -> Any:
+    """The first text of a text's component."""
+    while parents[text] != text:
+        parents[text] = parents[parents[text]]
+        text = parents[text]
+    return text
+
+
+@compiled
+def _join(parents: Any, order: Any, keys: Any, matrix: Any, rows: Any, least: Any, most: Any) -> None:
+    """Joins texts of equal keys whose signatures agree in at least `least` places."""
     run = 0
     for position in range(1, len(order)):
-        if keys[order[position]] != keys[order[run]]:
+        text = order[position]
+        if keys[text] != keys[order[run]]:
             run = position
             continue
-        for other in range(max(run, position - most), position):
-            a, b = order[other], order[position]
+        for before in range(max(run, position - most), position):
+            one, other = _root(parents, order[before]), _root(parents, text)
+            if one == other:
+                continue
             equal = 0
-            for p in range(matrix.shape[1]):
-                equal += matrix[rows[a], p] == matrix[rows[b], p]
+            for place in range(matrix.shape[1]):
+                equal += matrix[rows[order[before]], place] == matrix[rows[text], place]
             if equal >= least:
-                pairs.append((a, b))
-    edges = np.empty((len(pairs), 2), np.int64)
-    for i in range(len(pairs)):
-        edges[i, 0], edges[i, 1] = pairs[i]
-    return edges
+                parents[max(one, other)] = min(one, other)
 
 
-def _edges(matrix: Array, rows: Array, threshold: float) -> Iterator[Array]:
-    """Edges that the buckets of a band give, a band after the other."""
-    least = int(np.ceil(threshold * PERMUTATIONS))
-    for band in range(BANDS):
-        part = np.ascontiguousarray(matrix[rows, band * ROWS_PER_BAND : (band + 1) * ROWS_PER_BAND])
-        _, keys = np.unique(part, axis=0, return_inverse=True)
-        keys = keys.reshape(-1)
-        # A stable sort keeps texts of one bucket in their order.
-        order = np.argsort(keys, kind="stable")
-        yield _agreeing_pairs(order, keys, matrix, rows, least, MAX_COMPARED)
+@compiled
+def _flatten(parents: Any) -> None:
+    for text in range(len(parents)):
+        parents[text] = parents[parents[text]]  # a parent comes before its texts, so it has been here
 
 
 def clusters(matrix: Array, threshold: float, rows: Array | None = None) -> Array:
@@ -62,17 +75,12 @@ def clusters(matrix: Array, threshold: float, rows: Array | None = None) -> Arra
         rows: of the matrix, where not all of it is meant; indices are of these, then.
     """
     rows = np.arange(len(matrix)) if rows is None else rows
-    count = len(rows)
-    first = np.arange(count)
-    if count < 2:
-        return first
-    for edges in _edges(matrix, rows, threshold):
-        # What earlier bands joined stays so by one edge a text: texts that are all alike have hundreds each.
-        joined = first != np.arange(count)
-        rows = np.concatenate([edges[:, 0], np.flatnonzero(joined)])
-        columns = np.concatenate([edges[:, 1], first[joined]])
-        graph = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(count, count))
-        _, labels = connected_components(graph, directed=False)
-        _, earliest = np.unique(labels, return_index=True)
-        first = np.asarray(earliest[labels])
+    first = np.arange(len(rows))
+    least = int(np.ceil(threshold * PERMUTATIONS))
+    for band in range(BANDS):
+        keys = _band_keys(matrix, rows, band * ROWS_PER_BAND, (band + 1) * ROWS_PER_BAND)
+        # A stable sort keeps texts of one bucket in their order.
+        order = np.argsort(keys, kind="stable")
+        _join(first, order, keys, matrix, rows, least, MAX_COMPARED)
+    _flatten(first)
     return first
