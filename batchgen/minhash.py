@@ -1,5 +1,8 @@
 """When two texts count as the same or nearly so: normalised text, and MinHash over 3-grams of tokens.
 
+Of each value of a MinHash signature the low byte is kept: 128 bytes a text, eight of them the key of a band. Two values
+that differ have the same low byte once in 256 times, which `least_agreement` allows for.
+
 Everything is a pure function of the texts, so that it is the same on every machine.
 """
 
@@ -16,7 +19,6 @@ import pyarrow.compute as pc
 
 PERMUTATIONS = 128
 BANDS = 16
-ROWS_PER_BAND = 8
 
 _GENERATOR = np.random.default_rng(0x6D696E68617368)
 _MULTIPLY = _GENERATOR.integers(1, 2**63, PERMUTATIONS, dtype=np.uint64) | np.uint64(1)
@@ -143,8 +145,10 @@ def _signatures(data: Any, offsets: Any, multiply: Any, add: Any) -> Any:
     for i in range(texts):
         longest = max(longest, offsets[i + 1] - offsets[i])
     tokens = np.empty(longest, np.uint64)
-    result = np.full((texts, len(multiply)), np.uint32(0xFFFFFFFF), np.uint32)
+    least = np.empty(len(multiply), np.uint32)
+    result = np.empty((texts, len(multiply)), np.uint8)
     for i in range(texts):
+        least[:] = np.uint32(0xFFFFFFFF)
         count = _tokens(data, offsets[i], offsets[i + 1], tokens)
         for j in range(max(1, count - 2)):
             gram = np.uint64(count)  # a text of fewer than three tokens is one gram of its own length
@@ -154,15 +158,27 @@ def _signatures(data: Any, offsets: Any, multiply: Any, add: Any) -> Any:
                 gram = mix(gram ^ tokens[k]) + np.uint64(0x9E3779B97F4A7C15)
             for p in range(len(multiply)):
                 value = np.uint32((gram * multiply[p] + add[p]) >> np.uint64(32))
-                if value < result[i, p]:
-                    result[i, p] = value
+                if value < least[p]:
+                    least[p] = value
+        for p in range(len(multiply)):
+            result[i, p] = least[p] & np.uint32(0xFF)
     return result
 
 
+def least_agreement(similarity: float) -> int:
+    """In how many of 128 places the signatures of two texts of that Jaccard similarity are expected to agree."""
+    return int(np.ceil(PERMUTATIONS * (similarity + (1 - similarity) / 256)))
+
+
 def signatures(texts: pa.Array) -> Array:
-    """MinHash signatures of normalised texts without nulls, [len(texts), 128] of uint32."""
+    """MinHash signatures of normalised texts without nulls, [len(texts), 128] of uint8."""
     large = texts.cast(pa.large_string())
     _, offsets, data = large.buffers()
     bounds = np.frombuffer(offsets, np.int64)[large.offset : large.offset + len(large) + 1]
     raw = np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(1, np.uint8)
     return np.asarray(_signatures(raw, bounds, _MULTIPLY, _ADD))
+
+
+def band_keys(matrix: Array) -> Array:
+    """The keys of signatures' bands, [len(matrix), 16] of uint64."""
+    return matrix.view(np.uint64)

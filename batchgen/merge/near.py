@@ -9,26 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from batchgen.minhash import BANDS, PERMUTATIONS, ROWS_PER_BAND, Array, compiled, mix
+from batchgen.minhash import BANDS, Array, band_keys, compiled, least_agreement
 
 # Members of one bucket are each compared with at most so many of the ones before them; template-like output makes
 # buckets of thousands, and all pairs of those would be quadratic. A component needs only a chain.
 MAX_COMPARED = 32
-
-
-@compiled
-def _band_keys(matrix: Any, rows: Any, start: Any, stop: Any) -> Any:
-    """Hashes of the signatures' places from `start` to `stop`, [rows].
-
-    Texts of two buckets that get the same one in 2^64 are compared as well, and no edge comes of it.
-    """
-    keys = np.empty(len(rows), np.uint64)
-    for text in range(len(rows)):
-        key = np.uint64(0)
-        for place in range(start, stop):
-            key = mix(key ^ np.uint64(matrix[rows[text], place])) + np.uint64(0x9E3779B97F4A7C15)
-        keys[text] = key
-    return keys
 
 
 @compiled
@@ -70,15 +55,15 @@ def clusters(matrix: Array, threshold: float, rows: Array | None = None) -> Arra
     """For every text the index of the first text of its cluster; its own where it is the first or alone.
 
     Args:
-        matrix: the texts' signatures.
+        matrix: the texts' signatures, [texts, 128] of uint8.
         threshold: least estimated Jaccard similarity of an edge, from 0 to 1.
         rows: of the matrix, where not all of it is meant; indices are of these, then.
     """
     rows = np.arange(len(matrix)) if rows is None else rows
     first = np.arange(len(rows))
-    least = int(np.ceil(threshold * PERMUTATIONS))
+    least = least_agreement(threshold)
     for band in range(BANDS):
-        keys = _band_keys(matrix, rows, band * ROWS_PER_BAND, (band + 1) * ROWS_PER_BAND)
+        keys = band_keys(matrix)[rows, band]
         # A stable sort keeps texts of one bucket in their order.
         order = np.argsort(keys, kind="stable")
         _join(first, order, keys, matrix, rows, least, MAX_COMPARED)

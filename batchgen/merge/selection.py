@@ -124,7 +124,7 @@ class _Compared:
             # With numba it takes more than a second to import, and most commands and ends of a run do not need it.
             from batchgen.minhash import PERMUTATIONS
 
-            self._signatures = np.empty((most, PERMUTATIONS), np.uint32)
+            self._signatures = np.empty((most, PERMUTATIONS), np.uint8)
 
     def add(self, table: pa.Table, dropped: Counter[str]) -> Mask:
         """Takes rows in; says which of them have a conversation with no blank message in it."""

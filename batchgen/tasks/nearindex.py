@@ -1,8 +1,4 @@
-"""Signatures of texts as they come, and whether one of them is nearly another text.
-
-Of each value of a MinHash signature the low byte is kept: 128 bytes a text, which are also the keys of its 16 bands.
-Two values that differ have the same low byte once in 256 times, which the threshold allows for.
-"""
+"""Signatures of texts as they come, and whether one of them is nearly another text."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from batchgen.minhash import BANDS, PERMUTATIONS, Array, compiled, mix
+from batchgen.minhash import BANDS, PERMUTATIONS, Array, band_keys, compiled, least_agreement, mix
 
 # Texts of one table, which is never made larger: an engine's rows would wait for that.
 _TEXTS = 1 << 17
@@ -56,7 +52,7 @@ class _Segment:
 
     def __init__(self) -> None:
         self.values = np.empty((_TEXTS, PERMUTATIONS), np.uint8)
-        self.keys = self.values.view(np.uint64)
+        self.keys = band_keys(self.values)
         self.rows = np.empty(_TEXTS, np.int64)
         self.table = np.full((BANDS, 2 * _TEXTS), -1, np.int32)
         self.count = 0
@@ -80,7 +76,7 @@ class NearIndex:
     """
 
     def __init__(self, threshold: float) -> None:
-        self._least = int(np.ceil(PERMUTATIONS * (threshold + (1 - threshold) / 256)))
+        self._least = least_agreement(threshold)
         self._segments = [_Segment()]
         self.has_another(np.zeros(PERMUTATIONS, np.uint8), 0)  # compiles, which is not to happen among rows
         self._segments[0].add(np.zeros((0, PERMUTATIONS), np.uint8), 0)
@@ -89,10 +85,10 @@ class NearIndex:
         """Whether a text is nearly one of another row.
 
         Args:
-            values: the low bytes of its signature, [128] of uint8.
+            values: its signature, [128] of uint8.
             row: a number that is its row's own.
         """
-        keys = values.view(np.uint64)
+        keys = band_keys(values[None])[0]
         return any(
             bool(_has_another(each.table, each.keys, each.values, each.rows, keys, values, row, self._least))
             for each in self._segments
@@ -102,7 +98,7 @@ class NearIndex:
         """Takes texts of a row in.
 
         Args:
-            values: the low bytes of their signatures, [texts, 128] of uint8.
+            values: their signatures, [texts, 128] of uint8.
         """
         while len(values):
             values = values[self._segments[-1].add(values, row) :]

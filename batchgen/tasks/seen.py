@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from batchgen.minhash import PERMUTATIONS, Array, normalise, signatures
+from batchgen.minhash import PERMUTATIONS, normalise, signatures
 from batchgen.tasks.nearindex import NearIndex
 
 _DIGEST_BYTES = 16
@@ -49,7 +49,7 @@ class Seen:
         if self._rows.get(digest, row) != row:
             return "duplicate"
         if self._near is not None:
-            values = _low_bytes(texts)
+            values = signatures(texts)
             if self._near.has_another(values[0], row):
                 return "near_duplicate"
             self._near.add(values, row)
@@ -64,7 +64,7 @@ class Seen:
             return digests
         records = np.empty(len(texts), _RECORD)
         records["digest"] = np.frombuffer(digests, records["digest"].dtype)
-        records["signature"] = _low_bytes(normal)
+        records["signature"] = signatures(normal)
         return records.tobytes()
 
     def learn(self, records: bytes) -> None:
@@ -81,8 +81,3 @@ class Seen:
 def _digests(normal: pa.Array) -> list[bytes]:
     """128-bit hashes of normalised texts."""
     return [xxhash.xxh3_128_digest(text.encode()) for text in normal.to_pylist()]
-
-
-def _low_bytes(normal: pa.Array) -> Array:
-    """The low bytes of normalised texts' signatures, [texts, 128] of uint8."""
-    return signatures(normal).astype(np.uint8)
