@@ -34,7 +34,7 @@ class Dispatch:
 
 @dataclass(frozen=True)
 class Recall:
-    """Take a shard back where none of its rows has begun.
+    """Take a shard back where its engine has not begun to work on it.
 
     Its dispatch is answered by `shard_returned` then; where it is too late the answer is `recall_refused`.
     """

@@ -25,7 +25,7 @@ class Answer:
     """What became of a shard, in a form that survives any pickling.
 
     Args:
-        kind: `done`; `returned` (recalled before a row of it had begun); `engine_dead` (the engine's fault);
+        kind: `done`; `returned` (recalled before the engine worked on it); `engine_dead` (the engine's fault);
             `machine_dead` (it went with its machine); `unavailable` (the store's fault, or a server's elsewhere);
             `failed` (anything else).
         progress: of a shard's committed rows; None of a probe.
@@ -145,7 +145,7 @@ class Fleet(Protocol):
         """Runs a shard, or a probe of it, on an engine."""
 
     async def recall(self, engine: int, shard: int) -> bool:
-        """Whether an engine gives a shard back, as none of its rows has begun; `run` answers so then. Never raises."""
+        """Whether an engine gives a shard back, not having begun to work on it; `run` says so then. Never raises."""
 
     async def tell(self, engine: int, texts: Texts) -> None:
         """Tells an engine's gates of texts that rows elsewhere have brought. Never raises."""

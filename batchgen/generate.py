@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
+from batchgen.branches import Branch, Generation, check_text, explode, grouped, storable
 from batchgen.commit import commit_shard, new_attempt
 from batchgen.engines.base import Completion, Engine
 from batchgen.errors import RowRejected
@@ -28,53 +28,21 @@ from batchgen.tasks.runner import TaskRunner
 ROWS_PER_SLOT = 2.0
 
 
-@dataclass(frozen=True)
-class _Branch:
-    """A row on its way through the steps.
+@dataclass
+class _Held:
+    """A shard that a worker holds.
 
-    Token counts are those of this branch alone: what was spent before an explode goes with the first branch, so that
-    the branches' sums are what the engine really did.
+    Args:
+        attempt: at it.
+        rows: of which each gives its results.
+        first: the number of the first of its rows that began; None before one has.
+        worked: whether something has come of one of them: a completion, a text at a gate, its end.
     """
 
-    path: str
-    data: Mapping[str, Any]
-    input_tokens: int = 0
-    output_tokens: int = 0
-    finish_reason: str | None = None
-    notes: tuple[str, ...] = ()
-    reason: str | None = None
-    last: str | None = None
-
-    def after(self, generation: _Generation) -> _Branch:
-        """The branch with what a step made of it."""
-        log = generation.log
-        return replace(
-            self,
-            data={**self.data, **generation.added},
-            input_tokens=self.input_tokens + log.input_tokens,
-            output_tokens=self.output_tokens + log.output_tokens,
-            # A step that calls no engine changes nothing about that.
-            finish_reason="length"
-            if "length" in (self.finish_reason, log.finish_reason)
-            else log.finish_reason or self.finish_reason,
-            notes=(*self.notes, *log.notes),
-            reason=generation.reason,
-            last=self.last if log.last is None else log.last,
-        )
-
-    def split(self, number: int) -> list[_Branch]:
-        """Branches of this one; what was spent so far, and its notes, go with the first."""
-        rest = replace(self, input_tokens=0, output_tokens=0, notes=())
-        return [replace(rest if i else self, path=f"{self.path}.{i}".lstrip(".")) for i in range(number)]
-
-
-@dataclass(frozen=True)
-class _Generation:
-    """One run of a step over a branch: the columns that it adds, or why there are none."""
-
-    log: CallLog
-    added: Mapping[str, Any]
-    reason: str | None
+    attempt: str
+    rows: Sequence[asyncio.Task[list[ResultRow]]] = ()
+    first: int | None = None
+    worked: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,13 +50,14 @@ class _Begun:
     """A seed row that runs.
 
     Args:
+        held: its shard, or what stands for one where it is only tried.
         number: of rows that this engine began before it. What began earlier goes first: the next turn of a
             conversation then comes while the engine still has the turns before it, and shards end one by one, where
             all rows in flight would otherwise take turns.
     """
 
     seed: SeedRow
-    attempt: str
+    held: _Held
     number: int
 
 
@@ -146,8 +115,11 @@ class Worker:
         # First come, first served: a shard begins when all that came before it have.
         self._rows = asyncio.Semaphore(max(2, int(self.slots * ROWS_PER_SLOT)))
         self._numbers = itertools.count()
-        # Rows of shards of which none has begun; shards that were given back and have not ended yet.
-        self._unbegun: dict[int, list[asyncio.Task[list[ResultRow]]]] = {}
+        # How often each row in flight waits for its step, which mostly is a request.
+        self._waits = Counter[int]()
+        self._held: dict[int, _Held] = {}
+        self._done: set[int] = set()
+        # Shards that were given back: they have not ended yet, or not come.
         self._returned: set[int] = set()
         self._outage = Outage(job.outage_seconds)
         self.progress = Progress()
@@ -163,14 +135,26 @@ class Worker:
         self._outage.give_up()
 
     def give_back(self, shard: int) -> bool:
-        """Drops a shard where none of its rows has begun; says whether it does."""
-        rows = self._unbegun.pop(shard, None)
-        if rows is None:
+        """Drops a shard that the engine has not begun to work on; says whether it does.
+
+        One that has not come yet, as its way may be longer than that of the question, ends as it comes.
+        """
+        held = self._held.get(shard)
+        if shard in self._done or shard in self._returned or (held is not None and self._works_on(held)):
             return False
         self._returned.add(shard)
-        for row in rows:
+        for row in held.rows if held is not None else ():
             row.cancel()
         return True
+
+    def _works_on(self, held: _Held) -> bool:
+        """Whether something has come of a shard, or may come of it soon.
+
+        As long as requests of rows before it are as many as the engine has slots, its own are waiting.
+        """
+        if held.worked or held.first is None:
+            return held.worked
+        return sum(waits for number, waits in self._waits.items() if number < held.first) < self.slots
 
     def learn(self, texts: Texts) -> None:
         """Tells the gates what rows that ran elsewhere have brought."""
@@ -179,7 +163,7 @@ class Worker:
 
     async def probe(self, seeds: Sequence[SeedRow]) -> None:
         """Runs rows to see whether the engine survives them; what they give is thrown away."""
-        await self._all([asyncio.create_task(self._through(seed, new_attempt())) for seed in seeds])
+        await self._all([asyncio.create_task(self._through(seed, _Held(new_attempt()))) for seed in seeds])
 
     async def shard(
         self, shard: Shard, attempt: str, seeds: Sequence[SeedRow], quarantined: Collection[int] = ()
@@ -193,24 +177,33 @@ class Worker:
             EngineDead: the engine is gone; nothing was committed.
             StoreError: the store failed; the shard may or may not be committed.
         """
-        run = [seed for seed in seeds if seed.index not in quarantined]
-        self._unbegun[shard.index] = [asyncio.create_task(self._row(seed, attempt, shard.index)) for seed in run]
+        if shard.index in self._returned:
+            self._returned.discard(shard.index)
+            return None
+        self._held[shard.index] = held = _Held(attempt)
         try:
-            groups = await self._all(self._unbegun[shard.index])
+            done = await self._shard(shard, held, seeds, quarantined)
         except asyncio.CancelledError:
             if shard.index not in self._returned:
                 raise
             return None
         finally:
-            self._unbegun.pop(shard.index, None)
+            del self._held[shard.index]
             self._returned.discard(shard.index)
+        self._done.add(shard.index)
+        return done
+
+    async def _shard(self, shard: Shard, held: _Held, seeds: Sequence[SeedRow], quarantined: Collection[int]) -> Done:
+        held.rows = [asyncio.create_task(self._row(seed, held)) for seed in seeds if seed.index not in quarantined]
+        groups = await self._all(held.rows)
+        held.worked = True
         results = [result for group in groups for result in group]
-        crashed = _Branch("", {}, reason="engine_crash")
+        crashed = Branch("", {}, reason="engine_crash")
         results += [
             self._result(seed, replace(crashed, data=dict(seed.data))) for seed in seeds if seed.index in quarantined
         ]
         # Every further try is an attempt of its own: whether an earlier one got through may be unknown.
-        attempts = itertools.chain([attempt], (new_attempt() for _ in itertools.count()))
+        attempts = itertools.chain([held.attempt], (new_attempt() for _ in itertools.count()))
         manifest, ours = await self._outage.outlast(
             lambda: asyncio.to_thread(commit_shard, self._store, self._plan, shard, next(attempts), seeds, results)
         )
@@ -228,25 +221,27 @@ class Worker:
             for task in tasks:
                 task.cancel()
 
-    async def _through(self, seed: SeedRow, attempt: str, shard: int | None = None) -> list[ResultRow]:
+    async def _through(self, seed: SeedRow, held: _Held) -> list[ResultRow]:
         """One seed row through all steps: at least one result, whatever happens to it."""
         async with self._rows:
-            if shard is not None:
-                self._unbegun.pop(shard, None)
+            row = _Begun(seed, held, next(self._numbers))
+            if held.first is None:
+                held.first = row.number
             self.in_flight += 1
             try:
-                row = _Begun(seed, attempt, next(self._numbers))
-                return await self._advance(row, 0, _Branch("", dict(seed.data)))
+                return await self._advance(row, 0, Branch("", dict(seed.data)))
             finally:
                 self.in_flight -= 1
 
-    def _count(self, completion: Completion) -> None:
+    def _count(self, held: _Held, completion: Completion) -> None:
         """Tokens are progress as they come: a row of many calls may take minutes."""
+        held.worked = True
         self.progress += Progress(input_tokens=completion.input_tokens, output_tokens=completion.output_tokens)
 
-    async def _row(self, seed: SeedRow, attempt: str, shard: int) -> list[ResultRow]:
+    async def _row(self, seed: SeedRow, held: _Held) -> list[ResultRow]:
         """A row of a shard, with its outcome added to the progress."""
-        results = await self._through(seed, attempt, shard)
+        results = await self._through(seed, held)
+        held.worked = True
         ok = any(result.outcome == OK for result in results)
         self.progress += Progress(
             ok=int(ok),
@@ -256,7 +251,7 @@ class Worker:
         )
         return results
 
-    async def _advance(self, row: _Begun, index: int, branch: _Branch) -> list[ResultRow]:
+    async def _advance(self, row: _Begun, index: int, branch: Branch) -> list[ResultRow]:
         if index == len(self._job.steps):
             return [self._result(row.seed, branch)]
         step = self._job.steps[index]
@@ -265,32 +260,39 @@ class Worker:
             *(self._generation(row, index, branch, number if many > 1 else None) for number in range(many))
         )
         if step.group_generations:
-            branches = [branch.after(_grouped(generations))]
+            branches = [branch.after(grouped(generations))]
         elif many == 1:
             branches = [branch.after(generations[0])]
         else:
             parts = branch.split(many)
             branches = [part.after(generation) for part, generation in zip(parts, generations, strict=True)]
         if step.exploded is not None:
-            branches = [part for each in branches for part in _explode(each, *step.exploded)]
+            branches = [part for each in branches for part in explode(each, *step.exploded)]
         groups = await asyncio.gather(
             *(self._advance(row, index + 1 if each.reason is None else len(self._job.steps), each) for each in branches)
         )
         return [result for group in groups for result in group]
 
-    async def _generation(self, row: _Begun, index: int, branch: _Branch, number: int | None) -> _Generation:
+    async def _generation(self, row: _Begun, index: int, branch: Branch, number: int | None) -> Generation:
         seed = row.seed
         parts = (seed.id, branch.path, index) if number is None else (seed.id, branch.path, index, number)
-        key = f"{seed.id}-{branch.path}-{index}-{row.attempt[:8]}" + (f"-g{number}" if number is not None else "")
-        log = CallLog(key, random_seed(self._job.seed, *parts), row.number, watch=self._count)
+        key = f"{seed.id}-{branch.path}-{index}-{row.held.attempt[:8]}" + (f"-g{number}" if number is not None else "")
+        log = CallLog(key, random_seed(self._job.seed, *parts), row.number, watch=partial(self._count, row.held))
+        if self._runners[index].gate is not None:
+            row.held.worked = True
+        self._waits[row.number] += 1
         try:
             added = await self._runners[index].run(dict(branch.data), log)
-            _check_text(added)
+            check_text(added)
         except RowRejected as rejection:
-            return _Generation(log, {}, rejection.reason)
-        return _Generation(log, added, None)
+            return Generation(log, {}, rejection.reason)
+        finally:
+            self._waits[row.number] -= 1
+            if not self._waits[row.number]:
+                del self._waits[row.number]
+        return Generation(log, added, None)
 
-    def _result(self, seed: SeedRow, branch: _Branch) -> ResultRow:
+    def _result(self, seed: SeedRow, branch: Branch) -> ResultRow:
         return ResultRow(
             seed=seed,
             branch=branch.path,
@@ -302,47 +304,5 @@ class Worker:
             input_tokens=branch.input_tokens,
             output_tokens=branch.output_tokens,
             notes=branch.notes,
-            failed_completion=None if branch.reason is None else _storable(branch.last),
+            failed_completion=None if branch.reason is None else storable(branch.last),
         )
-
-
-def _grouped(generations: Sequence[_Generation]) -> _Generation:
-    """Several generations as one with lists; one that failed is noted and left out, and all of them fail together."""
-    good = [generation for generation in generations if generation.reason is None]
-    log = CallLog("", 0)
-    for generation in generations:
-        log.input_tokens += generation.log.input_tokens
-        log.output_tokens += generation.log.output_tokens
-        log.notes += generation.log.notes
-        if log.finish_reason != "length":
-            log.finish_reason = generation.log.finish_reason
-    if not good:
-        log.last = generations[0].log.last
-        return _Generation(log, {}, generations[0].reason)
-    log.notes += [f"generation_failed:{each.reason}" for each in generations if each.reason is not None]
-    return _Generation(log, {name: [each.added[name] for each in good] for name in good[0].added}, None)
-
-
-def _check_text(added: Mapping[str, Any]) -> None:
-    """Rejects text that no file can hold: half a surrogate pair."""
-    try:
-        json.dumps(added, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise RowRejected("invalid_text") from None
-
-
-def _storable(text: str | None) -> str | None:
-    """A text as a file can hold it."""
-    return text and text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _explode(branch: _Branch, column: str, new: str) -> list[_Branch]:
-    """A branch for every item of a list; the branch itself, rejected, where the list has none."""
-    if branch.reason is not None:
-        return [branch]
-    items = [item for item in branch.data.get(column) or () if item is not None and item != ""]
-    if not items:
-        return [replace(branch, reason="nothing_to_explode")]
-    rest = {name: value for name, value in branch.data.items() if name != column}
-    parts = branch.split(len(items))
-    return [replace(part, data={**rest, new: item}) for part, item in zip(parts, items, strict=True)]

@@ -74,7 +74,7 @@ class EngineHost:
             return Answer("failed", error=f"{type(error).__name__} in {_where(error)}")
 
     def recall(self, shard: int) -> bool:
-        """Gives a shard back where none of its rows has begun; says whether it does."""
+        """Gives a shard back that the engine has not begun to work on; says whether it does."""
         return self._worker is not None and self._worker.give_back(shard)
 
     def learn(self, texts: Texts) -> None:

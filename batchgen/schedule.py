@@ -193,7 +193,7 @@ class Scheduler:
         return self._fill()
 
     def shard_returned(self, engine: int, shard: int) -> list[Action]:
-        """An engine gave a shard back of which no row had begun."""
+        """An engine gave a shard back that it had not begun to work on."""
         returned = self._take(engine, shard)
         if returned is None:
             return []
@@ -201,7 +201,7 @@ class Scheduler:
         return self._fill()
 
     def recall_refused(self, engine: int, shard: int) -> list[Action]:
-        """An engine has begun with a shard that it was asked back, and with all that it was given before."""
+        """An engine works on a shard that it was asked back, and on all that it was given before."""
         if self.finished or engine not in self._engines or shard not in self._engines[engine].asked:
             return []
         self._engines[engine].asked.discard(shard)

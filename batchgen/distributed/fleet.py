@@ -253,7 +253,7 @@ class RayFleet:
         return answer
 
     async def recall(self, engine: int, shard: int) -> bool:
-        """Whether an engine gives a shard back, as none of its rows has begun."""
+        """Whether an engine gives a shard back, as it has not begun to work on it."""
         actor = self._actors.get(engine)
         if actor is None:
             return False

@@ -99,7 +99,6 @@ def test_a_shard_is_given_back_as_long_as_none_of_its_rows_has_begun(tmp_path: P
         assert not worker.give_back(first.index), "its four rows fill what is in flight"
         assert worker.give_back(third.index)
         assert not worker.give_back(third.index), "it is given back already"
-        assert not worker.give_back(99), "it never was here"
         answers = await asyncio.gather(*run)
         assert not worker.give_back(second.index), "it is done"
         # It may come again.
@@ -109,6 +108,83 @@ def test_a_shard_is_given_back_as_long_as_none_of_its_rows_has_begun(tmp_path: P
     assert [answer and answer.progress.ok for answer in answers] == [4, 4, None, 4]
     assert sorted(committed(store, plan)) == [first.index, second.index, third.index]
     assert (engine.calls, worker.progress.ok) == (3 * 4 * 2, 12), "two calls a row, and none of them twice"
+
+
+def test_a_shard_whose_rows_all_wait_for_slots_is_given_back(tmp_path: Path):
+    script = {"slots": 2, "latency": 0.001}
+    job = chaos_job(tmp_path, source={"count": 4}, shard_rows=2, model={"path": "chaos", "engine": script})
+
+    class Held(ChaosEngine):
+        asked = 0
+        opened = asyncio.Event()
+
+        async def generate(self, request):
+            self.asked += 1
+            await self.opened.wait()
+            return await super().generate(request)
+
+    engine = Held(EngineSpec("chaos", arguments=script))
+    worker, plan, seeds, store = worker_on(engine, job)
+
+    async def go() -> list[Done | None]:
+        run = [
+            asyncio.create_task(worker.shard(shard, new_attempt(), seeds.slice(shard.start, shard.stop)))
+            for shard in plan.shards
+        ]
+        while engine.asked < 4:
+            await asyncio.sleep(0)
+        assert not worker.give_back(0), "its two rows have the two slots"
+        assert worker.give_back(1), "the two slots are the other rows'"
+        engine.opened.set()
+        answers = await asyncio.gather(*run)
+        before = worker.progress.output_tokens
+        again = asyncio.create_task(worker.shard(plan.shards[1], new_attempt(), seeds.slice(2, 4)))
+        while worker.progress.output_tokens == before:
+            await asyncio.sleep(0)
+        assert not worker.give_back(1), "it has a completion"
+        return [*answers, await again]
+
+    answers = asyncio.run(go())
+    assert [answer and answer.progress.ok for answer in answers] == [2, None, 2]
+    assert sorted(committed(store, plan)) == [0, 1]
+    assert worker.progress.ok == 4
+
+
+def test_a_shard_that_is_asked_back_before_it_has_come_is_given_back_as_it_comes(tmp_path: Path):
+    job = chaos_job(tmp_path, source={"count": 4}, shard_rows=4)
+    worker, plan, seeds, _ = worker_on(ChaosEngine(EngineSpec("chaos")), job)
+
+    async def go() -> list[Done | None]:
+        assert worker.give_back(0)
+        assert not worker.give_back(0), "it is given back already"
+        return [await worker.shard(plan.shards[0], new_attempt(), seeds.slice(0, 4)) for _ in range(2)]
+
+    first, second = asyncio.run(go())
+    assert first is None
+    assert second is not None
+    assert second.progress.ok == worker.progress.ok == 4
+
+
+def test_a_shard_whose_texts_a_gate_knows_is_not_given_back(tmp_path: Path):
+    script = {"slots": 1, "latency": 10}
+    steps = [{"task": "drop_duplicates"}, {"task": "text_generation"}]
+    rows = [{"instruction": text} for text in "abcd"]
+    model = {"path": "chaos", "engine": script}
+    job = chaos_job(tmp_path, source={"rows": rows}, shard_rows=1, model=model, steps=steps)
+    worker, plan, seeds, _ = worker_on(ChaosEngine(EngineSpec("chaos", arguments=script)), job)
+
+    async def go() -> list[bool]:
+        run = [
+            asyncio.create_task(worker.shard(shard, new_attempt(), seeds.slice(shard.start, shard.stop)))
+            for shard in plan.shards
+        ]
+        await asyncio.sleep(0.01)
+        given = [worker.give_back(shard.index) for shard in plan.shards]
+        for each in run:
+            each.cancel()
+        return given
+
+    assert asyncio.run(go()) == [False, False, True, True], "two are in flight"
 
 
 def test_a_shard_whose_rows_are_all_quarantined_cannot_be_given_back_any_more(tmp_path: Path):
@@ -491,3 +567,21 @@ def test_drivers_that_start_and_end_together_all_end_with_the_dataset(tmp_path: 
             results = [future.result() for future in [pool.submit(drive) for _ in range(4)]]
         assert [(result.progress.ok, result.version.number) for result in results] == [(8, 1)] * 4
         assert (Path(results[0].dataset) / "README.md").is_file()
+
+
+def test_rows_that_fan_out_are_spread_over_all_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    calls: dict[int, int] = {}
+    generate = ChaosEngine.generate
+
+    async def counted(self, request):
+        calls[id(self)] = calls.get(id(self), 0) + 1
+        return await generate(self, request)
+
+    monkeypatch.setattr(ChaosEngine, "generate", counted)
+    rows = [{"context": f"text {number}"} for number in range(120)]
+    model = {"path": "chaos", "engine": {"slots": 16, "latency": 0.03, "lines": 5}}
+    result = run(chaos_job(tmp_path, source={"rows": rows}, model=model, steps=CHAIN, engines=4), in_process=True)
+    assert result.progress.ok == 120
+    assert len(calls) == 4
+    # The first engines that are up get more than they can begin with; what waits for their slots is taken back.
+    assert max(calls.values()) < 1.5 * sum(calls.values()) / 4

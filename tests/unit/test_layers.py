@@ -40,7 +40,7 @@ LAYERS = [
     ["seedfiles", "draw", "translate"],
     ["seeds"],
     ["plan"],
-    ["actions", "commit", "starts", "suspects"],
+    ["actions", "branches", "commit", "starts", "suspects"],
     ["enginestate", "known"],
     ["schedule"],
     ["generate", "fleet"],

@@ -1,0 +1,102 @@
+"""A row on its way through the steps: what it has so far, how it splits, and what its steps made of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from batchgen.errors import RowRejected
+from batchgen.tasks.llm import CallLog
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A row on its way through the steps.
+
+    Token counts are those of this branch alone: what was spent before an explode goes with the first branch, so that
+    the branches' sums are what the engine really did.
+    """
+
+    path: str
+    data: Mapping[str, Any]
+    input_tokens: int = 0
+    output_tokens: int = 0
+    finish_reason: str | None = None
+    notes: tuple[str, ...] = ()
+    reason: str | None = None
+    last: str | None = None
+
+    def after(self, generation: Generation) -> Branch:
+        """The branch with what a step made of it."""
+        log = generation.log
+        return replace(
+            self,
+            data={**self.data, **generation.added},
+            input_tokens=self.input_tokens + log.input_tokens,
+            output_tokens=self.output_tokens + log.output_tokens,
+            # A step that calls no engine changes nothing about that.
+            finish_reason="length"
+            if "length" in (self.finish_reason, log.finish_reason)
+            else log.finish_reason or self.finish_reason,
+            notes=(*self.notes, *log.notes),
+            reason=generation.reason,
+            last=self.last if log.last is None else log.last,
+        )
+
+    def split(self, number: int) -> list[Branch]:
+        """Branches of this one; what was spent so far, and its notes, go with the first."""
+        rest = replace(self, input_tokens=0, output_tokens=0, notes=())
+        return [replace(rest if i else self, path=f"{self.path}.{i}".lstrip(".")) for i in range(number)]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One run of a step over a branch: the columns that it adds, or why there are none."""
+
+    log: CallLog
+    added: Mapping[str, Any]
+    reason: str | None
+
+
+def grouped(generations: Sequence[Generation]) -> Generation:
+    """Several generations as one with lists; one that failed is noted and left out, and all of them fail together."""
+    good = [generation for generation in generations if generation.reason is None]
+    log = CallLog("", 0)
+    for generation in generations:
+        log.input_tokens += generation.log.input_tokens
+        log.output_tokens += generation.log.output_tokens
+        log.notes += generation.log.notes
+        if log.finish_reason != "length":
+            log.finish_reason = generation.log.finish_reason
+    if not good:
+        log.last = generations[0].log.last
+        return Generation(log, {}, generations[0].reason)
+    log.notes += [f"generation_failed:{each.reason}" for each in generations if each.reason is not None]
+    return Generation(log, {name: [each.added[name] for each in good] for name in good[0].added}, None)
+
+
+def check_text(added: Mapping[str, Any]) -> None:
+    """Rejects text that no file can hold: half a surrogate pair."""
+    try:
+        json.dumps(added, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise RowRejected("invalid_text") from None
+
+
+def storable(text: str | None) -> str | None:
+    """A text as a file can hold it."""
+    return text and text.encode("utf-8", "replace").decode("utf-8")
+
+
+def explode(branch: Branch, column: str, new: str) -> list[Branch]:
+    """A branch for every item of a list; the branch itself, rejected, where the list has none."""
+    if branch.reason is not None:
+        return [branch]
+    items = [item for item in branch.data.get(column) or () if item is not None and item != ""]
+    if not items:
+        return [replace(branch, reason="nothing_to_explode")]
+    rest = {name: value for name, value in branch.data.items() if name != column}
+    parts = branch.split(len(items))
+    return [replace(part, data={**rest, new: item}) for part, item in zip(parts, items, strict=True)]
