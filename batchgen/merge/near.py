@@ -33,7 +33,6 @@ def _join(parents: Any, order: Any, keys: Any, matrix: Any, rows: Any, least: An
         text = order[position]
         if keys[text] != keys[order[run]]:
             run = position
-            continue
         for before in range(max(run, position - most), position):
             one, other = _root(parents, order[before]), _root(parents, text)
             if one == other:

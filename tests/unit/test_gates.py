@@ -19,7 +19,7 @@ from batchgen.host import LocalFleet
 from batchgen.job import Job
 from batchgen.known import KnownTexts, Texts, committed_texts
 from batchgen.merge.near import clusters
-from batchgen.minhash import normalise, signatures
+from batchgen.minhash import PERMUTATIONS, least_agreement, normalise, signatures
 from batchgen.tasks import nearindex
 from batchgen.tasks.seen import Seen
 from batchgen.upkeep import revoke
@@ -278,3 +278,13 @@ def test_a_gate_that_is_told_something_wrong_is_refused(tmp_path: Path, step: di
             steps=[{"task": "drop_duplicates", **step}, {"task": "text_generation"}],
         )
         planned(job)
+
+
+def test_a_near_text_agrees_in_as_many_places_as_the_threshold_expects():
+    index = nearindex.NearIndex(0.8)
+    index.add(np.zeros((1, PERMUTATIONS), np.uint8), row=0)
+    for agreeing, near in ((least_agreement(0.8), True), (least_agreement(0.8) - 1, False)):
+        signature = np.zeros(PERMUTATIONS, np.uint8)
+        signature[agreeing:] = 1
+        assert index.has_another(signature, row=1) is near
+        assert not index.has_another(signature, row=0), "it is the row's own"

@@ -112,6 +112,17 @@ def test_texts_that_share_a_band_and_little_more_stay_apart():
     assert near.clusters(signatures, 0.8).tolist() == list(range(len(texts)))
 
 
+def test_an_edge_agrees_in_as_many_places_as_the_threshold_expects():
+    least = minhash.least_agreement(0.8)
+    assert least == 103, "0.8 of 128, and what is alike by chance"
+    for agreeing, first in ((least, [0, 0]), (least - 1, [0, 1])):
+        pair = np.zeros((2, minhash.PERMUTATIONS), np.uint8)
+        pair[1, agreeing:] = 1
+        assert near.clusters(pair, 0.8).tolist() == first
+    assert minhash.least_agreement(0.5) == 65
+    assert minhash.least_agreement(1.0) == 128
+
+
 def test_a_huge_bucket_is_one_cluster_and_signs_tell_texts_apart():
     same = near.clusters(minhash.signatures(pa.array(["the very same text again and again"] * 5000)), 0.8)
     assert set(same.tolist()) == {0}
