@@ -108,7 +108,10 @@ class TransformersEngine:
             await asyncio.sleep(0)  # rows that have just been answered ask again
             while not self._waiting.empty():
                 held.append(self._waiting.get_nowait())
-            held.sort(key=lambda item: item[0].priority)
+            # Nobody waits for some any more: their shard was given back.
+            held = sorted((item for item in held if not item[1].done()), key=lambda item: item[0].priority)
+            if not held:
+                continue
             # Only equal parameters go together: `generate` has one set of them a batch.
             same = [item for item in held if self._key(item[0]) == self._key(held[0][0])][: self.slots]
             taken = {id(item[1]) for item in same}

@@ -13,7 +13,7 @@ import pytest
 
 from batchgen.embedded import MODEL_PATH
 from batchgen.engines import build_engine
-from batchgen.engines.base import Engine, EngineSpec, Request
+from batchgen.engines.base import Completion, Engine, EngineSpec, Request
 from batchgen.engines.chaos import ChaosEngine
 from batchgen.errors import RowRejected
 
@@ -113,6 +113,25 @@ def test_lower_priorities_go_first(engine: Engine, loop_thread):
     # Those that came first found the slots free; then the order is the other way round.
     by_priority = [sum(i for i, each in enumerate(ended) if each == priority) for priority in (1, 2, 3)]
     assert by_priority == sorted(by_priority)
+
+
+def test_requests_that_are_given_up_leave_their_slots_to_others(engine: Engine, loop_thread):
+    prompt, slots = engine.chat.user_prompt([]).token_ids, engine.slots
+
+    async def go() -> int:
+        def asked(number: int) -> asyncio.Task[Completion]:
+            request = Request(prompt, {"max_tokens": 400}, number, key=f"given-up-{number}", priority=number)
+            return asyncio.create_task(engine.generate(request))
+
+        tasks = [asked(number) for number in range(3 * slots)]
+        await asyncio.sleep(0.05)
+        for task in tasks:
+            task.cancel()
+        left = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(each, asyncio.CancelledError | Completion) for each in left)
+        return len(await asyncio.wait_for(asyncio.gather(*(asked(3 * slots + n) for n in range(slots))), 60))
+
+    assert loop_thread.run(go()) == slots
 
 
 with_a_model = pytest.mark.parametrize("engine", WITH_A_MODEL, indirect=True)

@@ -159,6 +159,27 @@ def test_the_tokens_of_a_completion_are_those_of_its_text(vllm_engine: Engine, l
     assert ask(max_tokens=40, stop=["Tokyo"]).token_ids == []
 
 
+def test_vllm_drops_what_nobody_waits_for_any_more(vllm_engine: Engine, loop_thread):
+    prompt = vllm_engine.chat.user_prompt([]).token_ids
+    processor = vllm_engine._llm.output_processor
+
+    async def go() -> list[int]:
+        sampling = {"max_tokens": 1500, "ignore_eos": True}
+        requests = [Request(prompt, sampling, n, key=f"dropped-{n}", priority=n) for n in range(3 * vllm_engine.slots)]
+        asked = [asyncio.create_task(vllm_engine.generate(request)) for request in requests]
+        while processor.get_num_unfinished_requests() < len(asked):
+            await asyncio.sleep(0.01)
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        return [processor.get_num_unfinished_requests(), sum(task.cancelled() for task in asked) - len(asked)]
+
+    assert loop_thread.run(go()) == [0, 0]
+    # Behind what was dropped, which would take the engine 40 seconds and more.
+    last = vllm_engine.generate(Request(prompt, {"max_tokens": 2}, 0, key="after", priority=1000))
+    assert loop_thread.run(asyncio.wait_for(last, 20)).output_tokens
+
+
 def test_magpie_user_turns_are_the_grammar_s_and_end_cleanly(vllm_engine: Engine, loop_thread):
     chat = vllm_engine.chat
     stop, stop_token_ids = chat.user_stop

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from batchgen.engines.base import EngineSpec, Request
+from batchgen.engines.base import Completion, EngineSpec, Request
 from batchgen.engines.transformers import TransformersEngine
 from batchgen.errors import EngineDead
 
@@ -75,3 +75,29 @@ def test_where_a_batch_fails_all_that_wait_are_told(engine: TransformersEngine):
     for answer in asyncio.run(run()):
         assert isinstance(answer, EngineDead)
         assert str(answer) == "transformers failed: RuntimeError", "its text may quote a prompt"
+
+
+def test_what_nobody_waits_for_any_more_is_not_generated(engine: TransformersEngine):
+    batches: list[list[int]] = []
+
+    def batch(requests: Any) -> Any:
+        batches.append([request.seed for request in requests])
+        return [Completion("x", "stop", 1, 1) for _ in requests]
+
+    engine._batch = batch  # type: ignore[method-assign]
+
+    async def run() -> None:
+        engine._loop = asyncio.create_task(engine._serve())
+        asked = [asyncio.create_task(engine.generate(Request([1], {}, seed=seed))) for seed in range(4)]
+        await asyncio.sleep(0)
+        asked[1].cancel()
+        asked[2].cancel()
+        await asyncio.gather(asked[0], asked[3])
+        lonely = asyncio.create_task(engine.generate(Request([1], {}, seed=5)))
+        await asyncio.sleep(0)
+        lonely.cancel()
+        await engine.generate(Request([1], {}, seed=6))
+        engine._loop.cancel()
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+    assert batches == [[0, 3], [6]]
