@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from batchgen.plan import Shard
 from batchgen.suspects import Isolated
 
-# Rows that an engine should hold per slot of it. A worker has two in flight; about as many are finished and wait for
-# the slow rows of their shards, and the rest are at hand when a slot falls free.
+# Rows that an engine should hold per slot of it. A worker has two in flight; some are finished and wait for the slow
+# rows of their shards, and the rest are at hand when a slot falls free.
 HELD_ROWS_PER_SLOT = 6
 HELD_SHARDS = 2
 # With fewer an engine runs short: that many the worker has in flight (`generate.ROWS_PER_SLOT`).
@@ -27,7 +27,7 @@ class EngineState:
     worked: bool = False
     # In the order in which they were handed out, which is that in which a worker begins with them.
     shards: dict[int, Shard] = field(default_factory=dict)
-    # Of these: asked back and not answered yet; known to have begun.
+    # Of these: asked back and not answered yet; known to be worked on.
     asked: set[int] = field(default_factory=set)
     begun: set[int] = field(default_factory=set)
     # Shards that failed on it, while it was well, since it did one.
@@ -52,7 +52,7 @@ class EngineState:
         return self.free and (len(self.shards) < HELD_SHARDS or self.load < HELD_ROWS_PER_SLOT)
 
     def recallable(self) -> list[Shard]:
-        """Those that may not have begun and are not asked back yet, last come first."""
+        """Those that may not be worked on yet and are not asked back, last come first."""
         if self.alone is not None:
             return []
         last_come = reversed(self.shards.values())
