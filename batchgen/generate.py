@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -104,9 +105,16 @@ class Worker:
             )
             for step, of_step in zip(job.steps, engines, strict=True)
         ]
-        called = {id(each): each for step, each in zip(job.steps, engines, strict=True) if step.spec.distilabel}
+        called = [each for step, each in zip(job.steps, engines, strict=True) if step.spec.distilabel]
         # How many requests the engines of all steps work on at once: a row keeps one of them busy at a time.
-        self.slots = sum(each.slots for each in called.values()) or engine.slots
+        self.slots = sum(each.slots for each in {id(each): each for each in called}.values()) or engine.slots
+        # The engine to which a row's first request goes, and the steps that call it.
+        self._first = called[0] if called else engine
+        self._steps_of_first = {
+            index
+            for index, (step, each) in enumerate(zip(job.steps, engines, strict=True))
+            if step.spec.distilabel and each is self._first
+        }
         self._gates = [
             (column, gate)
             for index, column in gate_columns(job).items()
@@ -115,7 +123,7 @@ class Worker:
         # First come, first served: a shard begins when all that came before it have.
         self._rows = asyncio.Semaphore(max(2, int(self.slots * ROWS_PER_SLOT)))
         self._numbers = itertools.count()
-        # How often each row in flight waits for its step, which mostly is a request.
+        # How often each row in flight waits for that engine.
         self._waits = Counter[int]()
         self._held: dict[int, _Held] = {}
         self._done: set[int] = set()
@@ -150,11 +158,12 @@ class Worker:
     def _works_on(self, held: _Held) -> bool:
         """Whether something has come of a shard, or may come of it soon.
 
-        As long as requests of rows before it are as many as the engine has slots, its own are waiting.
+        Until then all of its requests are their rows' first ones. As long as requests of rows before it are as many
+        as the engine of those has slots, its own are waiting.
         """
         if held.worked or held.first is None:
             return held.worked
-        return sum(waits for number, waits in self._waits.items() if number < held.first) < self.slots
+        return sum(waits for number, waits in self._waits.items() if number < held.first) < self._first.slots
 
     def learn(self, texts: Texts) -> None:
         """Tells the gates what rows that ran elsewhere have brought."""
@@ -280,17 +289,24 @@ class Worker:
         log = CallLog(key, random_seed(self._job.seed, *parts), row.number, watch=partial(self._count, row.held))
         if self._runners[index].gate is not None:
             row.held.worked = True
-        self._waits[row.number] += 1
         try:
-            added = await self._runners[index].run(dict(branch.data), log)
+            with self._waiting_of(row) if index in self._steps_of_first else nullcontext():
+                added = await self._runners[index].run(dict(branch.data), log)
             check_text(added)
         except RowRejected as rejection:
             return Generation(log, {}, rejection.reason)
+        return Generation(log, added, None)
+
+    @contextmanager
+    def _waiting_of(self, row: _Begun) -> Iterator[None]:
+        """Counts a row among those that wait for the engine of first requests."""
+        self._waits[row.number] += 1
+        try:
+            yield
         finally:
             self._waits[row.number] -= 1
             if not self._waits[row.number]:
                 del self._waits[row.number]
-        return Generation(log, added, None)
 
     def _result(self, seed: SeedRow, branch: Branch) -> ResultRow:
         return ResultRow(

@@ -150,6 +150,47 @@ def test_a_shard_whose_rows_all_wait_for_slots_is_given_back(tmp_path: Path):
     assert worker.progress.ok == 4
 
 
+@pytest.mark.parametrize(("slots", "judge_slots", "drafted", "waits"), [(2, 40, 0, True), (40, 2, 45, False)])
+def test_a_shard_waits_for_the_engine_of_its_first_requests_whatever_others_do(
+    tmp_path: Path, slots: int, judge_slots: int, drafted: int, waits: bool
+):
+    class Held(ScriptedEngine):
+        answered = 0
+
+        async def generate(self, request):
+            number = len(self.prompts)
+            completion = await super().generate(request)
+            if number >= self.answered:
+                await asyncio.Event().wait()
+            return completion
+
+    generator, judge = Held(lambda prompt, number: "text"), Held(lambda prompt, number: "text")
+    generator.slots, generator.answered, judge.slots = slots, drafted, judge_slots
+    steps = [
+        {"task": "text_generation", "output_mappings": {"generation": "draft"}},
+        {"task": "text_generation", "model": "judge", "input_mappings": {"instruction": "draft"}},
+    ]
+    rows = [{"instruction": f"row {i}"} for i in range(60)]
+    models = {"judge": {"path": "chaos"}}
+    job = chaos_job(tmp_path, source={"rows": rows}, shard_rows=drafted or 30, models=models, steps=steps)
+    plan, seeds, store = planned(job)
+    worker = Worker(job, plan, store, generator, {"judge": judge})
+
+    async def go() -> bool:
+        run = [
+            asyncio.create_task(worker.shard(shard, new_attempt(), seeds.slice(shard.start, shard.stop)))
+            for shard in plan.shards
+        ]
+        while len(generator.prompts) + len(judge.prompts) < 60 + drafted:
+            await asyncio.sleep(0)
+        given = worker.give_back(1)
+        for each in run:
+            each.cancel()
+        return given
+
+    assert asyncio.run(go()) is waits
+
+
 def test_a_shard_that_is_asked_back_before_it_has_come_is_given_back_as_it_comes(tmp_path: Path):
     job = chaos_job(tmp_path, source={"count": 4}, shard_rows=4)
     worker, plan, seeds, _ = worker_on(ChaosEngine(EngineSpec("chaos")), job)
