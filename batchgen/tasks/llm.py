@@ -209,4 +209,10 @@ def vllm_structure(wanted: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 async def _all(calls: list[Any]) -> list[Completion]:
-    return list(await asyncio.gather(*calls))
+    """The completions of all calls; where one rejects the row, nobody wants the others any more."""
+    running = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return list(await asyncio.gather(*running))
+    finally:
+        for call in running:
+            call.cancel()

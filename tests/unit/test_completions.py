@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -9,6 +10,9 @@ import pytest
 
 from batchgen.errors import RowRejected
 from batchgen.tasks.completions import listed_instructions, parse_data, same_answer, solution_steps, without_lead
+from batchgen.tasks.llm import CallLog
+from batchgen.tasks.runner import TaskRunner
+from batchgen.tasks.table import TASKS
 from tests.helpers import ScriptedEngine, run_task, run_with_log
 from tests.task_examples import EXAMPLES
 
@@ -344,6 +348,33 @@ def test_a_step_is_right_where_any_completion_ends_right(answer: str, parameters
 def test_a_step_without_a_label_rejects_the_row(answer: str, parameters: dict[str, Any]):
     with pytest.raises(RowRejected, match="invalid_output"):
         run_task("math_shepherd_completer", STEPS, ScriptedEngine([answer]), **parameters)
+
+
+def test_calls_of_a_row_that_is_rejected_leave_the_engine():
+    class Slow(ScriptedEngine):
+        ended = 0
+
+        async def generate(self, request):
+            completion = await super().generate(request)
+            if completion.text:
+                try:
+                    await asyncio.sleep(60)
+                finally:
+                    self.ended += 1
+            return completion
+
+    engine = Slow(["", SOLVED, SOLVED])
+    row = {**STEPS, "solutions": STEPS["solutions"] * 3}
+    spec = TASKS["math_shepherd_completer"]
+    runner = TaskRunner("completer", spec, spec.parameters(), {}, {}, engine, {})
+
+    async def go() -> None:
+        with pytest.raises(RowRejected, match="empty_completion"):
+            await runner.run(row, CallLog("row", 0))
+        await asyncio.sleep(0)
+        assert (len(engine.prompts), engine.ended) == (3, 2)
+
+    asyncio.run(go())
 
 
 def test_solutions_end_in_an_answer_and_missing_ones_are_noted():
