@@ -191,6 +191,41 @@ def test_a_shard_waits_for_the_engine_of_its_first_requests_whatever_others_do(
     assert asyncio.run(go()) is waits
 
 
+@pytest.mark.parametrize("quick", ["answer me", ""])
+def test_a_shard_of_which_something_has_come_is_kept_though_the_rest_waits(tmp_path: Path, quick: str):
+    class Held(ScriptedEngine):
+        slots = 2
+
+        async def generate(self, request):
+            answered = "answer me" in self.decode(request.token_ids) and not any("answer me" in p for p in self.prompts)
+            completion = await super().generate(request)
+            if not answered:
+                await asyncio.Event().wait()
+            return completion
+
+    engine = Held(lambda prompt, number: "text")
+    rows = [{"instruction": text} for text in ("wait", "wait", quick, "wait")]
+    # A completion, of a row that goes on, or a row's end without one.
+    steps = [{"task": "text_generation", "output_mappings": {"generation": "draft"}}, {"task": "text_generation"}]
+    job = chaos_job(tmp_path, source={"rows": rows}, shard_rows=2, steps=steps)
+    worker, plan, seeds, _ = worker_on(engine, job)
+
+    async def go() -> bool:
+        run = [
+            asyncio.create_task(worker.shard(shard, new_attempt(), seeds.slice(shard.start, shard.stop)))
+            for shard in plan.shards
+        ]
+        for _ in range(100):
+            await asyncio.sleep(0)
+        given = worker.give_back(1)
+        for each in run:
+            each.cancel()
+        return given
+
+    assert asyncio.run(go()) is False
+    assert sum("wait" in prompt for prompt in engine.prompts) == 3
+
+
 def test_a_shard_that_is_asked_back_before_it_has_come_is_given_back_as_it_comes(tmp_path: Path):
     job = chaos_job(tmp_path, source={"count": 4}, shard_rows=4)
     worker, plan, seeds, _ = worker_on(ChaosEngine(EngineSpec("chaos")), job)
