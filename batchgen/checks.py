@@ -161,6 +161,8 @@ def check_sampling(sampling: Mapping[str, Any]) -> None:
             raise complaint(f"expected token ids and numbers, got {token!r}: {bias!r} among them", ("logit_bias",))
     if (structured := sampling.get("structured_outputs")) is not None:
         _check_structured(structured)
+    if (repetition := sampling.get("repetition_detection")) is not None:
+        _check_repetition(repetition)
 
 
 # One of them says what a completion has to look like; the other arguments say how that is meant.
@@ -185,6 +187,18 @@ def _check_structured(given: Any) -> None:
             raise complaint(f"not JSON: {error}", (where, "json")) from None
         if not isinstance(schema, dict):
             raise complaint(f"expected a JSON schema, got {value!r}", (where, "json"))
+
+
+def _check_repetition(given: Any) -> None:
+    where, legal = "repetition_detection", arguments.repetition_arguments()
+    if not isinstance(given, dict):
+        raise complaint(f"expected a mapping with {', '.join(legal)}, got {given!r}", (where,))
+    check_arguments(given, legal, {}, where)
+    least = {"max_pattern_size": max(1, given.get("min_pattern_size", 0)), "min_count": 2, "min_pattern_size": 0}
+    for name, low in least.items():
+        if given.get(name, 0) < low:
+            got = f"got {given[name]!r}" if name in given else "and is missing"
+            raise complaint(f"must be at least {low}, {got}", (where, name))
 
 
 def check_columns(names: Sequence[str], where: str) -> None:

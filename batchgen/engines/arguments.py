@@ -16,14 +16,21 @@ _NO_CODE = "a job is data and names no code"
 _LOGS = "what vLLM prints goes to the run's logs, and no prompt does"
 _ONE_MACHINE = "an engine lives on one machine, and its processes are started there"
 # An engine takes their product.
-GPU_ARGUMENTS = ("tensor_parallel_size", "pipeline_parallel_size")
+GPU_ARGUMENTS = ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size")
 # Set by batchgen itself: a job that set them would break what a run promises.
 OWNED_ENGINE = {
     "model": "use model.path",
     "revision": "use model.revision",
     "seed": "every engine start has its own; the job's seed is `seed`",
     "trust_remote_code": "a job is data; pass --trust-remote-code on the command line, with a pinned model.revision",
-    "skip_tokenizer_init": "prompts are rendered with the model's own tokenizer",
+    **dict.fromkeys(("skip_tokenizer_init", "tokens_only"), "prompts are rendered with the model's own tokenizer"),
+    **dict.fromkeys(("convert", "pooler_config", "runner"), "an engine generates text"),
+    **dict.fromkeys(
+        ("max_num_queued_reqs", "max_num_queued_tokens"), "vLLM would refuse rows for which it has no room yet"
+    ),
+    **dict.fromkeys(("spec_method", "spec_model", "spec_tokens"), "use speculative_config"),
+    "override_generation_config": "use `sampling`; servers alone go by it",
+    "device_ids": "each engine is given GPUs of its own",
     "distributed_executor_backend": _ONE_MACHINE,
     **dict.fromkeys(("master_addr", "master_port", "nnodes", "node_rank"), _ONE_MACHINE),
     **dict.fromkeys(
@@ -58,6 +65,7 @@ OWNED_ENGINE = {
         _NO_CODE,
     ),
     "kv_transfer_config": f"{_NO_CODE}; a cache in the machine's own memory is kv_offloading_size",
+    "kv_events_config": "vLLM would publish the tokens of prompts on a port of the machine",
     **dict.fromkeys(("enable_log_requests", "log_config_file", "logging_config"), _LOGS),
 }
 # Fields within engine arguments by which vLLM would import or run something.
@@ -92,7 +100,18 @@ OWNED_SAMPLING = {
     "detokenize": "tasks read text",
     "stream_interval": "only finished outputs are read",
     "skip_clone": "batchgen makes each row's own parameters",
-    "prompt_logprobs": "there is no column for them",
+    "output_text_buffer_length": "vLLM sets it itself",
+    "trace_decode_token_ids": "they would be every row's completion",
+    **dict.fromkeys(
+        (
+            "logprob_token_ids",
+            "prompt_logprob_start",
+            "prompt_logprob_token_ids",
+            "prompt_logprobs",
+            "routed_experts_prompt_start",
+        ),
+        "there is no column for them",
+    ),
     "logprobs": "use `logprobs: true` on a step",
 }
 # Legal values; or type names with " | " between, or "any".
@@ -128,6 +147,11 @@ def sampling_arguments() -> Mapping[str, Kind]:
 def structured_arguments() -> Mapping[str, Kind]:
     """Names that `sampling.structured_outputs` takes, with their kinds."""
     return _frozen()["structured_outputs"]
+
+
+def repetition_arguments() -> Mapping[str, Kind]:
+    """Names that `sampling.repetition_detection` takes, with their kinds."""
+    return _frozen()["repetition_detection"]
 
 
 def code_within(engine: Mapping[str, Any]) -> tuple[tuple[str, str], str] | None:

@@ -55,7 +55,7 @@ class Completion:
 
     Args:
         text: without special tokens.
-        finish_reason: "stop" or "length", as vLLM says it.
+        finish_reason: "stop", "length" or "repetition", as vLLM says it.
         input_tokens: length of the prompt.
         output_tokens: length of the completion.
         token_ids: of exactly `text`; empty where that is not known.

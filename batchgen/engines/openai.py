@@ -24,6 +24,11 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,39}")
 _ROW_STATUSES = (400, 413, 422)
 _LASTING_STATUSES = (401, 403, 404)
 _PASSING_STATUSES = (408, 409, 429)
+# How servers say that they did not finish a completion, for no fault of its own: vLLM's that is being stopped says
+# "abort", DeepSeek's the last. What there is of the text is no answer.
+_BROKEN_OFF = ("abort", "error", "insufficient_system_resource")
+# How some say "length".
+_CUT = ("max_tokens", "model_length")
 # A list of models takes no thinking: a server that does not give it is not there yet, which is to be told.
 _LIST_SECONDS = 30.0
 
@@ -114,10 +119,12 @@ class OpenAIEngine:
         choice = answer.choices[0]
         if choice.finish_reason == "content_filter":
             raise RowRejected("content_filter")  # what is there was broken off
+        if (reason := choice.finish_reason) in _BROKEN_OFF:
+            raise EngineUnavailable(f"{self.options.base_url} broke a completion off: {reason}", perhaps_row=reason)
         logprobs = choice.logprobs.content if choice.logprobs and choice.logprobs.content else ()
         return Completion(
             text=choice.message.content or "",
-            finish_reason=choice.finish_reason or "stop",
+            finish_reason="length" if reason in _CUT else reason or "stop",
             input_tokens=answer.usage.prompt_tokens if answer.usage else 0,
             output_tokens=answer.usage.completion_tokens if answer.usage else 0,
             logprobs=[token.logprob for token in logprobs],

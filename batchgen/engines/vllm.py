@@ -5,6 +5,7 @@ Run as a program it prints the argument names that `arguments.py` freezes.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import os
@@ -38,6 +39,10 @@ _ENVIRONMENT = {
     "VLLM_CONFIGURE_LOGGING": "1",
 }
 
+# Of a request that fails within vLLM, which says of itself that it may recover; and seconds between them.
+_TRIES = 3
+_PAUSE = 1.0
+
 _NO_DEVICE = (
     "vLLM finds no device here that it could run on: its build for GPUs is installed, and the driver shows it none; "
     "does nvidia-smi list one? Without a GPU: make setup, which installs vLLM's CPU build"
@@ -61,6 +66,7 @@ class VllmEngine:
         self._lora: Any = None
         self._log = ProcessLog()
         self._max_model_len = 0
+        self._answered = 0
 
     @property
     def chat(self) -> TemplateChat:
@@ -93,7 +99,7 @@ class VllmEngine:
 
             self._lora = LoRARequest(lora_name="adapter", lora_int_id=1, lora_path=str(expanded(spec.lora)))
         config = self._llm.vllm_config
-        self.slots = config.scheduler_config.max_num_seqs
+        self.slots = slots_of(config.scheduler_config)
         self._max_model_len = config.model_config.max_model_len
 
     async def generate(self, request: Request) -> Completion:
@@ -104,22 +110,18 @@ class VllmEngine:
         options = _sampling_options(request)
         # Made for this request alone: a deep copy of them took twice as long as making them.
         params = vllm.SamplingParams(**options, output_kind=vllm.RequestOutputKind.FINAL_ONLY, skip_clone=True)
-        # Marked as tokens; one that vLLM takes for raw makes a detour through a thread.
-        prompt = vllm.tokens_input(list(request.token_ids))
-        requests = self._llm.generate(prompt, params, request.key, lora_request=self._lora, priority=request.priority)
-        final = None
         try:
-            async for output in requests:
-                final = output
+            answer = await self._answer(request, params)
         except vllm.VLLMValidationError as error:
             raise RowRejected("invalid_request") from error
         except vllm.EngineDeadError as error:
             # The exception's kind alone: its text may quote a row.
             kind = (self._log.cause() or "").partition(":")[0]
             raise EngineDead(f"vLLM's engine process died{f' of {kind}' if kind else ''}") from error
-        if final is None:
-            raise EngineDead("vLLM ended a request without an output")
-        answer = final.outputs[0]
+        if answer.finish_reason == "abort":
+            # Nobody waits here for what was cancelled: its process was told to end, and breaks off whatever it has.
+            raise EngineDead("vLLM's engine process was stopped")
+        self._answered += 1
         return Completion(
             text=answer.text,
             finish_reason=str(answer.finish_reason),
@@ -131,11 +133,52 @@ class VllmEngine:
             ],
         )
 
+    async def _answer(self, request: Request, params: Any) -> Any:
+        """What vLLM has for a request, after a few tries where it fails by an error of its own.
+
+        Raises:
+            RowRejected: it fails at this request, and meanwhile answered others.
+            EngineDead: it fails, and answered no other.
+        """
+        before: int | None = None
+        for _ in range(_TRIES):
+            try:
+                answer = await self._last_output(request, params)
+            except _names().EngineGenerateError as error:
+                problem = type(error.__cause__ or error).__name__
+            else:
+                if answer.finish_reason != "error":
+                    return answer
+                problem = "finish_reason error"
+            before = self._answered if before is None else before
+            await asyncio.sleep(_PAUSE)
+        if self._answered > (before or 0):
+            raise RowRejected("engine_error")
+        raise EngineDead(f"vLLM fails at what it is asked: {problem}")
+
+    async def _last_output(self, request: Request, params: Any) -> Any:
+        final = None
+        # Marked as tokens; a prompt that vLLM takes for raw makes a detour through a thread.
+        prompt = _names().tokens_input(list(request.token_ids))
+        async for output in self._llm.generate(
+            prompt, params, request.key, lora_request=self._lora, priority=request.priority
+        ):
+            final = output
+        if final is None:
+            raise EngineDead("vLLM ended a request without an output")
+        return final.outputs[0]
+
     async def stop(self) -> None:
         """Ends the engine's processes."""
         if self._llm is not None:
             self._llm.shutdown()
             self._llm = None
+
+
+def slots_of(scheduler: Any) -> int:
+    """How many requests vLLM works on at once, by its `SchedulerConfig`."""
+    slots: int = getattr(scheduler, "max_num_active_seqs", None) or scheduler.max_num_seqs
+    return slots
 
 
 def _async_llm(spec: EngineSpec, model: Repository) -> Any:
@@ -242,9 +285,16 @@ def _names() -> SimpleNamespace:
     from vllm.exceptions import VLLMValidationError
     from vllm.inputs import tokens_input
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
-    from vllm.v1.engine.exceptions import EngineDeadError
+    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-    found = (SamplingParams, StructuredOutputsParams, RequestOutputKind, VLLMValidationError, EngineDeadError)
+    found = (
+        SamplingParams,
+        StructuredOutputsParams,
+        RequestOutputKind,
+        VLLMValidationError,
+        EngineDeadError,
+        EngineGenerateError,
+    )
     return SimpleNamespace(**{each.__name__: each for each in found}, tokens_input=tokens_input)
 
 
@@ -252,6 +302,10 @@ def _sampling_options(request: Request) -> dict[str, Any]:
     options = dict(request.sampling)
     if isinstance(structured := options.get("structured_outputs"), dict):
         options["structured_outputs"] = _names().StructuredOutputsParams(**structured)
+    if isinstance(repetition := options.get("repetition_detection"), dict):
+        from vllm.sampling_params import RepetitionDetectionParams
+
+        options["repetition_detection"] = RepetitionDetectionParams(**repetition)
     stop = options.get("stop") or []
     options["stop"] = [*([stop] if isinstance(stop, str) else stop), *request.stop]
     options["stop_token_ids"] = [*(options.get("stop_token_ids") or []), *request.stop_token_ids]
@@ -262,18 +316,18 @@ def argument_names() -> dict[str, dict[str, Kind]]:
     """Names and kinds of what the installed vLLM takes: engine and sampling arguments, structured outputs."""
     from vllm import SamplingParams
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.sampling_params import StructuredOutputsParams
+    from vllm.sampling_params import RepetitionDetectionParams, StructuredOutputsParams
 
     engine = {
         field.name: _kind(field.type) for field in dataclasses.fields(AsyncEngineArgs) if not field.name.startswith("_")
     }
     sampling = {name: _kind(hint) for name, hint in SamplingParams.__annotations__.items() if not name.startswith("_")}
-    structured = {
-        field.name: _kind(field.type)
-        for field in dataclasses.fields(StructuredOutputsParams)
-        if not field.name.startswith("_")
+    parts = {"structured_outputs": StructuredOutputsParams, "repetition_detection": RepetitionDetectionParams}
+    nested = {
+        name: {field.name: _kind(field.type) for field in dataclasses.fields(part) if not field.name.startswith("_")}
+        for name, part in parts.items()
     }
-    names = {"engine": engine, "sampling": sampling, "structured_outputs": structured}
+    names = {"engine": engine, "sampling": sampling, **nested}
     return {kind: dict(sorted(table.items())) for kind, table in names.items()}
 
 

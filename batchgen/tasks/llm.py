@@ -141,6 +141,8 @@ class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilab
             )
         )
         log.add(completion)
+        if completion.finish_reason == "repetition":
+            raise RowRejected("repetitive_completion")
         if not opens_user_turn:
             completion = self._answer(marks, prompt.text if prompt else "", completion, log)
         if engine.chat is not None and prompt is not None:

@@ -6,7 +6,9 @@ import asyncio
 import dataclasses
 import json
 import re
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -14,10 +16,11 @@ import pytest
 from batchgen.commit import committed, new_attempt
 from batchgen.embedded import grammar
 from batchgen.engines import build_engine
-from batchgen.engines.arguments import CODE_FIELDS, OWNED_ENGINE, _frozen
+from batchgen.engines.arguments import CODE_FIELDS, OWNED_ENGINE, _frozen, engine_arguments
 from batchgen.engines.base import Engine, EngineSpec, Request
-from batchgen.errors import EngineStartError
-from batchgen.job import Job
+from batchgen.engines.vllm import VllmEngine
+from batchgen.errors import EngineDead, EngineStartError, RowRejected
+from batchgen.job import Job, Model
 from batchgen.merge import merge_run
 from batchgen.publish import publish_folder
 from tests.helpers import worker_on
@@ -97,22 +100,87 @@ def test_a_build_for_gpus_that_finds_none_says_so(monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_engine_has_vllm_s_sizes_for_offline_batches(monkeypatch: pytest.MonkeyPatch):
-    slots = configured(monkeypatch).scheduler_config.max_num_seqs
+    from batchgen.engines.vllm import slots_of
+
+    slots = slots_of(configured(monkeypatch).scheduler_config)
     assert slots == 256, "an `AsyncLLM` that is not told what it is for takes 128"
+    assert slots_of(configured(monkeypatch, max_num_seqs=64).scheduler_config) == 64
+    assert slots_of(configured(monkeypatch, max_num_seqs=64, max_num_active_seqs=32).scheduler_config) == 32
+
+
+def test_an_engine_takes_as_many_gpus_as_vllm_has_workers():
+    from vllm.config import ParallelConfig
+
+    names = [name for name in engine_arguments() if name.endswith("parallel_size")]
+    assert len(names) == 4
+    for name in names:
+        # Decode contexts are parts of a tensor-parallel group.
+        engine = {name: 2, **({"tensor_parallel_size": 2} if name == "decode_context_parallel_size" else {})}
+        config = ParallelConfig(**engine, distributed_executor_backend="mp")
+        assert Model(path="embedded", engine=engine).gpus == config.world_size == 2
 
 
 def test_mappings_of_a_job_become_vllm_s_configs(monkeypatch: pytest.MonkeyPatch):
     config = configured(
         monkeypatch,
         reasoning_parser="granite",
-        kv_events_config={"enable_kv_cache_events": False},
+        eplb_config={"window_size": 10},
         compilation_config={"mode": 0},
         speculative_config={"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3},
     )
     assert config.structured_outputs_config.reasoning_parser == "granite"
     assert config.structured_outputs_config.disable_any_whitespace
-    assert config.kv_events_config.enable_kv_cache_events is False
+    assert config.parallel_config.eplb_config.window_size == 10
     assert config.speculative_config.num_speculative_tokens == 2
+
+
+@pytest.mark.parametrize(
+    ("reasons", "expected"),
+    [
+        (["stop"], "text 0"),
+        (["error", "stop"], "text 1"),
+        (["raise", "stop"], "text 1"),
+        (["error", "others are answered", "error"], RowRejected("engine_error")),
+        (["error", "raise", "error"], EngineDead("vLLM fails at what it is asked: finish_reason error")),
+        (["raise", "raise", "raise"], EngineDead("vLLM fails at what it is asked: ZeroDivisionError")),
+        (["raise", "dead"], EngineDead("vLLM's engine process died")),
+        (["abort"], EngineDead("vLLM's engine process was stopped")),
+        ([], EngineDead("vLLM ended a request without an output")),
+    ],
+)
+def test_what_vllm_broke_off_is_no_completion(
+    reasons: list[str], expected: str | Exception, monkeypatch: pytest.MonkeyPatch
+):
+    """vLLM itself gives an answer that is aborted in tests/faults/test_kill_vllm.py."""
+    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+    monkeypatch.setattr("batchgen.engines.vllm._PAUSE", 0)
+
+    class Broken:
+        asked = 0
+
+        async def generate(self, *_: Any, **__: Any) -> AsyncIterator[Any]:
+            number, self.asked = self.asked, self.asked + 1
+            if reasons:
+                reason = reasons[number]
+                if reason == "dead":
+                    raise EngineDeadError()
+                if reason == "raise":
+                    raise EngineGenerateError() from ZeroDivisionError()
+                if reason == "others are answered":
+                    engine._answered += 1
+                    reason = "error"
+                answer = {"text": f"text {number}", "finish_reason": reason, "token_ids": [5, 6]}
+                yield SimpleNamespace(outputs=[SimpleNamespace(**answer, stop_reason=None, logprobs=None)])
+
+    engine = VllmEngine(EngineSpec("embedded"))
+    engine._llm, engine._max_model_len = Broken(), 100
+    if isinstance(expected, Exception):
+        with pytest.raises(type(expected), match=str(expected)):
+            asyncio.run(engine.generate(Request([1, 2], {}, seed=1)))
+    else:
+        completion = asyncio.run(engine.generate(Request([1, 2], {}, seed=1)))
+        assert (completion.text, completion.finish_reason, completion.output_tokens) == (expected, "stop", 2)
 
 
 def test_sampling_parameters_reach_the_engine(vllm_engine: Engine, loop_thread):
@@ -127,6 +195,9 @@ def test_sampling_parameters_reach_the_engine(vllm_engine: Engine, loop_thread):
     cut = ask(temperature=0.0, max_tokens=3)
     assert (cut.finish_reason, cut.output_tokens) == ("length", 3)
     assert "Tokyo" not in ask(temperature=0.0, max_tokens=40, stop=["Tokyo"]).text
+    looping = {"temperature": 0.0, "max_tokens": 400, "ignore_eos": True, "logit_bias": {prompt[-1]: 100}}
+    looped = ask(**looping, repetition_detection={"max_pattern_size": 4, "min_count": 5})
+    assert (looped.finish_reason, looped.output_tokens) == ("repetition", 5)
     choice = ask(temperature=0.0, max_tokens=40, structured_outputs={"choice": ["Lima", "Oslo"]})
     assert choice.text in ("Lima", "Oslo")
     schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 5}}, "required": ["n"]}

@@ -11,6 +11,9 @@ import psutil
 import pytest
 import yaml
 
+from batchgen.commit import committed, read_shard
+from batchgen.plan import read_plan
+from batchgen.store import LocalStore
 from tests.faults import ledger
 from tests.faults import test_kill as kill
 
@@ -24,15 +27,18 @@ def engine_core(log: Path) -> int | None:
     return int(found[1]) if found else None
 
 
-def test_a_run_whose_engine_process_is_killed_ends_with_every_row_once(tmp_path: Path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_whose_engine_process_is_killed_ends_with_every_row_once(tmp_path: Path, number: signal.Signals):
+    # At SIGTERM vLLM hands back what there is of every text, as if it were whole: a shard of single calls would end.
     run = tmp_path / "run"
     job = tmp_path / "job.yaml"
     tree = {
         "name": "killed",
-        "source": {"count": ROWS},
+        "source": {"rows": [{"instruction": f"What is {row} plus {row}?"} for row in range(ROWS)]},
         "model": {"path": "embedded", "engine": {"max_model_len": 1024, "max_num_seqs": 16}},
-        "sampling": {"max_tokens": 48},
-        "steps": [{"task": "magpie"}],
+        "sampling": {"max_tokens": 96, "ignore_eos": True},
+        "steps": [{"task": "text_generation"}],
+        "merge": {"drop_truncated": False, "near": None},
         "output": str(run),
         "shard_rows": 12,
     }
@@ -44,8 +50,13 @@ def test_a_run_whose_engine_process_is_killed_ends_with_every_row_once(tmp_path:
     before = {path: path.read_bytes() for path in run.glob("commits/*/0000.json")}
     assert victim is not None
     assert psutil.Process(victim) in psutil.Process(process.pid).children(recursive=True)
-    os.kill(victim, signal.SIGKILL)
+    os.kill(victim, number)
     kill.wait_for(lambda: engine_core(run / "logs" / "engine-1.log") is not None, 240)
     kill.finish(process, 0)
-    ledger.record("vLLM's EngineCore killed", 1, run, ROWS)
+    ledger.record(f"vLLM's EngineCore ended with {number.name}", 1, run, ROWS)
+    store = LocalStore(run)
+    plan = read_plan(store)
+    tables = [read_shard(store, plan, manifest) for manifest in committed(store, plan).values()]
+    outcomes = [row for table in tables for row in table.select(["outcome", "finish_reason"]).to_pylist()]
+    assert outcomes == [{"outcome": "ok", "finish_reason": "length"}] * ROWS, "none is a part of a text"
     assert all(path.read_bytes() == data for path, data in before.items()), "what was committed stays as it is"

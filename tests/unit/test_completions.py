@@ -350,6 +350,15 @@ def test_a_step_without_a_label_rejects_the_row(answer: str, parameters: dict[st
         run_task("math_shepherd_completer", STEPS, ScriptedEngine([answer]), **parameters)
 
 
+@pytest.mark.parametrize("task", ["text_generation", "magpie"])
+def test_a_completion_that_goes_round_in_circles_rejects_its_row(task: str):
+    row = {"instruction": "Count."} if task == "text_generation" else {}
+    engine = ScriptedEngine(lambda prompt, number: "and so on, and so on", finish_reason="repetition")
+    with pytest.raises(RowRejected, match="repetitive_completion"):
+        run_task(task, row, engine)
+    assert len(engine.prompts) == 1
+
+
 def test_calls_of_a_row_that_is_rejected_leave_the_engine():
     class Slow(ScriptedEngine):
         ended = 0

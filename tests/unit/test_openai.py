@@ -196,6 +196,24 @@ def test_an_answer_that_a_filter_broke_off_is_none(server: Server):
         ask(server)
 
 
+@pytest.mark.parametrize("finish", ["abort", "error", "insufficient_system_resource"])
+def test_an_answer_that_the_server_broke_off_is_asked_for_again(server: Server, finish: str):
+    server.finish = finish
+    with pytest.raises(EngineUnavailable, match=f"{server.url} broke a completion off: {finish}") as caught:
+        ask(server)
+    assert caught.value.perhaps_row == finish
+    assert not caught.value.final
+
+
+@pytest.mark.parametrize(
+    ("finish", "reason"),
+    [("model_length", "length"), ("max_tokens", "length"), ("length", "length"), ("stop", "stop"), (None, "stop")],
+)
+def test_an_answer_that_is_cut_says_so_in_one_way(server: Server, finish: str | None, reason: str):
+    server.finish = finish
+    assert ask(server)[0].finish_reason == reason
+
+
 def test_arguments_of_the_chat_template_are_sent(server: Server):
     template = {"enable_thinking": False}
     spec = EngineSpec("judge", backend="openai", arguments={"base_url": server.url}, chat_template_kwargs=template)
