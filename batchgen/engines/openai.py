@@ -97,6 +97,9 @@ class OpenAIEngine:
             if status is None or status in _PASSING_STATUSES or status >= 500:
                 raise EngineUnavailable(self._told(error)) from None
             raise EngineStartError(self._told(error), final=True) from None
+        except (AttributeError, TypeError, ValueError):  # the client library's, at a page for people
+            message = f"{options.base_url} answers, but not as an API does; is its path right?"
+            raise EngineStartError(message, final=True) from None
         if self.model_name not in models:
             served = ", ".join(models[:10])
             message = f"{options.base_url} serves no model {self.model_name!r}; it serves: {served}"
@@ -114,23 +117,34 @@ class OpenAIEngine:
             except TimeoutError:
                 late = f"has not answered within {seconds:g} s"
                 raise EngineUnavailable(f"{self.options.base_url} {late}", perhaps_row="timeout") from None
-        if not answer.choices:
-            raise RowRejected("refused_by_server")
-        choice = answer.choices[0]
+        return self._completion(answer)
+
+    def _completion(self, answer: Any) -> Completion:
+        """What a server's answer says, which may be anything at all."""
+        choice: Any = next(iter(getattr(answer, "choices", None) or ()), None)
+        message = getattr(choice, "message", None)
+        if message is None:
+            # A gateway may say so that it failed, and a proxy has a page for it.
+            raise self._failed("answers without a completion", "no_completion")
         if choice.finish_reason == "content_filter":
             raise RowRejected("content_filter")  # what is there was broken off
         if (reason := choice.finish_reason) in _BROKEN_OFF:
-            raise EngineUnavailable(f"{self.options.base_url} broke a completion off: {reason}", perhaps_row=reason)
+            raise self._failed(f"broke a completion off: {reason}", reason)
+        thoughts, text = _parts(message.content)
         logprobs = choice.logprobs.content if choice.logprobs and choice.logprobs.content else ()
+        usage = answer.usage
         return Completion(
-            text=choice.message.content or "",
+            text=text,
             finish_reason="length" if reason in _CUT else reason or "stop",
-            input_tokens=answer.usage.prompt_tokens if answer.usage else 0,
-            output_tokens=answer.usage.completion_tokens if answer.usage else 0,
+            input_tokens=getattr(usage, "prompt_tokens", None) or 0,
+            output_tokens=getattr(usage, "completion_tokens", None) or 0,
             logprobs=[token.logprob for token in logprobs],
             # Two names for what is no part of OpenAI's API; vLLM's server has used both.
-            reasoning=getattr(choice.message, "reasoning", None) or getattr(choice.message, "reasoning_content", None),
+            reasoning=getattr(message, "reasoning", None) or getattr(message, "reasoning_content", None) or thoughts,
         )
+
+    def _failed(self, how: str, code: str) -> EngineUnavailable:
+        return EngineUnavailable(f"{self.options.base_url} {how}", perhaps_row=code)
 
     async def _answer(self, request: Request, dialect: _Dialect, seconds: float) -> Any:
         import openai
@@ -153,6 +167,8 @@ class OpenAIEngine:
             raise EngineUnavailable(self._told(error), lasting, "500" if error.status_code == 500 else None) from None
         except openai.OpenAIError as error:
             raise EngineUnavailable(self._told(error)) from None
+        except ValueError:
+            raise self._failed("answers with what is no JSON", "no_completion") from None
 
     async def stop(self) -> None:
         """Closes the connections."""
@@ -172,6 +188,16 @@ def _refusal(error: Any) -> str:
     """Why a row is rejected: the server's names for what is wrong, where it gives any, and never its text."""
     names = [name for name in (error.code, error.param) if isinstance(name, str) and _NAME.fullmatch(name)]
     return ":".join(["refused_by_server", *names])
+
+
+def _parts(content: Any) -> tuple[str | None, str]:
+    """(thoughts, text) of a message, which Mistral's models give in parts."""
+    if not isinstance(content, list):
+        return None, content or ""
+    parts = [part for part in content if isinstance(part, dict)]
+    thoughts = [each for part in parts if part.get("type") == "thinking" for each in part.get("thinking") or ()]
+    texts = ["".join(str(part.get("text") or "") for part in some) for some in (thoughts, parts)]
+    return texts[0] or None, texts[1]
 
 
 def _body(sampling: Mapping[str, Any], dialect: _Dialect, template: Mapping[str, Any]) -> dict[str, Any]:

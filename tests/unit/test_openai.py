@@ -27,9 +27,12 @@ class _Http(ThreadingHTTPServer):
 
 
 class Server:
-    """An OpenAI-compatible server: `statuses` are given to the next requests (0: no answer), then 200, and `listing` to
-    those for its models; `unknown` is a parameter that it refuses, `loose` whether it refuses schemas that are to be
-    followed to the letter, and `poison` a text at which it fails."""
+    """An OpenAI-compatible server.
+
+    `statuses` are given to the next requests (0: no answer), then 200, and `listing` to those for its models; `raw` is
+    what it answers in place of either; `unknown` is a parameter that it refuses, `loose` whether it refuses schemas
+    that are to be followed to the letter, and `poison` a text at which it fails.
+    """
 
     def __init__(self) -> None:
         self.statuses: list[int] = []
@@ -39,8 +42,9 @@ class Server:
         self.poison: str | None = None
         self.poisoned = 500
         self.closing = threading.Event()
-        self.told: dict[str, str] = {}
-        self.finish = "stop"
+        self.told: dict[str, Any] = {}
+        self.finish: str | None = "stop"
+        self.raw: tuple[str, bytes] | None = None
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.at_once = self.most = 0
@@ -56,6 +60,9 @@ class Server:
                 status = server.listing.pop(0) if server.listing else 200
                 if status == 0:
                     server.closing.wait(20)
+                    return
+                if server.raw is not None:
+                    self.send_raw(*server.raw)
                     return
                 self.send(status, {"object": "list", "data": [{"id": "judge", "object": "model"}]})
 
@@ -84,6 +91,9 @@ class Server:
                 if status != 200:
                     self.send(status, {"error": {"message": f"refused, and quoting {body['messages']} {SECRET}"}})
                     return
+                if server.raw is not None:
+                    self.send_raw(*server.raw)
+                    return
                 message = {"role": "assistant", "content": "A fine answer.", **server.told}
                 choice = {"index": 0, "message": message, "finish_reason": server.finish, "logprobs": None}
                 if body.get("logprobs"):
@@ -95,9 +105,11 @@ class Server:
                 self.send(200, {**answer, "choices": [choice], "usage": usage})
 
             def send(self, status: int, data: dict[str, Any]) -> None:
-                raw = json.dumps(data).encode()
+                self.send_raw("application/json", json.dumps(data).encode(), status)
+
+            def send_raw(self, kind: str, raw: bytes, status: int = 200) -> None:
                 self.send_response(status)
-                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(raw)))
                 self.end_headers()
                 self.wfile.write(raw)
@@ -194,6 +206,62 @@ def test_an_answer_that_a_filter_broke_off_is_none(server: Server):
     server.finish = "content_filter"
     with pytest.raises(RowRejected, match="content_filter"):
         ask(server)
+
+
+PAGE = ("text/html", b"<html>We are back in a minute.</html>")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        PAGE,
+        ("application/json", b'{"error": {"code": 429, "message": "upstream"}}'),
+        ("application/json", b'{"choices": []}'),
+        ("application/json", b'{"choices": [{"index": 0, "message": null, "finish_reason": "stop"}]}'),
+        ("application/json", b'{"choices": ['),
+        ("application/json", b""),
+        ("application/json", b"null"),
+    ],
+)
+def test_an_answer_without_a_completion_is_the_server_s_fault(server: Server, raw: tuple[str, bytes]):
+    async def go() -> None:
+        engine = OpenAIEngine(EngineSpec("judge", backend="openai", arguments={"base_url": server.url}))
+        await engine.start()
+        server.raw = raw
+        await engine.generate(Request((), {"max_tokens": 5}, seed=1, messages=[{"role": "user", "content": "Hi"}]))
+
+    with pytest.raises(EngineUnavailable, match=f"{server.url} answers with") as caught:
+        asyncio.run(go())
+    assert (caught.value.perhaps_row, caught.value.final) == ("no_completion", False)
+
+
+@pytest.mark.parametrize("raw", [PAGE, ("application/json", b"[1]"), ("application/json", b"{")])
+def test_an_address_that_is_no_api_s_is_said_at_once(server: Server, raw: tuple[str, bytes]):
+    server.raw = raw
+    with pytest.raises(EngineStartError, match=f"{server.url} answers, but not as an API does") as caught:
+        ask(server)
+    assert caught.value.final
+
+
+def test_a_message_in_parts_is_its_text(server: Server):
+    thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "A sum."}]}
+    server.told = {"content": [thinking, {"type": "text", "text": "It is "}, {"type": "text", "text": "4."}]}
+    completion = ask(server)[0]
+    assert (completion.text, completion.reasoning) == ("It is 4.", "A sum.")
+
+
+def test_tokens_that_a_server_does_not_count_are_none(server: Server):
+    message = '{"choices": [{"index": 0, "message": {"content": "4"}, "finish_reason": "stop"}], "usage": {}}'
+    completions = []
+
+    async def go() -> None:
+        engine = OpenAIEngine(EngineSpec("judge", backend="openai", arguments={"base_url": server.url}))
+        await engine.start()
+        server.raw = ("application/json", message.encode())
+        completions.append(await engine.generate(Request((), {}, seed=1, messages=[{"role": "user", "content": "Hi"}])))
+
+    asyncio.run(go())
+    assert (completions[0].text, completions[0].input_tokens, completions[0].output_tokens) == ("4", 0, 0)
 
 
 @pytest.mark.parametrize("finish", ["abort", "error", "insufficient_system_resource"])
