@@ -468,14 +468,20 @@ def test_a_slow_engine_of_one_step_is_full_beside_a_quick_one_with_few_slots(tmp
     job = chaos_job(tmp_path, source={"rows": rows}, models={"judge": {"path": "chaos"}}, steps=steps)
     plan, seeds, store = planned(job)
     worker = Worker(job, plan, store, quick, {"judge": slow})
+    in_flight = []
 
     async def go() -> None:
         slices = ((shard, seeds.slice(shard.start, shard.stop)) for shard in plan.shards)
-        await asyncio.gather(*(worker.shard(shard, new_attempt(), part) for shard, part in slices))
+        running = [asyncio.create_task(worker.shard(shard, new_attempt(), part)) for shard, part in slices]
+        while not all(each.done() for each in running):
+            in_flight.append(worker.in_flight)
+            await asyncio.sleep(0.01)
 
     asyncio.run(go())
     assert worker.slots == 42
     assert slow.most >= 40
+    assert (max(in_flight), worker.in_flight) == (84, 0)
+    assert not worker._waits, "rows that have ended wait for nothing"
 
 
 def test_generations_are_rows_of_their_own_and_a_bad_one_is_rejected_alone(tmp_path: Path):
