@@ -192,7 +192,7 @@ class Driver:
         except EngineDead as error:
             message = str(error)
             self._note(f"engine {engine} did not start: {message}")
-            self._events.put_nowait(lambda: self._scheduler.engine_lost(engine, message, machine=True))
+            self._events.put_nowait(lambda: self._scheduler.engine_lost(engine, message, preempted=True))
             return
         except EngineError as error:
             message, final, outage = str(error), getattr(error, "final", False), getattr(error, "outage", False)
@@ -262,7 +262,8 @@ class Driver:
         only_here = answer.kind == "unavailable" and self._only_here(engine, answer.waited)
         react = {
             "engine_dead": lambda: self._scheduler.engine_lost(engine, answer.error),
-            "machine_dead": lambda: self._scheduler.engine_lost(engine, answer.error, machine=True),
+            "engine_stopped": lambda: self._scheduler.engine_lost(engine, answer.error, preempted=True),
+            "machine_dead": lambda: self._scheduler.engine_lost(engine, answer.error, preempted=True),
             "unavailable": lambda: self._scheduler.service_failed(engine, shard.index, answer.error, only_here),
         }.get(answer.kind, lambda: self._scheduler.shard_failed(engine, shard.index, answer.error))
         self._events.put_nowait(react)

@@ -100,6 +100,10 @@ class EngineDead(EngineError):
     """An engine died or hangs while it was in use."""
 
 
+class EngineStopped(EngineDead):
+    """Somebody told an engine's process to end, as happens to all of a machine's that is taken away."""
+
+
 class EngineUnavailable(EngineError):
     """A model server elsewhere does not answer, or no longer lets us in; no engine here is to blame.
 

@@ -26,7 +26,8 @@ class Answer:
 
     Args:
         kind: `done`; `returned` (recalled before the engine worked on it); `engine_dead` (the engine's fault);
-            `machine_dead` (it went with its machine); `unavailable` (the store's fault, or a server's elsewhere);
+            `engine_stopped` (somebody told it to end); `machine_dead` (it went with its machine); `unavailable` (the
+            store's fault, or a server's elsewhere);
             `failed` (anything else).
         progress: of a shard's committed rows; None of a probe.
         error: what went wrong, without any text of a row.
@@ -34,7 +35,7 @@ class Answer:
         texts: that the shard's rows brought to the job's gates.
     """
 
-    kind: Literal["done", "returned", "engine_dead", "machine_dead", "unavailable", "failed"]
+    kind: Literal["done", "returned", "engine_dead", "engine_stopped", "machine_dead", "unavailable", "failed"]
     progress: Progress | None = None
     error: str = ""
     waited: float = 0.0

@@ -11,7 +11,7 @@ from batchgen.engines import build_engine
 from batchgen.engines.base import Engine, EngineSpec
 from batchgen.engines.patient import PatientEngine
 from batchgen.engines.weights import Weights
-from batchgen.errors import EngineDead, EngineStartError, EngineUnavailable, PlanMismatch, StoreError
+from batchgen.errors import EngineDead, EngineStartError, EngineStopped, EngineUnavailable, PlanMismatch, StoreError
 from batchgen.fleet import Answer, HostConfig, Work
 from batchgen.generate import Worker
 from batchgen.known import Texts
@@ -65,7 +65,7 @@ class EngineHost:
             done = await self._worker.shard(work.shard, new_attempt(), work.seeds, work.quarantined)
             return Answer("done", done.progress, texts=done.texts) if done is not None else Answer("returned")
         except EngineDead as error:
-            return Answer("engine_dead", error=str(error))
+            return Answer("engine_stopped" if isinstance(error, EngineStopped) else "engine_dead", error=str(error))
         except (StoreError, EngineUnavailable) as error:
             return Answer("unavailable", error=str(error), waited=error.waited)
         except PlanMismatch as error:

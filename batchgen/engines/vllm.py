@@ -21,7 +21,7 @@ from batchgen.engines.chat import TemplateChat, chat_from_tokenizer, load_tokeni
 from batchgen.engines.installed import check_installed
 from batchgen.engines.processlog import ProcessLog
 from batchgen.engines.repository import Repository, find_model
-from batchgen.errors import EngineDead, EngineStartError, RowRejected
+from batchgen.errors import EngineDead, EngineStartError, EngineStopped, RowRejected
 from batchgen.paths import expanded
 from batchgen.sockets import socket_folder
 
@@ -42,7 +42,10 @@ _ENVIRONMENT = {
 # Of a request that fails within vLLM, which says of itself that it may recover; and seconds between them.
 _TRIES = 3
 _PAUSE = 1.0
+# In which a process that was told to end does so.
+_ENDING_SECONDS = 20
 
+_STOPPED = "vLLM's engine process was told to end"
 _NO_DEVICE = (
     "vLLM finds no device here that it could run on: its build for GPUs is installed, and the driver shows it none; "
     "does nvidia-smi list one? Without a GPU: make setup, which installs vLLM's CPU build"
@@ -67,6 +70,7 @@ class VllmEngine:
         self._log = ProcessLog()
         self._max_model_len = 0
         self._answered = 0
+        self._aborts = False
 
     @property
     def chat(self) -> TemplateChat:
@@ -115,12 +119,13 @@ class VllmEngine:
         except vllm.VLLMValidationError as error:
             raise RowRejected("invalid_request") from error
         except vllm.EngineDeadError as error:
+            if self._aborts:
+                raise EngineStopped(_STOPPED) from error
             # The exception's kind alone: its text may quote a row.
             kind = (self._log.cause() or "").partition(":")[0]
             raise EngineDead(f"vLLM's engine process died{f' of {kind}' if kind else ''}") from error
         if answer.finish_reason == "abort":
-            # Nobody waits here for what was cancelled: its process was told to end, and breaks off whatever it has.
-            raise EngineDead("vLLM's engine process was stopped")
+            raise await self._aborted()
         self._answered += 1
         return Completion(
             text=answer.text,
@@ -132,6 +137,19 @@ class VllmEngine:
                 step[token].logprob for token, step in zip(answer.token_ids, answer.logprobs or (), strict=False)
             ],
         )
+
+    async def _aborted(self) -> EngineDead:
+        """Why vLLM broke a request off, which nobody here waits for any more where it was asked to.
+
+        Told to end, its process does that with all of them.
+        """
+        self._aborts = True
+        for _ in range(_ENDING_SECONDS):
+            if self._llm.errored:
+                return EngineStopped(_STOPPED)
+            await asyncio.sleep(_PAUSE)
+        self._aborts = False
+        return EngineDead("vLLM breaks requests off")
 
     async def _answer(self, request: Request, params: Any) -> Any:
         """What vLLM has for a request, after a few tries where it fails by an error of its own.

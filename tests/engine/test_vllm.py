@@ -19,7 +19,7 @@ from batchgen.engines import build_engine
 from batchgen.engines.arguments import CODE_FIELDS, OWNED_ENGINE, _frozen, engine_arguments
 from batchgen.engines.base import Engine, EngineSpec, Request
 from batchgen.engines.vllm import VllmEngine
-from batchgen.errors import EngineDead, EngineStartError, RowRejected
+from batchgen.errors import EngineDead, EngineError, EngineStartError, EngineStopped, RowRejected
 from batchgen.job import Job, Model
 from batchgen.merge import merge_run
 from batchgen.publish import publish_folder
@@ -144,7 +144,8 @@ def test_mappings_of_a_job_become_vllm_s_configs(monkeypatch: pytest.MonkeyPatch
         (["error", "raise", "error"], EngineDead("vLLM fails at what it is asked: finish_reason error")),
         (["raise", "raise", "raise"], EngineDead("vLLM fails at what it is asked: ZeroDivisionError")),
         (["raise", "dead"], EngineDead("vLLM's engine process died")),
-        (["abort"], EngineDead("vLLM's engine process was stopped")),
+        (["abort"], EngineDead("vLLM breaks requests off")),
+        (["abort", "ends"], EngineStopped("vLLM's engine process was told to end")),
         ([], EngineDead("vLLM ended a request without an output")),
     ],
 )
@@ -158,6 +159,7 @@ def test_what_vllm_broke_off_is_no_completion(
 
     class Broken:
         asked = 0
+        errored = "ends" in reasons
 
         async def generate(self, *_: Any, **__: Any) -> AsyncIterator[Any]:
             number, self.asked = self.asked, self.asked + 1
@@ -176,8 +178,9 @@ def test_what_vllm_broke_off_is_no_completion(
     engine = VllmEngine(EngineSpec("embedded"))
     engine._llm, engine._max_model_len = Broken(), 100
     if isinstance(expected, Exception):
-        with pytest.raises(type(expected), match=str(expected)):
+        with pytest.raises(EngineError if isinstance(expected, EngineError) else RowRejected, match=str(expected)) as e:
             asyncio.run(engine.generate(Request([1, 2], {}, seed=1)))
+        assert type(e.value) is type(expected)
     else:
         completion = asyncio.run(engine.generate(Request([1, 2], {}, seed=1)))
         assert (completion.text, completion.finish_reason, completion.output_tokens) == (expected, "stop", 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import re
 import shutil
@@ -25,7 +26,15 @@ from batchgen.engines.chaos import ChaosEngine
 from batchgen.engines.openai import OpenAIEngine
 from batchgen.engines.weights import Weights
 from batchgen.enginestate import HELD_ROWS_PER_SLOT
-from batchgen.errors import BatchgenError, EngineDead, EngineStartError, EngineUnavailable, Stopped, StoreError
+from batchgen.errors import (
+    BatchgenError,
+    EngineDead,
+    EngineStartError,
+    EngineStopped,
+    EngineUnavailable,
+    Stopped,
+    StoreError,
+)
 from batchgen.fleet import Answer, HostConfig, Work
 from batchgen.host import EngineHost, LocalFleet
 from batchgen.job import Job
@@ -207,6 +216,30 @@ def test_the_last_shard_alone_gets_an_engine_beside_a_broken_place(tmp_path: Pat
     manifests, plan, _ = drive(chaos_job(tmp_path, source={"count": 4}), engines=2, fleets=FirstPlaceBrokenFleet)
     assert len(manifests) == len(plan.shards) == 1
     assert FirstPlaceBrokenFleet.tries in (1, 2)
+
+
+@pytest.mark.parametrize(("error", "ends"), [(EngineStopped("told to end"), False), (EngineDead("XID 79"), True)])
+def test_an_engine_that_somebody_ends_is_no_crash(
+    tmp_path: Path, error: EngineDead, ends: bool, monkeypatch: pytest.MonkeyPatch
+):
+    generate, calls = ChaosEngine.generate, itertools.count(1)
+
+    async def ended_now_and_then(self, request):
+        if next(calls) % 40 == 0:
+            raise error
+        return await generate(self, request)
+
+    monkeypatch.setattr(ChaosEngine, "generate", ended_now_and_then)
+    script = {"slots": 4, "latency": 0.001}
+    job = chaos_job(
+        tmp_path, source={"count": 100}, shard_rows=4, model={"path": "chaos", "engine": script}, max_engine_deaths=3
+    )
+    if ends:
+        with pytest.raises(EngineDead, match="3 engines died, which is as many as a run may lose"):
+            run(job, in_process=True)
+    else:
+        assert run(job, in_process=True).progress.ok == 100
+        assert next(calls) > 200
 
 
 class DeadlyFleet(LocalFleet):
