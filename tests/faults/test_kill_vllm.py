@@ -52,7 +52,8 @@ def test_a_run_whose_engine_process_is_killed_ends_with_every_row_once(tmp_path:
     assert psutil.Process(victim) in psutil.Process(process.pid).children(recursive=True)
     os.kill(victim, number)
     kill.wait_for(lambda: engine_core(run / "logs" / "engine-1.log") is not None, 240)
-    kill.finish(process, 0)
+    out = kill.finish(process, 0)
+    assert ("was told to end" if number == signal.SIGTERM else "process died") in out
     ledger.record(f"vLLM's EngineCore ended with {number.name}", 1, run, ROWS)
     store = LocalStore(run)
     plan = read_plan(store)

@@ -88,6 +88,7 @@ MANIFEST_FAULTS = {
     "torn": lambda path: path.write_text(path.read_text()[:50]),
     "of another version": edit(format=99),
     "with a path that escapes": edit(key="../../etc/passwd"),
+    "with an attempt that escapes": edit(attempt="../000000/x", key="attempts/000001/../000000/x.parquet"),
     "with another attempt's path": edit(key="attempts/000000/x.parquet"),
     "of another plan": edit(fingerprint="0" * 32),
     "that counts other rows": edit(ok=9, rejected=1),
