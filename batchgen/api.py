@@ -192,11 +192,7 @@ def _publish(job: Job, store: ObjectStore, plan: Plan) -> Result:
     """Merges and publishes a run whose shards are all committed."""
     progress = progress_of(_all_committed(store, plan))
     if progress.ok == 0:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in progress.reasons.items())
-        raise BatchgenError(
-            f"all {plan.rows} rows were rejected ({reasons}); there is nothing to publish. "
-            f"To look at them: batchgen rejected {shlex.quote(job.output)}"
-        )
+        raise _all_rejected(job, progress, f"all {plan.rows} rows", "there is nothing to publish")
     version = merge_run(store, plan, job)
     if version.kept == 0:
         reasons = ", ".join(f"{reason} {count}" for reason, count in version.dropped.items())
@@ -305,6 +301,24 @@ def _fleet(config: HostConfig, address: str | None, in_process: bool) -> Iterato
         yield RayFleet(config, log_folder(config.store), placement, cluster.local), placement.engines
 
 
+def _all_rejected(job: Job, progress: Progress, rows: str, so: str) -> BatchgenError:
+    reasons = ", ".join(f"{reason} {count}" for reason, count in progress.reasons.items())
+    look = f"To look at them: batchgen rejected {shlex.quote(job.output)}"
+    return BatchgenError(f"{rows} were rejected ({reasons}); {so}. {look}")
+
+
+def _hopeless(job: Job, status: Status, before: Progress) -> BatchgenError | None:
+    """Why a run is to end in which no row has been good yet; None as long as it may go on.
+
+    Resumed, it goes on with as many rows again.
+    """
+    limit, rejected = job.fail_after_rejected, status.done.rejected - before.rejected
+    if limit is None or status.done.ok or rejected < limit or status.done.rejected >= status.rows:
+        return None
+    rows = f"all of the first {status.done.rejected:,} rows"
+    return _all_rejected(job, status.done, rows, f"more are not tried (fail_after_rejected: {limit})")
+
+
 def stall_after(job: Job) -> float:
     """Seconds in which an engine finishes no request until it is taken for hung."""
     return job.stall_seconds or max(stall_seconds(job.step_sampling(step)["max_tokens"]) for step in job.steps)
@@ -321,15 +335,23 @@ def _generate(
     watch: Watch,
 ) -> None:
     missing = [shard for shard in plan.shards if shard.index not in manifests]
+    before = progress_of(manifests)
+
+    def look(status: Status) -> None:
+        watch(status)
+        # Before any of them is committed there is nothing to look at.
+        if status.shards_done > len(manifests) and (error := _hopeless(job, status, before)) is not None:
+            driver.fail(error)
+
     driver = Driver(
         Scheduler(missing, engines, max_engine_deaths=job.max_engine_deaths, resumed=bool(manifests)),
         fleet,
         seeds,
         shards=len(plan.shards),
         shards_before=len(manifests),
-        before=progress_of(manifests),
+        before=before,
         engines=engines,
-        watch=watch,
+        watch=look,
         stall_seconds=stall_after(job),
         start_seconds=job.start_seconds,
         texts_before=committed_texts(store, plan, job, manifests),

@@ -115,6 +115,14 @@ class Driver:
         stop = partial(self._events.put_nowait, lambda: self._scheduler.stop(reason))
         self._loop.call_soon_threadsafe(stop) if self._loop else stop()
 
+    def fail(self, error: BaseException) -> None:
+        """Ends the run at once with an error, which `run` raises; to be called on its event loop."""
+
+        def raised() -> list[Action]:
+            raise error
+
+        self._events.put_nowait(raised)
+
     async def run(self) -> None:
         """Runs to the end.
 
@@ -173,11 +181,7 @@ class Driver:
         """A defect must end the run: an event that never comes would let it wait for ever."""
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-
-            def fail() -> list[Action]:
-                raise error
-
-            self._events.put_nowait(fail)
+            self.fail(error)
 
     async def _start(self, engine: int) -> None:
         try:
@@ -192,7 +196,7 @@ class Driver:
         except EngineDead as error:
             message = str(error)
             self._note(f"engine {engine} did not start: {message}")
-            self._events.put_nowait(lambda: self._scheduler.engine_lost(engine, message, preempted=True))
+            self._events.put_nowait(lambda: self._scheduler.engine_lost(engine, message, machine=True))
             return
         except EngineError as error:
             message, final, outage = str(error), getattr(error, "final", False), getattr(error, "outage", False)
@@ -262,8 +266,8 @@ class Driver:
         only_here = answer.kind == "unavailable" and self._only_here(engine, answer.waited)
         react = {
             "engine_dead": lambda: self._scheduler.engine_lost(engine, answer.error),
-            "engine_stopped": lambda: self._scheduler.engine_lost(engine, answer.error, preempted=True),
-            "machine_dead": lambda: self._scheduler.engine_lost(engine, answer.error, preempted=True),
+            "engine_stopped": lambda: self._scheduler.engine_lost(engine, answer.error, stopped=True),
+            "machine_dead": lambda: self._scheduler.engine_lost(engine, answer.error, machine=True),
             "unavailable": lambda: self._scheduler.service_failed(engine, shard.index, answer.error, only_here),
         }.get(answer.kind, lambda: self._scheduler.shard_failed(engine, shard.index, answer.error))
         self._events.put_nowait(react)

@@ -283,6 +283,7 @@ class Job(_Part):
     start_seconds: float = Field(1800.0, gt=0, description="so is one that is not up after so long")
     outage_seconds: float = Field(600.0, ge=0, description="a store or server that is out of reach is waited for")
     max_engine_deaths: PositiveInt = Field(100, description="engines that a run may lose before it fails")
+    fail_after_rejected: PositiveInt | None = Field(1000, description="rows, all of them rejected; then the run fails")
     shard_rows: PositiveInt | None = Field(None, le=100_000, description="rows a shard; else chosen from their number")
 
     @field_validator("sampling")

@@ -41,7 +41,6 @@ _TEXT_ARGUMENTS = (
     "mamba_ssm_cache_dtype",
     "max_model_len",
     "model_weights",
-    "override_generation_config",
     "quantization",
     "quantization_config",
     "structured_outputs_config",

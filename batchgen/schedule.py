@@ -105,19 +105,20 @@ class Scheduler:
             return kill + self._finish(end)
         return kill + self._top_up()
 
-    def engine_lost(self, engine: int, error: str, preempted: bool = False) -> list[Action]:
+    def engine_lost(self, engine: int, error: str, machine: bool = False, stopped: bool = False) -> list[Action]:
         """An engine died or hangs: it is never used again, and what it held goes back or under suspicion.
 
         Args:
-            preempted: it went with the machine that it was on, or somebody ended it. No row is to blame, and that is no
-                crash: it does not count towards `max_engine_deaths`.
+            machine: it went with the machine that it was on. No row is to blame, and preemption is no crash: it does
+                not count towards `max_engine_deaths`.
+            stopped: somebody ended it. So it is then, if it has done anything; else it may be like that for ever.
         """
         if self.finished or engine not in self._engines:
             return []
         lost = self._engines.pop(engine)
         held = list(lost.shards.values())
         actions: list[Action] = [KillEngine(engine)]
-        if preempted:
+        if machine or (stopped and lost.worked):
             self._put_back(lost)
             return actions + self._top_up() + self._fill()
         if lost.alone is not None and lost.alone.trial:

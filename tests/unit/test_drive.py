@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import re
 import shutil
@@ -39,7 +38,7 @@ from batchgen.fleet import Answer, HostConfig, Work
 from batchgen.host import EngineHost, LocalFleet
 from batchgen.job import Job
 from batchgen.known import Texts
-from batchgen.plan import PLAN_KEY
+from batchgen.plan import PLAN_KEY, read_plan
 from batchgen.progress import Progress
 from batchgen.schedule import Scheduler
 from batchgen.store import LocalStore
@@ -222,24 +221,24 @@ def test_the_last_shard_alone_gets_an_engine_beside_a_broken_place(tmp_path: Pat
 def test_an_engine_that_somebody_ends_is_no_crash(
     tmp_path: Path, error: EngineDead, ends: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    generate, calls = ChaosEngine.generate, itertools.count(1)
+    generate, ended = ChaosEngine.generate, [0]
 
     async def ended_now_and_then(self, request):
-        if next(calls) % 40 == 0:
+        done = len(list((tmp_path / "commits").glob("*/0000.json")))
+        if done >= ended[-1] + 3:
+            ended.append(done)
             raise error
         return await generate(self, request)
 
     monkeypatch.setattr(ChaosEngine, "generate", ended_now_and_then)
-    script = {"slots": 4, "latency": 0.001}
-    job = chaos_job(
-        tmp_path, source={"count": 100}, shard_rows=4, model={"path": "chaos", "engine": script}, max_engine_deaths=3
-    )
+    model = {"path": "chaos", "engine": {"slots": 4, "latency": 0.005}}
+    job = chaos_job(tmp_path, source={"count": 100}, shard_rows=4, model=model, max_engine_deaths=3)
     if ends:
         with pytest.raises(EngineDead, match="3 engines died, which is as many as a run may lose"):
             run(job, in_process=True)
     else:
         assert run(job, in_process=True).progress.ok == 100
-        assert next(calls) > 200
+        assert len(ended) > 4
 
 
 class DeadlyFleet(LocalFleet):
@@ -797,6 +796,35 @@ def test_a_run_in_which_every_row_is_rejected_is_no_success(tmp_path: Path):
     message = rf"all 1 rows were rejected \(empty_completion 1\).* batchgen rejected {tmp_path}"
     with pytest.raises(BatchgenError, match=message):
         run(job, in_process=True)
+
+
+@pytest.mark.parametrize("good", [None, 0])
+@pytest.mark.parametrize("limit", [40, None])
+def test_a_run_that_begins_with_rejected_rows_alone_gives_up(tmp_path: Path, limit: int | None, good: int | None):
+    rows = [{"instruction": "fine" if number == good else f"x {number}"} for number in range(400)]
+    job = chaos_job(
+        tmp_path,
+        source={"rows": rows},
+        shard_rows=10,
+        model={"path": "chaos", "engine": {"empty_on": "x", "latency": 0.02, "slots": 4}},
+        steps=[{"task": "text_generation"}],
+        fail_after_rejected=limit,
+    )
+    if good is not None:
+        assert run(job, in_process=True).progress.rejected == 399
+        return
+    rows_at_end = []
+    for _ in range(2):  # the same command goes on with as many again
+        with pytest.raises(BatchgenError, match=r"rejected \(empty_completion \d+\)") as caught:
+            run(job, in_process=True)
+        assert ("all of the first" in str(caught.value)) == (limit is not None)
+        store = LocalStore(job.output)
+        rows_at_end.append(sum(manifest.rejected for manifest in committed(store, read_plan(store)).values()))
+    if limit is None:
+        assert rows_at_end == [400, 400]
+    else:
+        assert 0 < rows_at_end[0] < rows_at_end[1] < 400
+        assert f"(fail_after_rejected: {limit}). To look at them: batchgen rejected {job.output}" in str(caught.value)
 
 
 def test_odd_seed_rows_are_rejected_alone_or_generated(tmp_path: Path):

@@ -52,7 +52,13 @@ def test_each_key_of_a_source_is_told(name: str):
 
 def test_the_defaults_of_what_a_run_waits_for_are_the_job_s():
     told = dict(re.findall(r"^- `(\w+)`, (\d+)\b", section("Waiting and giving up"), re.MULTILINE))
-    assert told.keys() == {"outage_seconds", "stall_seconds", "start_seconds", "max_engine_deaths"}
+    assert told.keys() == {
+        "outage_seconds",
+        "stall_seconds",
+        "start_seconds",
+        "max_engine_deaths",
+        "fail_after_rejected",
+    }
     assert {name: float(value) for name, value in told.items()} == {
         name: float(Job.model_fields[name].default or stall_after(chaos_job("run"))) for name in told
     }

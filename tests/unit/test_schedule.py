@@ -79,7 +79,7 @@ def test_what_a_lost_machine_held_is_under_no_suspicion_and_its_loss_is_no_crash
     scheduler.start()
     for engine in range(5):
         assert dispatched(scheduler.engine_ready(engine, 1)) == [(engine, 0), (engine, 1)], "never one alone"
-        assert scheduler.engine_lost(engine, "gone", preempted=True) == [KillEngine(engine), StartEngine(engine + 1)]
+        assert scheduler.engine_lost(engine, "gone", machine=True) == [KillEngine(engine), StartEngine(engine + 1)]
 
 
 def test_engines_are_added_as_there_is_room_for_them_and_work():
@@ -154,7 +154,7 @@ def test_what_ran_alone_when_its_machine_was_lost_or_it_failed_runs_alone_again(
         actions = scheduler.shard_done(1, shard)
     assert dispatched(actions) == [(1, 0)]
     assert dispatched(scheduler.shard_failed(1, 0, "x")) == [(1, 0)]
-    assert dispatched(scheduler.engine_lost(1, "gone", preempted=True)) == []
+    assert dispatched(scheduler.engine_lost(1, "gone", machine=True)) == []
     scheduler.engine_ready(3, 5)
     assert dispatched(scheduler.probe_done(3, 5)) == [(3, 0)], "alone, and before the other suspects"
 
@@ -442,7 +442,7 @@ def test_a_shard_that_had_begun_and_failed_may_be_asked_back_again():
     assert scheduler.engine_ready(1, slots=10) == [Recall(0, 5)]
     assert scheduler.recall_refused(0, 5) == []
     assert scheduler.shard_failed(0, 5, "x") == [Dispatch(1, shards(6)[5]), Recall(0, 4)]
-    assert dispatched(scheduler.engine_lost(1, "x", preempted=True)) == [(0, 5)]
+    assert dispatched(scheduler.engine_lost(1, "x", machine=True)) == [(0, 5)]
     assert Recall(0, 5) in scheduler.stop("interrupted")
 
 
@@ -453,7 +453,7 @@ def test_answers_to_recalls_that_come_too_late_do_no_harm():
     assert scheduler.engine_ready(1, slots=10) == [Recall(0, 4)]
     assert Recall(0, 3) in scheduler.shard_done(0, 4), "it was done before the question came"
     assert scheduler.recall_refused(0, 4) == scheduler.shard_returned(0, 4) == []
-    assert KillEngine(0) in scheduler.engine_lost(0, "died", preempted=True)
+    assert KillEngine(0) in scheduler.engine_lost(0, "died", machine=True)
     assert scheduler.recall_refused(0, 3) == scheduler.shard_returned(0, 3) == []
 
 
@@ -508,9 +508,28 @@ def test_a_store_out_of_reach_of_one_engine_only_costs_that_engine():
     assert StartEngine(2) in scheduler.shard_done(0, 5)
 
 
+def test_an_engine_that_somebody_ends_is_no_crash_if_it_has_done_anything():
+    scheduler = Scheduler(shards(9), 1, max_engine_deaths=2)
+    engine = scheduler.start()[0].engine
+    for _ in range(3):
+        scheduler.engine_ready(engine, slots=1)
+        scheduler.shard_done(engine, min(scheduler.in_flight))
+        assert StartEngine(engine + 1) in scheduler.engine_lost(engine, "told to end", stopped=True)
+        engine += 1
+    assert not scheduler._deaths
+    # From here on none does: each counts, or is taken for one that came up in a place that kills engines.
+    for last in range(engine, engine + 4):
+        assert not scheduler.finished
+        scheduler.engine_ready(last, slots=1)
+        actions = scheduler.engine_lost(last, "told to end", stopped=True)
+        if scheduler.finished:
+            break
+    assert "engines died" in str(finish(actions).error)
+
+
 def test_a_store_out_of_reach_of_the_only_engine_ends_the_run():
     scheduler = two_at_work(6)
-    assert scheduler.engine_lost(0, "preempted", preempted=True) == [KillEngine(0), StartEngine(2)]
+    assert scheduler.engine_lost(0, "preempted", machine=True) == [KillEngine(0), StartEngine(2)]
     scheduler.service_failed(1, 3, "disk full", only_here=True)
     assert scheduler.stopping, "the other waits for a place, maybe for ever"
 
