@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 
+from batchgen.progress import TRUNCATED
+
 if TYPE_CHECKING:
     from batchgen.drive import Status
     from batchgen.merge.version import Version
@@ -41,6 +43,8 @@ def describe(status: Status) -> str:
     if done.rejected:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(done.reasons.items()))
         parts.append(f"{done.rejected:,} rejected ({reasons})")
+    if cut := done.notes.get(TRUNCATED):
+        parts.append(f"{cut:,} truncated")
     if not status.engines_ready:
         parts.append("engine starting" if status.engines == 1 else f"{status.engines} engines starting")
     else:

@@ -18,7 +18,7 @@ from batchgen.job import Job
 from batchgen.known import Texts, describe, gate_columns
 from batchgen.outage import Outage
 from batchgen.plan import Plan, Shard
-from batchgen.progress import Progress
+from batchgen.progress import TRUNCATED, Progress
 from batchgen.rows import OK, REJECTED, ResultRow, SeedRow, random_seed
 from batchgen.store.base import ObjectStore
 from batchgen.tasks.llm import CallLog
@@ -309,6 +309,8 @@ class Worker:
                 del self._waits[row.number]
 
     def _result(self, seed: SeedRow, branch: Branch) -> ResultRow:
+        # Said as rows come: the merger drops these, unless it is told not to.
+        cut = (TRUNCATED,) if branch.reason is None and branch.finish_reason == "length" else ()
         return ResultRow(
             seed=seed,
             branch=branch.path,
@@ -319,6 +321,6 @@ class Worker:
             finish_reason=branch.finish_reason,
             input_tokens=branch.input_tokens,
             output_tokens=branch.output_tokens,
-            notes=branch.notes,
+            notes=(*branch.notes, *cut),
             failed_completion=None if branch.reason is None else storable(branch.last),
         )

@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+# The note of a good row with a completion that was cut at max_tokens.
+TRUNCATED = "truncated"
+
 
 @dataclass(frozen=True)
 class Progress:

@@ -40,6 +40,11 @@ def test_a_status_in_one_line():
     )
 
 
+def test_rows_that_the_merger_will_drop_are_told_as_they_come():
+    status = replace(STATUS, done=Progress(ok=250, notes={"truncated": 1200, "line_left_out": 3}))
+    assert "rows, shards 12/50, 1,200 truncated, engines" in describe(status)
+
+
 def test_where_no_completion_has_ended_yet_the_rows_at_work_are_told():
     status = replace(STATUS, done=Progress(), engines_ready=4, rows_in_flight=2048, tokens_per_second=0.0, eta=None)
     assert describe(status) == "0/1,000 rows, shards 12/50, engines 4/4, 2,048 rows in flight"

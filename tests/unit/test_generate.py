@@ -651,6 +651,20 @@ def test_drivers_that_start_and_end_together_all_end_with_the_dataset(tmp_path: 
         assert (Path(results[0].dataset) / "README.md").is_file()
 
 
+def test_a_good_row_that_was_cut_is_noted_as_it_comes(tmp_path: Path):
+    job = chaos_job(
+        tmp_path,
+        source={"rows": [{"instruction": "Say it."}, {"instruction": ""}]},
+        steps=[{"task": "text_generation"}],
+    )
+    worker, plan, seeds, store = worker_on(ScriptedEngine(lambda prompt, number: "text", "length"), job)
+    asyncio.run(worker.shard(plan.shards[0], new_attempt(), seeds.slice(0, 2)))
+    manifest = committed(store, plan)[0]
+    rows = read_shard(store, plan, manifest).to_pylist()
+    assert [(row["outcome"], row["notes"]) for row in rows] == [("ok", ["truncated"]), ("rejected", [])]
+    assert worker.progress.notes == manifest.notes == {"truncated": 1}
+
+
 def test_rows_that_fan_out_are_spread_over_all_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     calls: dict[int, int] = {}
     generate = ChaosEngine.generate
