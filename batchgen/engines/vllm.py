@@ -155,10 +155,11 @@ class VllmEngine:
         """What vLLM has for a request, after a few tries where it fails by an error of its own.
 
         Raises:
-            RowRejected: it fails at this request, and meanwhile answered others.
+            RowRejected: it fails at this request: it says so, or meanwhile answered others.
             EngineDead: it fails, and answered no other.
         """
         before: int | None = None
+        problem: str | None = None
         for _ in range(_TRIES):
             try:
                 answer = await self._last_output(request, params)
@@ -167,10 +168,10 @@ class VllmEngine:
             else:
                 if answer.finish_reason != "error":
                     return answer
-                problem = "finish_reason error"
+                problem = None
             before = self._answered if before is None else before
             await asyncio.sleep(_PAUSE)
-        if self._answered > (before or 0):
+        if problem is None or self._answered > (before or 0):
             raise RowRejected("engine_error")
         raise EngineDead(f"vLLM fails at what it is asked: {problem}")
 
