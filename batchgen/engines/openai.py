@@ -194,10 +194,15 @@ def _parts(content: Any) -> tuple[str | None, str]:
     """(thoughts, text) of a message, which Mistral's models give in parts."""
     if not isinstance(content, list):
         return None, content or ""
-    parts = [part for part in content if isinstance(part, dict)]
-    thoughts = [each for part in parts if part.get("type") == "thinking" for each in part.get("thinking") or ()]
-    texts = ["".join(str(part.get("text") or "") for part in some) for some in (thoughts, parts)]
-    return texts[0] or None, texts[1]
+    thinking = [part.get("thinking") for part in content if isinstance(part, dict)]
+    return "".join(map(_joined, thinking)) or None, _joined(content)
+
+
+def _joined(parts: Any) -> str:
+    """The text of parts; those of thoughts have none of their own."""
+    if isinstance(parts, str):
+        return parts
+    return "".join(str(part.get("text") or "") for part in parts or () if isinstance(part, dict))
 
 
 def _body(sampling: Mapping[str, Any], dialect: _Dialect, template: Mapping[str, Any]) -> dict[str, Any]:

@@ -243,9 +243,10 @@ def test_an_address_that_is_no_api_s_is_said_at_once(server: Server, raw: tuple[
     assert caught.value.final
 
 
-def test_a_message_in_parts_is_its_text(server: Server):
-    thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "A sum."}]}
-    server.told = {"content": [thinking, {"type": "text", "text": "It is "}, {"type": "text", "text": "4."}]}
+@pytest.mark.parametrize("thinking", [[{"type": "text", "text": "A sum."}], "A sum."])
+def test_a_message_in_parts_is_its_text(server: Server, thinking: Any):
+    parts = [{"type": "thinking", "thinking": thinking}, {"type": "text", "text": "It is "}, None, {"text": "4."}]
+    server.told = {"content": parts}
     completion = ask(server)[0]
     assert (completion.text, completion.reasoning) == ("It is 4.", "A sum.")
 
