@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from batchgen.engines.chaos import ChaosEngine
 from batchgen.errors import EngineDead
 from batchgen.generate import Done, Worker
 from batchgen.job import Job
+from batchgen.plan import Plan
+from batchgen.seeds import Seeds
 from tests.helpers import ScriptedEngine, chaos_job, planned, worker_on
 
 CHAIN = [
@@ -150,6 +154,20 @@ def test_a_shard_whose_rows_all_wait_for_slots_is_given_back(tmp_path: Path):
     assert worker.progress.ok == 4
 
 
+async def given_back(worker: Worker, plan: Plan, seeds: Seeds, until: Callable[[], bool]) -> bool:
+    """Whether shard 1 is given back once something has happened; all of them are dropped then."""
+    running = [
+        asyncio.create_task(worker.shard(shard, new_attempt(), seeds.slice(shard.start, shard.stop)))
+        for shard in plan.shards
+    ]
+    while not until():
+        await asyncio.sleep(0)
+    given = worker.give_back(1)
+    for each in running:
+        each.cancel()
+    return given
+
+
 @pytest.mark.parametrize(("slots", "judge_slots", "drafted", "waits"), [(2, 40, 0, True), (40, 2, 45, False)])
 def test_a_shard_waits_for_the_engine_of_its_first_requests_whatever_others_do(
     tmp_path: Path, slots: int, judge_slots: int, drafted: int, waits: bool
@@ -176,19 +194,9 @@ def test_a_shard_waits_for_the_engine_of_its_first_requests_whatever_others_do(
     plan, seeds, store = planned(job)
     worker = Worker(job, plan, store, generator, {"judge": judge})
 
-    async def go() -> bool:
-        run = [
-            asyncio.create_task(worker.shard(shard, new_attempt(), seeds.slice(shard.start, shard.stop)))
-            for shard in plan.shards
-        ]
-        while len(generator.prompts) + len(judge.prompts) < 60 + drafted:
-            await asyncio.sleep(0)
-        given = worker.give_back(1)
-        for each in run:
-            each.cancel()
-        return given
-
-    assert asyncio.run(go()) is waits
+    asked = 60 + drafted
+    given = given_back(worker, plan, seeds, until=lambda: len(generator.prompts) + len(judge.prompts) == asked)
+    assert asyncio.run(given) is waits
 
 
 @pytest.mark.parametrize("quick", ["answer me", ""])
@@ -210,19 +218,8 @@ def test_a_shard_of_which_something_has_come_is_kept_though_the_rest_waits(tmp_p
     job = chaos_job(tmp_path, source={"rows": rows}, shard_rows=2, steps=steps)
     worker, plan, seeds, _ = worker_on(engine, job)
 
-    async def go() -> bool:
-        run = [
-            asyncio.create_task(worker.shard(shard, new_attempt(), seeds.slice(shard.start, shard.stop)))
-            for shard in plan.shards
-        ]
-        for _ in range(100):
-            await asyncio.sleep(0)
-        given = worker.give_back(1)
-        for each in run:
-            each.cancel()
-        return given
-
-    assert asyncio.run(go()) is False
+    steps_of_the_loop = itertools.count()
+    assert asyncio.run(given_back(worker, plan, seeds, lambda: next(steps_of_the_loop) == 100)) is False
     assert sum("wait" in prompt for prompt in engine.prompts) == 3
 
 
