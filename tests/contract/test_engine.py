@@ -98,10 +98,12 @@ def test_more_requests_than_slots_are_all_answered(ask, engine: Engine):
 
 
 def test_lower_priorities_go_first(engine: Engine, loop_thread):
-    prompt, sampling = engine.chat.user_prompt([]).token_ids, {"max_tokens": 12}
+    prompt = engine.chat.user_prompt([]).token_ids
     ended: list[int] = []
 
     async def one(number: int, priority: int):
+        # The first ones hold the slots until all others have come, which may be a while on the way to another process.
+        sampling = {"max_tokens": 100, "ignore_eos": True} if priority == 4 else {"max_tokens": 12}
         await engine.generate(Request(prompt, sampling, number, key=f"p{priority}-{number}", priority=priority))
         ended.append(priority)
 
