@@ -105,6 +105,9 @@ class _Actor:
         return self._host.progress
 
     async def stop(self) -> None:
+        # Rows that go on would find no engine any more, and their shards be committed with what came of that.
+        for call in self._calls.values():
+            call.cancel()
         await self._host.stop()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from batchgen.engines.base import Completion, EngineSpec, Request
 from batchgen.engines.options import OpenAIOptions
 from batchgen.engines.slots import Slots
-from batchgen.errors import EngineStartError, EngineUnavailable, RowRejected
+from batchgen.errors import EngineDead, EngineStartError, EngineUnavailable, RowRejected
 from batchgen.patience import request_seconds
 
 # Parameters of OpenAI's own API; vLLM's others travel in the request's body, which vLLM's server reads.
@@ -149,6 +149,8 @@ class OpenAIEngine:
     async def _answer(self, request: Request, dialect: _Dialect, seconds: float) -> Any:
         import openai
 
+        if self._client is None:
+            raise EngineDead("the engine is stopped")
         try:
             return await self._client.chat.completions.create(
                 model=self.model_name,

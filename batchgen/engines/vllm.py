@@ -108,14 +108,16 @@ class VllmEngine:
 
     async def generate(self, request: Request) -> Completion:
         """Completes one prompt."""
-        vllm = _names()
+        vllm, llm = _names(), self._llm
+        if llm is None:
+            raise EngineDead("the engine is stopped")
         if len(request.token_ids) >= self._max_model_len:
             raise RowRejected("prompt_too_long")
         options = _sampling_options(request)
         # Made for this request alone: a deep copy of them took twice as long as making them.
         params = vllm.SamplingParams(**options, output_kind=vllm.RequestOutputKind.FINAL_ONLY, skip_clone=True)
         try:
-            answer = await self._answer(request, params)
+            answer = await self._answer(llm, request, params)
         except vllm.VLLMValidationError as error:
             raise RowRejected("invalid_request") from error
         except vllm.EngineDeadError as error:
@@ -125,7 +127,7 @@ class VllmEngine:
             kind = (self._log.cause() or "").partition(":")[0]
             raise EngineDead(f"vLLM's engine process died{f' of {kind}' if kind else ''}") from error
         if answer.finish_reason == "abort":
-            raise await self._aborted()
+            raise await self._aborted(llm)
         self._answered += 1
         return Completion(
             text=answer.text,
@@ -138,20 +140,20 @@ class VllmEngine:
             ],
         )
 
-    async def _aborted(self) -> EngineDead:
+    async def _aborted(self, llm: Any) -> EngineDead:
         """Why vLLM broke a request off, which nobody here waits for any more where it was asked to.
 
         Told to end, its process does that with all of them.
         """
         self._aborts = True
         for _ in range(_ENDING_SECONDS):
-            if self._llm.errored:
+            if llm.errored:
                 return EngineStopped(_STOPPED)
             await asyncio.sleep(_PAUSE)
         self._aborts = False
         return EngineDead("vLLM breaks requests off")
 
-    async def _answer(self, request: Request, params: Any) -> Any:
+    async def _answer(self, llm: Any, request: Request, params: Any) -> Any:
         """What vLLM has for a request, after a few tries where it fails by an error of its own.
 
         Raises:
@@ -162,7 +164,7 @@ class VllmEngine:
         problem: str | None = None
         for _ in range(_TRIES):
             try:
-                answer = await self._last_output(request, params)
+                answer = await self._last_output(llm, request, params)
             except _names().EngineGenerateError as error:
                 problem = type(error.__cause__ or error).__name__
             else:
@@ -175,13 +177,12 @@ class VllmEngine:
             raise RowRejected("engine_error")
         raise EngineDead(f"vLLM fails at what it is asked: {problem}")
 
-    async def _last_output(self, request: Request, params: Any) -> Any:
+    async def _last_output(self, llm: Any, request: Request, params: Any) -> Any:
         final = None
         # Marked as tokens; a prompt that vLLM takes for raw makes a detour through a thread.
         prompt = _names().tokens_input(list(request.token_ids))
-        async for output in self._llm.generate(
-            prompt, params, request.key, lora_request=self._lora, priority=request.priority
-        ):
+        outputs = llm.generate(prompt, params, request.key, lora_request=self._lora, priority=request.priority)
+        async for output in outputs:
             final = output
         if final is None:
             raise EngineDead("vLLM ended a request without an output")

@@ -186,6 +186,13 @@ def test_what_vllm_broke_off_is_no_completion(
         assert (completion.text, completion.finish_reason, completion.output_tokens) == (expected, "stop", 2)
 
 
+def test_an_engine_that_is_stopped_rejects_no_row():
+    engine = VllmEngine(EngineSpec("embedded"))
+    asyncio.run(engine.stop())
+    with pytest.raises(EngineDead, match="the engine is stopped"):
+        asyncio.run(engine.generate(Request([1, 2], {}, seed=1)))
+
+
 def test_sampling_parameters_reach_the_engine(vllm_engine: Engine, loop_thread):
     prompt = vllm_engine.chat.prompt([{"role": "user", "content": "What is the capital of Japan?"}]).token_ids
 

@@ -14,10 +14,12 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RaySystemError
 
+from batchgen.commit import committed
 from batchgen.distributed import fleet as fleets
 from batchgen.distributed.cluster import _start, ask, connected, usable_cores
 from batchgen.errors import ClusterLost, EngineDead, EngineStartError, UserError
 from batchgen.fleet import Answer, HostConfig, Placement, Work
+from batchgen.host import EngineHost
 from batchgen.progress import Progress
 from tests.helpers import chaos_job, planned
 
@@ -270,3 +272,26 @@ def test_the_death_of_an_actor_is_told_in_a_line():
     low = "Task was killed due to the node running low on memory.\nMemory on the node was 11GB / 12GB"
     assert fleets._cause(RuntimeError(low)) == f"the engine's process died: {low.splitlines()[0]}"
     assert fleets._cause(RuntimeError()) == "the engine's process died: RuntimeError"
+
+
+def test_an_engine_that_is_ended_commits_nothing_of_what_it_was_at(tmp_path: Path):
+    """Rows that go on would be rejected for want of an engine, and their shards be committed."""
+    job = chaos_job(tmp_path, source={"count": 4}, model={"path": "chaos", "engine": {"latency": 0.05}})
+    plan, seeds, store = planned(job)
+
+    class Ended(EngineHost):
+        async def stop(self) -> None:
+            await super().stop()
+            await asyncio.sleep(1)
+
+    async def go() -> tuple[int, bool]:
+        actor = object.__new__(fleets._Actor)
+        actor._host, actor._calls = Ended(HostConfig(job, plan, store.location, 0)), {}
+        await actor._host.start()
+        work = Work(plan.shards[0], seeds.slice(0, 4))
+        running = asyncio.create_task(actor.run("key", work))
+        await asyncio.sleep(0.01)
+        await actor.stop()
+        return len(committed(store, plan)), running.cancelled()
+
+    assert asyncio.run(go()) == (0, True)

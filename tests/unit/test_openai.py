@@ -15,7 +15,7 @@ import pytest
 from batchgen import Job, Stopped, run
 from batchgen.engines.base import Completion, EngineSpec, Request
 from batchgen.engines.openai import OpenAIEngine
-from batchgen.errors import EngineStartError, EngineUnavailable, RowRejected
+from batchgen.errors import EngineDead, EngineStartError, EngineUnavailable, RowRejected
 from tests.faults import ledger
 from tests.helpers import chaos_job
 
@@ -241,6 +241,17 @@ def test_an_address_that_is_no_api_s_is_said_at_once(server: Server, raw: tuple[
     with pytest.raises(EngineStartError, match=f"{server.url} answers, but not as an API does") as caught:
         ask(server)
     assert caught.value.final
+
+
+def test_an_engine_that_is_stopped_rejects_no_row(server: Server):
+    async def go() -> None:
+        engine = OpenAIEngine(EngineSpec("judge", backend="openai", arguments={"base_url": server.url}))
+        await engine.start()
+        await engine.stop()
+        await engine.generate(Request((), {}, seed=1, messages=[{"role": "user", "content": "Hi"}]))
+
+    with pytest.raises(EngineDead, match="the engine is stopped"):
+        asyncio.run(go())
 
 
 @pytest.mark.parametrize("thinking", [[{"type": "text", "text": "A sum."}], "A sum."])
