@@ -17,6 +17,7 @@ from batchgen.engines.base import Completion, Engine, EngineSpec, Request
 from batchgen.engines.chaos import ChaosEngine
 from batchgen.errors import RowRejected
 
+HOLD = "Hold this slot."
 QUESTION = [{"role": "user", "content": "What is the capital of Japan?"}]
 
 
@@ -34,7 +35,7 @@ WITH_A_MODEL = ["transformers", pytest.param("vllm", marks=pytest.mark.engine)]
 @pytest.fixture(params=["chaos", *WITH_A_MODEL])
 def engine(request: pytest.FixtureRequest) -> Engine:
     if request.param == "chaos":
-        return ChaosEngine(EngineSpec("chaos", arguments={"max_model_len": 2048}))
+        return ChaosEngine(EngineSpec("chaos", arguments={"max_model_len": 2048, "hang_on": HOLD}))
     return request.getfixturevalue(f"{request.param}_engine")
 
 
@@ -99,20 +100,32 @@ def test_more_requests_than_slots_are_all_answered(ask, engine: Engine):
 
 def test_lower_priorities_go_first(engine: Engine, loop_thread):
     prompt = engine.chat.user_prompt([]).token_ids
+    holding = engine.chat.prompt([{"role": "user", "content": HOLD}]).token_ids
     ended: list[int] = []
 
     async def one(number: int, priority: int):
-        # The first ones hold the slots until all others have come, which may be a while on the way to another process.
-        sampling = {"max_tokens": 100, "ignore_eos": True} if priority == 4 else {"max_tokens": 12}
-        await engine.generate(Request(prompt, sampling, number, key=f"p{priority}-{number}", priority=priority))
+        await engine.generate(
+            Request(prompt, {"max_tokens": 12}, number, key=f"p{priority}-{number}", priority=priority)
+        )
         ended.append(priority)
 
+    def holder(number: int) -> asyncio.Task[Completion]:
+        request = Request(holding, {"min_tokens": 1000, "max_tokens": 1000}, number, key=f"holder-{number}", priority=0)
+        return asyncio.create_task(engine.generate(request))
+
     async def go():
-        waves = [priority for priority in (4, 3, 2, 1) for _ in range(engine.slots)]
-        await asyncio.gather(*(one(number, priority) for number, priority in enumerate(waves)))
+        # They hold all slots until the others wait: on the way to another process what is given up comes after these.
+        holders = [holder(number) for number in range(engine.slots)]
+        waves = [asyncio.create_task(one(n, priority)) for priority in (3, 2, 1) for n in range(engine.slots)]
+        for _ in range(50):
+            await asyncio.sleep(0.01)
+        assert not ended
+        for task in holders:
+            task.cancel()
+        await asyncio.gather(*waves)
 
     loop_thread.run(go())
-    # Those that came first found the slots free; then the order is the other way round.
+    # The other way round than they came.
     by_priority = [sum(i for i, each in enumerate(ended) if each == priority) for priority in (1, 2, 3)]
     assert by_priority == sorted(by_priority)
 
