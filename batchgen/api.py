@@ -194,14 +194,6 @@ def _publish(job: Job, store: ObjectStore, plan: Plan) -> Result:
     if progress.ok == 0:
         raise _all_rejected(job, progress, f"all {plan.rows} rows", "there is nothing to publish")
     version = merge_run(store, plan, job)
-    if version.kept == 0:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in version.dropped.items())
-        hint = "; merge.drop_truncated: false keeps those that were cut at max_tokens" * (
-            "truncated" in version.dropped
-        )
-        raise BatchgenError(
-            f"the merge left out all {version.read} rows ({reasons}); there is nothing to publish{hint}"
-        )
     if is_remote(job.output):
         return Result(job.output, progress, version, publish_store(store, version))
     folder = publish_folder(store, version, expanded(job.output) / "dataset")

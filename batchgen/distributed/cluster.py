@@ -20,7 +20,7 @@ from ray._private import ray_constants, utils, worker
 from ray._private.services import canonicalize_bootstrap_address, find_gcs_addresses
 from ray._private.state import actors as actor_table
 
-from batchgen.errors import ClusterLost, UserError
+from batchgen.errors import ClusterLost, Stopped, UserError
 from batchgen.sockets import socket_folder
 from batchgen.stopsignals import signals_put_off
 
@@ -54,6 +54,7 @@ def connected(address: str | None, engines: int | None) -> Iterator[Cluster]:
     Raises:
         UserError: nothing answers at the address, this machine is no node of the cluster there, or this process is
             connected already.
+        Stopped: a Ray of this machine was too slow to start.
     """
     if ray.is_initialized():
         raise UserError("this process is already connected to Ray: call ray.shutdown() first")
@@ -94,6 +95,8 @@ def _connect(address: str | None, given: str, engines: int | None) -> None:
     except Exception as error:  # Ray raises any type here, and bare ones
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         if address is None:
+            if _TOO_SLOW in str(error):
+                raise Stopped(f"Ray did not start on this machine, which may be too busy for now: {reason}") from error
             raise UserError(
                 f"Ray did not start on this machine: {reason} (RAY_TMPDIR names a folder for its files)"
             ) from error

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from batchgen.card import render_card
 from batchgen.commit import committed
-from batchgen.errors import CorruptShard, StoreError, UserError
+from batchgen.errors import BatchgenError, CorruptShard, StoreError, UserError
 from batchgen.faultpoints import reach
 from batchgen.job import Job
 from batchgen.merge.rows import Merged, Reader, merge_rows
@@ -88,14 +88,19 @@ def merge_run(store: ObjectStore, plan: Plan, job: Job, partial: bool = False) -
     Raises:
         UserError: shards are missing.
         CorruptShard: committed bytes are not what was committed.
+        BatchgenError: no row is left, of which no version is made: it would be the newest one.
     """
     manifests = committed(store, plan)
+    if not manifests:
+        raise UserError(f"{store.location}: no shard is committed yet; there is nothing to merge")
     if len(manifests) < len(plan.shards) and not partial:
         raise UserError(
             f"{store.location}: {len(manifests)} of {len(plan.shards)} shards are committed; resume the run, "
             "or merge what is there with --partial"
         )
     merged = merge_rows(store, plan, job, manifests)
+    if not merged.rows:
+        raise _nothing_left(merged)
     details: dict[str, Any] = {
         "fingerprint": plan.fingerprint,
         "merge": job.merge.model_dump(mode="json"),
@@ -127,6 +132,15 @@ def merge_run(store: ObjectStore, plan: Plan, job: Job, partial: bool = False) -
             reach("version named")
             return version
         before = read_version(store, number)
+
+
+def _nothing_left(merged: Merged) -> BatchgenError:
+    dropped = merged.selection.dropped
+    reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
+    hint = "; merge.drop_truncated: false keeps those that were cut at max_tokens" * ("truncated" in dropped)
+    return BatchgenError(
+        f"the merge left out all {merged.shards.rows} rows ({reasons}); there is nothing to publish{hint}"
+    )
 
 
 def _write_files(job: Job, plan: Plan, merged: Merged, details: Mapping[str, Any], folder: Path) -> dict[str, Path]:

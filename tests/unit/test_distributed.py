@@ -17,7 +17,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RaySystemError
 from batchgen.commit import committed
 from batchgen.distributed import fleet as fleets
 from batchgen.distributed.cluster import _start, ask, connected, usable_cores
-from batchgen.errors import ClusterLost, EngineDead, EngineStartError, UserError
+from batchgen.errors import BatchgenError, ClusterLost, EngineDead, EngineStartError, Stopped, UserError
 from batchgen.fleet import Answer, HostConfig, Placement, Work
 from batchgen.host import EngineHost
 from batchgen.progress import Progress
@@ -105,15 +105,26 @@ def test_what_is_loaded_once_an_engine_is_up_stays_out_of_garbage_collections():
         gc.unfreeze()
 
 
-@pytest.mark.parametrize("address", [None, "auto"])
-def test_whatever_ray_raises_as_it_starts_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch, address: str | None):
+@pytest.mark.parametrize(
+    ("address", "reason", "kind"),
+    [
+        (None, "no space left on device", UserError),
+        (None, "The current node timed out during startup", Stopped),
+        ("auto", "The current node timed out during startup", UserError),
+    ],
+)
+def test_whatever_ray_raises_as_it_starts_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, reason: str, kind: type[BatchgenError]
+):
+    """A machine that is too busy is no bad input: the same command may get further."""
+
     def init(**_: object) -> None:
-        raise Exception("The current node timed out during startup.\nMore of that.")  # Ray's own, and as bare
+        raise Exception(f"{reason}.\nMore of that.")  # Ray's own, and as bare
 
     monkeypatch.setattr("ray.init", init)
-    said = r"Ray.*: The current node timed out during startup\. \("
-    with pytest.raises(UserError, match=said), connected(address, None):
+    with pytest.raises(kind, match=rf"Ray.*: {reason}\.( \(|$)") as caught, connected(address, None):
         pass
+    assert type(caught.value) is kind
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from batchgen.minhash import normalise
 from batchgen.plan import read_plan
 from batchgen.publish import publish_folder, publish_store
 from batchgen.store import LocalStore
-from tests.helpers import chaos_job, planned
+from tests.helpers import chaos_job
 
 VOCABULARY = [f"word{i}" for i in range(2000)]
 
@@ -329,9 +329,21 @@ def test_a_dataset_without_rows_is_no_success(tmp_path: Path):
     ) as caught:
         answered(tmp_path, ["a b", "c d"], {"truncate_on": "user"})
     assert caught.value.exit_code == 1
+    store = LocalStore(tmp_path / "run")
+    assert latest_version(store) is None, "it would be the one that is published"
     assert (
         answered(tmp_path, ["a b", "c d"], {"truncate_on": "user"}, merge={"drop_truncated": False}).version.kept == 2
     )
+
+
+def test_nothing_is_merged_where_nothing_is_committed(tmp_path: Path, capsys):
+    result = answered(tmp_path, ["a b", "c d"], {}, shard_rows=1)
+    assert main(["revoke", result.run, "0", "1"]) == 0
+    assert main(["merge", result.run, "--partial"]) == 2
+    assert "no shard is committed yet" in capsys.readouterr().err
+    version = latest_version(LocalStore(result.run))
+    assert version is not None
+    assert (version.number, version.kept) == (1, 2)
 
 
 def test_switches_of_the_merge(tmp_path: Path):
@@ -382,12 +394,14 @@ def test_other_settings_make_another_version_and_the_first_stays(tmp_path: Path)
     assert (tmp_path / "out" / "README.md").read_text().startswith("---\n")
 
 
-def test_an_incomplete_run_is_merged_only_when_asked(tmp_path: Path):
-    job = chaos_job(tmp_path)
-    plan, _, store = planned(job)
-    with pytest.raises(UserError, match=r"0 of \d+ shards are committed"):
-        merge_run(store, plan, job)
-    assert merge_run(store, plan, job, partial=True).kept == 0
+def test_an_incomplete_run_is_merged_only_when_asked(tmp_path: Path, capsys):
+    result = answered(tmp_path, ["a b", "c d"], shard_rows=1)
+    assert main(["revoke", result.run, "1"]) == 0
+    assert main(["merge", result.run]) == 2
+    assert "1 of 2 shards are committed" in capsys.readouterr().err
+    assert main(["merge", result.run, "--partial"]) == 0
+    version = latest_version(LocalStore(result.run))
+    assert (version.number, version.kept, version.shards, version.of_shards) == (2, 1, 1, 2)
 
 
 def test_a_corrupt_shard_is_named_and_nothing_is_published(tmp_path: Path):
