@@ -167,10 +167,9 @@ def garbage(store: ObjectStore, plan: Plan) -> Iterator[tuple[str, int]]:
             try:
                 manifest = read_manifest(store, plan, by_name[name], number)
             except CorruptShard:
-                # Whatever it named is kept: all of the shard's files.
-                named |= {key for key in attempts if key.split("/")[1] == name}
-                continue
-            named |= {manifest.key} if manifest is not None else set()
+                manifest = None
+            # Of one that is torn, or not in sight just now, whatever it names is kept: all of the shard's files.
+            named |= {manifest.key} if manifest else {key for key in attempts if key.split("/")[1] == name}
     for key in attempts:
         if key not in named and key.split("/")[1] in current.keys() & by_name:
             yield key, store.size(key)

@@ -49,7 +49,8 @@ class LocalStore:
             try:
                 os.link(own, target)
             except FileExistsError:
-                return False
+                # NFS asks again where an answer was lost, and then meets its own link.
+                return _is_same(own, target)
         return True
 
     def put(self, key: str, data: bytes) -> None:
@@ -98,10 +99,12 @@ class LocalStore:
 
     def size(self, key: str) -> int:
         """An object's length in bytes; 0 where there is none."""
-        try:
-            return self.path(key).stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
-            return 0
+        target = self.path(key)
+        with _translated(f"cannot read {target}"):
+            try:
+                return target.stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                return 0
 
     def list(self, prefix: str) -> Iterator[str]:
         """Keys under a folder, in order; all of them where it has no name."""
@@ -112,10 +115,11 @@ class LocalStore:
         return (key for key in self._files(prefix) if _is_unfinished(key))
 
     def _files(self, prefix: str) -> Iterator[str]:
-        folder = self.path(prefix.rstrip("/")) if prefix else self.root
-        for file in sorted(folder.rglob("*")) if folder.is_dir() else ():
-            if file.is_file():
-                yield file.relative_to(self.root).as_posix()
+        name = prefix.rstrip("/")
+        folder = self.path(name) if name else self.root
+        with _translated(f"cannot list {folder}"):
+            found = sorted(_walked(folder, f"{name}/" if name else ""))
+        yield from found
 
     def delete(self, key: str) -> None:
         """Removes an object; nothing happens where there is none."""
@@ -149,6 +153,29 @@ def _written(target: Path, data: bytes) -> Iterator[Path]:
     finally:
         own.unlink(missing_ok=True)
     flush(target.parent)
+
+
+def _is_same(own: Path, target: Path) -> bool:
+    try:
+        return own.samefile(target)
+    except FileNotFoundError:  # whoever had the key has been deleted
+        return False
+
+
+def _walked(folder: Path, prefix: str) -> Iterator[str]:
+    """Files under a folder, their names after a prefix.
+
+    `Path.rglob` leaves out what cannot be read now, as if there were nothing: as shards that are not committed.
+    """
+    try:
+        entries = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walked(folder / entry.name, f"{prefix}{entry.name}/")
+        elif entry.is_file():
+            yield prefix + entry.name
 
 
 def _is_unfinished(key: str) -> bool:

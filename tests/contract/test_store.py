@@ -118,6 +118,41 @@ def test_a_store_that_fails_says_so(tmp_path: Path):
         LocalStore(tmp_path / "file").put_if_absent("a", b"")
 
 
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "denied"), OSError(errno.ESTALE, "Stale file handle")])
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+):
+    """The shards in it would count as not committed, and be generated again."""
+    store, scandir = LocalStore(tmp_path), os.scandir
+    for key in ("a/1/x", "a/2/x"):
+        store.put_if_absent(key, b"")
+
+    def failing(folder: str | os.PathLike[str]):
+        if os.fspath(folder).endswith("a/2"):
+            raise error
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(StoreError, match="cannot list") as caught:
+        list(store.list("a"))
+    assert caught.value.denied == isinstance(error, PermissionError)
+
+
+def test_a_link_that_was_made_and_reported_as_there_already_is_one_s_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """So NFS does when the server's answer is lost and the client asks again."""
+    store, link = LocalStore(tmp_path), os.link
+
+    def lost(own: Path, target: Path) -> None:
+        link(own, target)
+        link(own, target)
+
+    monkeypatch.setattr(os, "link", lost)
+    assert store.put_if_absent("a", b"one")
+    assert not store.put_if_absent("a", b"one"), "another's, of the same bytes"
+
+
 class Disk:
     """What power loss leaves of a folder: files as they were last flushed, under the names that were flushed."""
 

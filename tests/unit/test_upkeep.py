@@ -362,6 +362,19 @@ def test_a_shard_that_is_revoked_under_a_run_is_generated_by_the_same_command(tm
     assert verify(*store_and_plan(job)).good
 
 
+def test_gc_keeps_all_that_a_manifest_out_of_sight_may_name(job):
+    """NFS may list a file that it does not find just then."""
+    _, plan = store_and_plan(job)
+    out_of_sight = f"commits/{plan.shards[1].name}/0000.json"
+
+    class Blind(LocalStore):
+        def read(self, key: str) -> bytes | None:
+            return None if key == out_of_sight else super().read(key)
+
+    assert collect(Blind(job.output), plan) == (0, 0)
+    assert data_file(job).exists()
+
+
 def test_gc_keeps_all_that_a_torn_revoked_manifest_may_have_named(job, tmp_path: Path):
     (tmp_path / "run" / "commits" / "000001" / "0000.json").write_text("{")
     main(["revoke", job.output, "1"])
