@@ -18,7 +18,7 @@ from batchgen.commit import Manifest, committed, generation_of
 from batchgen.drive import Driver, Status
 from batchgen.engines.installed import missing
 from batchgen.engines.structure import check_structure
-from batchgen.errors import BatchgenError, JobError, ModelError, Stopped, StoreError, UserError
+from batchgen.errors import BatchgenError, JobError, ModelError, Stopped, StoreError, UserError, is_passing
 from batchgen.fleet import Fleet, HostConfig, place_engines
 from batchgen.job import Job, Model, OwnTasks, Step
 from batchgen.known import committed_texts
@@ -234,6 +234,7 @@ def check_output(output: str) -> None:
 
     Raises:
         UserError: with the reason.
+        StoreError: it cannot just now.
     """
     if is_remote(output):
         return  # `probe` asks the store itself
@@ -245,7 +246,8 @@ def check_output(output: str) -> None:
             pass
         check_target(Path(output) / "dataset")
     except OSError as error:
-        raise UserError(f"output: {output!r} cannot be written: {error.strerror or error}") from error
+        problem = f"output: {output!r} cannot be written: {error.strerror or error}"
+        raise (StoreError(problem, busy=True) if is_passing(error) else UserError(problem)) from error
 
 
 def save_job(store: ObjectStore, job: Job) -> None:

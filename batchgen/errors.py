@@ -22,6 +22,19 @@ Exit codes follow sysexits.h where it has one (75 is EX_TEMPFAIL).
 
 from __future__ import annotations
 
+import errno
+
+# What a full disk, a file server or a machine says that may say otherwise in a while, with the same job.
+_PASSING = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("EIO", "ESTALE", "EBUSY", "EAGAIN", "EINTR", "ENOLCK", "EREMOTEIO"),
+        *("ENOSPC", "EDQUOT", "EMFILE", "ENFILE", "ENOMEM", "ENOBUFS"),
+        *("ETIMEDOUT", "ENOTCONN", "ECONNREFUSED", "ECONNRESET", "ECONNABORTED", "EPIPE", "ESHUTDOWN"),
+        *("EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENETRESET"),
+    )
+)
+
 
 class BatchgenError(Exception):
     """Base of all errors that batchgen raises on purpose."""
@@ -66,7 +79,7 @@ class StoreError(Stopped):
 
     Args:
         denied: it answers, and does not let us in.
-        busy: it answers, and cannot do it now.
+        busy: it cannot do it now, and may in a while.
     """
 
     # Seconds for which it was so and was waited for.
@@ -140,3 +153,8 @@ class RowRejected(BatchgenError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def is_passing(error: OSError) -> bool:
+    """Whether what the operating system refuses it may do in a while: no path, and nobody's input, is to blame."""
+    return error.errno in _PASSING

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from batchgen.card import render_configs
-from batchgen.errors import StoreError, UserError
+from batchgen.errors import StoreError, UserError, is_passing
 from batchgen.faultpoints import reach
 from batchgen.merge.version import CARD, Version, copy_file, read_file
 from batchgen.paths import resolved
@@ -83,27 +83,31 @@ def _replacing(folder: str | Path) -> Iterator[tuple[Path, Path]]:
     Raises:
         UserError: the target holds something that is no dataset.
     """
-    target = check_target(folder)
+    target = resolved(folder)
     fresh = target.parent / f".{target.name}.{uuid.uuid4().hex}"
     try:
+        check_target(folder)
         yield fresh, target
         for path in (fresh, *fresh.rglob("*")):
             _flush(path)
         _swap(fresh, target)
         _flush(target.parent)
     except OSError as error:
-        raise StoreError(f"cannot publish to {target}: {error.strerror or error}") from error
+        raise StoreError(f"cannot publish to {target}: {error.strerror or error}", busy=is_passing(error)) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def leftovers(folder: str | Path) -> list[Path]:
+def leftovers(folder: str | Path) -> Iterator[Path]:
     """What publishers of a folder that were killed left beside it; a day old, so that none of them is at work."""
     target = resolved(folder)
     ours = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{32}}(\.old)?")
     since = time.time() - _DAY
     beside = target.parent.iterdir() if target.parent.is_dir() else ()
-    return sorted(path for path in beside if ours.fullmatch(path.name) and path.lstat().st_ctime < since)
+    for path in sorted(path for path in beside if ours.fullmatch(path.name)):
+        with contextlib.suppress(FileNotFoundError):  # somebody was at work
+            if path.lstat().st_ctime < since:
+                yield path
 
 
 def _flush(path: Path) -> None:

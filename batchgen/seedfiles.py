@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from batchgen.errors import SeedError, StoreError, UserError
+from batchgen.errors import SeedError, StoreError, UserError, is_passing
 from batchgen.parquet import read_parquet
 from batchgen.paths import expanded, scratch_folder
 from batchgen.store import is_remote
@@ -48,6 +48,7 @@ def read_files(patterns: Sequence[str], base: Path, wanted: Sequence[str] | None
 
     Raises:
         SeedError: names file, line and what is wrong.
+        StoreError: a file cannot be read just now.
     """
     parts: list[Part] = []
     names: list[str] = []
@@ -170,7 +171,8 @@ def _read_file(path: Path, name: str, wanted: Sequence[str] | None) -> tuple[lis
     except UnicodeDecodeError as error:
         raise SeedError(f"source.path: {name}: the name of a column is not UTF-8") from error
     except OSError as error:
-        raise SeedError(f"source.path: {name}: cannot be read: {error}") from error
+        problem = f"source.path: {name}: cannot be read: {error}"
+        raise (StoreError(problem, busy=True) if is_passing(error) else SeedError(problem)) from error
     except pa.ArrowException as error:
         raise SeedError(f"source.path: {name}: {error}") from error
     if twice := [column for column, count in Counter(names).items() if count > 1]:

@@ -194,16 +194,12 @@ def collect(store: ObjectStore, plan: Plan, dry_run: bool = False) -> tuple[int,
             store.delete(key)
         objects, size = objects + 1, size + bytes_
     if not is_remote(store.location):
-        for path in leftovers(Path(store.location) / "dataset"):
-            files = [file for file in path.rglob("*") if file.is_file()]
-            objects, size = objects + len(files), size + sum(file.stat().st_size for file in files)
-            if not dry_run:
-                _remove(path)
+        try:
+            for path in leftovers(Path(store.location) / "dataset"):
+                files = [file for file in path.rglob("*") if file.is_file()]
+                objects, size = objects + len(files), size + sum(file.stat().st_size for file in files)
+                if not dry_run:
+                    shutil.rmtree(path)
+        except OSError as error:
+            raise StoreError(f"cannot delete {error.filename}: {error.strerror or error}") from error
     return objects, size
-
-
-def _remove(folder: Path) -> None:
-    try:
-        shutil.rmtree(folder)
-    except OSError as error:
-        raise StoreError(f"cannot delete {folder}: {error.strerror or error}") from error

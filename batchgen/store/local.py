@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from batchgen.errors import StoreError
+from batchgen.errors import StoreError, is_passing
 from batchgen.paths import resolved
 
 
@@ -95,7 +95,7 @@ class LocalStore:
         except (FileNotFoundError, NotADirectoryError):
             raise FileNotFoundError(target) from None
         except OSError as error:
-            raise StoreError(f"cannot read {target}: {error.strerror or error}") from error
+            raise _failure(f"cannot read {target}", error) from error
 
     def size(self, key: str) -> int:
         """An object's length in bytes; 0 where there is none."""
@@ -205,4 +205,9 @@ def _translated(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreError(f"{what}: {error.strerror or error}", denied=isinstance(error, PermissionError)) from error
+        raise _failure(what, error) from error
+
+
+def _failure(what: str, error: OSError) -> StoreError:
+    denied = isinstance(error, PermissionError)
+    return StoreError(f"{what}: {error.strerror or error}", denied, busy=is_passing(error))

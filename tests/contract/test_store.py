@@ -153,6 +153,23 @@ def test_a_link_that_was_made_and_reported_as_there_already_is_one_s_own(
     assert not store.put_if_absent("a", b"one"), "another's, of the same bytes"
 
 
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.ENOSPC, StoreError), (errno.EIO, StoreError), (errno.EROFS, UserError)]
+)
+def test_what_may_work_in_a_while_is_no_bad_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception]
+):
+    """A run that a full disk, or a file server, has stopped would not be tried again by who goes by the exit code."""
+
+    def refused(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refused)
+    with pytest.raises(kind, match=os.strerror(number)) as caught:
+        probe(LocalStore(tmp_path))
+    assert type(caught.value) is kind
+
+
 class Disk:
     """What power loss leaves of a folder: files as they were last flushed, under the names that were flushed."""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -121,6 +123,21 @@ def test_a_bad_job_is_refused(folder: Path, capsys, old: str, new: str, message:
 def test_bad_seeds_are_refused(folder: Path, capsys, content: str, message: str):
     (folder / "seeds.jsonl").write_text(content)
     assert message in refused(capsys, "run", "job.yaml")
+
+
+def test_an_output_that_cannot_be_reached_just_now_is_no_bad_input(
+    folder: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    opened = os.open
+
+    def stale(path: str | Path, *arguments: int, **options: int) -> int:
+        if str(path).endswith("run/dataset"):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", stale)
+    assert main(["plan", "job.yaml"]) == 75
+    assert "output: 'run' cannot be written: Stale file handle" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["run", "plan"])

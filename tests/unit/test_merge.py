@@ -509,6 +509,23 @@ def test_a_dataset_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: py
     assert list(tmp_path.glob(".*")) == []
 
 
+def test_a_target_that_cannot_be_looked_into_just_now_is_published_to_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    result = answered(tmp_path, ["a b c"])
+    opened = os.open
+
+    def stale(path: str | Path, *arguments: int, **options: int) -> int:
+        if path == tmp_path / "out":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", stale)
+    with pytest.raises(StoreError, match=r"cannot publish to .*Stale file handle"):
+        publish_folder(LocalStore(result.run), result.version, tmp_path / "out")
+    assert list(tmp_path.glob(".*")) == []
+
+
 def test_a_merge_that_has_no_room_for_its_files_says_where_and_goes_on_later(tmp_path: Path):
     result = answered(tmp_path, [" ".join(text(random.Random(i))) for i in range(20)])
     store = LocalStore(result.run)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
+import os
 import re
 import tempfile
 from datetime import datetime, time
@@ -292,6 +294,23 @@ def test_categories_are_text_that_a_task_can_read(tmp_path: Path):
     seeds = load_seeds(Source(path="a.parquet"), tmp_path)
     assert [kind_of(field.type) for field in seeds.fields] == ["text"]
     assert [row.data["x"] for row in seeds.slice(0, 9)] == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.EIO, StoreError), (errno.EACCES, SeedError)])
+def test_a_file_that_cannot_be_read_just_now_is_no_bad_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception]
+):
+    (tmp_path / "a.jsonl").write_text('{"x": "1"}\n')
+    opened = Path.open
+
+    def failing(path: Path, *arguments: str, **options: str):
+        if path.name == "a.jsonl":
+            raise OSError(number, os.strerror(number))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", failing)
+    with pytest.raises(kind, match=r"a\.jsonl: cannot be read"):
+        load_seeds(Source(path="a.jsonl"), tmp_path)
 
 
 def test_a_time_that_python_cannot_hold_is_refused(tmp_path: Path):
