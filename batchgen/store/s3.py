@@ -27,14 +27,16 @@ _CONFLICTS = 6
 _RETRY_SECONDS = 60
 _READERS = 32
 # Signs in the client's errors of why a server was not reached, and words that hold nothing of a request.
+_NO_HOST = "there is no such host"
 _CAUSES = {
-    "dns error": "there is no such host",
+    "dns error": _NO_HOST,
     "kind: ConnectionRefused": "connection refused",
     "kind: ConnectionReset": "connection reset",
     "kind: HostUnreachable": "no route to the host",
     "kind: NetworkUnreachable": "the network is unreachable",
     "kind: Timeout": "no answer in time",
 }
+_PASSING = re.compile("|".join([r"\b429 ", r"\b5\d\d ", *(words for words in _CAUSES.values() if words != _NO_HOST)]))
 
 
 class S3Store:
@@ -181,7 +183,7 @@ class S3Store:
             yield
         except (BaseError, OSError) as error:
             kind = _kind(error)
-            denied, busy = (re.search(rf"\b(?:{each}) ", kind) is not None for each in ("40[13]", r"429|5\d\d"))
+            denied, busy = re.search(r"\b40[13] ", kind) is not None, _PASSING.search(kind) is not None
             raise StoreError(f"cannot {what} {self.location}/{key}: {kind}", denied, busy) from None
 
 

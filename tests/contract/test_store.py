@@ -373,11 +373,15 @@ def test_a_store_that_is_not_reached_says_why(server: S3Server, monkeypatch: pyt
     monkeypatch.setattr("batchgen.store.s3._RETRY_SECONDS", 0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         closed = f"http://127.0.0.1:{taken.getsockname()[1]}"
-    for url, why in ((closed, "connection refused"), ("http://nobody.invalid:1", "there is no such host")):
+    for url, why, passes in (
+        (closed, "connection refused", True),
+        ("http://nobody.invalid:1", "there is no such host", False),
+    ):
         for name, value in {**environment(server), "AWS_ENDPOINT_URL": url}.items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(StoreError, match=f"cannot read s3://bucket/run/a: GenericError: {why}$"):
+        with pytest.raises(StoreError, match=f"cannot read s3://bucket/run/a: GenericError: {why}$") as caught:
             open_store("s3://bucket/run").read("a")
+        assert caught.value.busy == passes
 
 
 def test_a_store_that_does_not_exclude_is_refused(monkeypatch: pytest.MonkeyPatch):
