@@ -6,8 +6,11 @@ from batchgen.engines.base import ChatFormat, Completion, Engine, Request
 from batchgen.errors import EngineStartError, EngineUnavailable, RowRejected
 from batchgen.outage import Outage
 
-# Failures at a request, each with answers to others since the one before; each is several tries of the client library.
-_TIMES_ALONE = 2
+# Failures at a request, each with answers to others since the one before, after which its row is to blame. What the
+# client library tries again itself, or what takes ten minutes, need not be seen as often: a gateway that has no
+# completion for one in ten requests is to cost no row.
+_TIMES_ALONE = {"500": 2, "timeout": 2}
+_TIMES_OTHERWISE = 4
 
 
 class PatientEngine:
@@ -56,7 +59,7 @@ class PatientEngine:
                 # What began while the server was away may fail after it has come back: once is no proof.
                 alone += seen is not None and self._outage.successes > seen
                 seen, how = self._outage.successes, error.perhaps_row
-                if how and alone >= _TIMES_ALONE:
+                if how and alone >= _TIMES_ALONE.get(how, _TIMES_OTHERWISE):
                     raise RowRejected(f"refused_by_server:{how}") from None
                 raise
 

@@ -209,26 +209,33 @@ def test_patience_at_the_end_of_a_run_ends_too(monkeypatch: pytest.MonkeyPatch):
 class Judge(ScriptedEngine):
     """Fails at some requests as a server does that has a defect, or at all of them."""
 
-    def __init__(self, *failing: str) -> None:
+    def __init__(self, *failing: str, how: str = "500") -> None:
         super().__init__(lambda prompt, number: "fine")
         self.failing = failing
+        self.how = how
+        self.failed = 0
 
     async def generate(self, request: Request) -> Completion:
         """Fails, or answers."""
         if any(word in request.key for word in self.failing):
             await asyncio.sleep(0)
-            raise EngineUnavailable("http://judge answers 500", perhaps_row="500")
+            self.failed += 1
+            raise EngineUnavailable("http://judge answers 500", perhaps_row=self.how)
         return await super().generate(request)
 
 
-def test_a_row_at_which_a_server_fails_alone_is_rejected():
+@pytest.mark.parametrize(("how", "times"), [("500", 3), ("timeout", 3), ("no_completion", 5)])
+def test_a_row_at_which_a_server_fails_alone_is_rejected(monkeypatch: pytest.MonkeyPatch, how: str, times: int):
+    monkeypatch.setattr("batchgen.outage._PAUSES", (0.05,))
+    judge = Judge("poison", how=how)
+
     async def go() -> list[Completion | BaseException]:
-        engine = PatientEngine(Judge("poison"), Outage(60))
+        engine = PatientEngine(judge, Outage(60))
         assert (engine.model_name, engine.slots, engine.chat is None) == ("scripted", 8, False)
         await engine.start()
 
         async def well() -> Completion:
-            for _ in range(20):
+            for _ in range(60):
                 answer = await engine.generate(Request([1], {}, seed=0, key="good"))
                 await asyncio.sleep(0.01)
             return answer
@@ -241,8 +248,9 @@ def test_a_row_at_which_a_server_fails_alone_is_rejected():
 
     rejected, answer = asyncio.run(go())
     assert isinstance(rejected, RowRejected)
-    assert rejected.reason == "refused_by_server:500"
+    assert rejected.reason == f"refused_by_server:{how}"
     assert isinstance(answer, Completion)
+    assert judge.failed == times
 
 
 @pytest.mark.parametrize(("gives_up", "kind"), [(False, RowRejected), (True, EngineUnavailable)])
