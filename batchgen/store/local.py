@@ -19,6 +19,10 @@ from typing import BinaryIO
 from batchgen.errors import StoreError, is_passing
 from batchgen.paths import resolved
 
+# What `link` says where there are none, as on FAT and in most buckets that are mounted like a folder.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
+_WITHOUT_LINKS = "its file system has no hard links, by which one attempt alone commits a shard; take another folder"
+
 
 class LocalStore:
     """An `ObjectStore` in a folder, which is made when something is first written.
@@ -51,6 +55,10 @@ class LocalStore:
             except FileExistsError:
                 # NFS asks again where an answer was lost, and then meets its own link.
                 return _is_same(own, target)
+            except OSError as error:
+                if error.errno in _NO_LINKS:
+                    raise OSError(error.errno, _WITHOUT_LINKS) from error
+                raise
         return True
 
     def put(self, key: str, data: bytes) -> None:

@@ -170,6 +170,19 @@ def test_what_may_work_in_a_while_is_no_bad_input(
     assert type(caught.value) is kind
 
 
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_hard_links_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+):
+    def refused(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refused)
+    with pytest.raises(UserError, match="has no hard links"):
+        probe(LocalStore(tmp_path / "run"))
+    assert list((tmp_path / "run").iterdir()) == []
+
+
 class Disk:
     """What power loss leaves of a folder: files as they were last flushed, under the names that were flushed."""
 
