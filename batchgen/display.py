@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 
+from batchgen.errors import StoreError
 from batchgen.progress import TRUNCATED
 
 if TYPE_CHECKING:
@@ -150,10 +151,11 @@ def noise_to(log: Path) -> Iterator[Callable[[], None]]:
 
     def keep() -> None:
         nonlocal kept
-        if not kept and log.parent.parent.is_dir():
-            kept = True
-            sys.stderr.flush()
-            _append(log, buffer)
+        with contextlib.suppress(OSError):  # the run's folder may be out of reach
+            if not kept and log.parent.parent.is_dir():
+                kept = True
+                sys.stderr.flush()
+                _append(log, buffer)
 
     try:
         with tempfile.TemporaryFile() as buffer:
@@ -162,7 +164,8 @@ def noise_to(log: Path) -> Iterator[Callable[[], None]]:
                 with contextlib.redirect_stdout(sys.stderr):
                     yield keep
             finally:
-                sys.stderr.flush()
+                with contextlib.suppress(OSError):  # it may go into the log of a full disk by now
+                    sys.stderr.flush()
                 if os.fstat(buffer.fileno()).st_size:
                     keep()
                 os.dup2(saved, 2)
@@ -172,13 +175,12 @@ def noise_to(log: Path) -> Iterator[Callable[[], None]]:
 
 def _append(log: Path, buffer: IO[bytes]) -> None:
     """Puts what is in the buffer into the log, and the process's standard error behind it."""
-    with contextlib.suppress(OSError):
-        log.parent.mkdir(exist_ok=True)
-        with log.open("ab", buffering=0) as file:
-            # At a place: a seek would move where others write, who share the buffer's position.
-            file.write(os.pread(buffer.fileno(), size := os.fstat(buffer.fileno()).st_size, 0))
-            os.dup2(file.fileno(), 2)
-            file.write(os.pread(buffer.fileno(), os.fstat(buffer.fileno()).st_size - size, size))
+    log.parent.mkdir(exist_ok=True)
+    with log.open("ab", buffering=0) as file:
+        # At a place: a seek would move where others write, who share the buffer's position.
+        file.write(os.pread(buffer.fileno(), size := os.fstat(buffer.fileno()).st_size, 0))
+        os.dup2(file.fileno(), 2)
+        file.write(os.pread(buffer.fileno(), os.fstat(buffer.fileno()).st_size - size, size))
 
 
 class _Unbreakable:
@@ -213,12 +215,18 @@ def describe_version(version: Version) -> str:
 
 
 def sample_rows(store: ObjectStore, version: Version, rows: int = 3) -> list[str]:
-    """The first conversations of a version, a line a message; none where its rows are no conversations."""
+    """The first conversations of a version, a line a message; none where its rows are no conversations.
+
+    None either where they cannot be read just now: the version is published all the same.
+    """
     from batchgen.parquet import first_rows
 
     key = next(file.key for name, file in sorted(version.files.items()) if name.startswith("data/"))
-    with store.open(key) as file:
-        batch = first_rows(file, rows)
+    try:
+        with store.open(key) as file:
+            batch = first_rows(file, rows)
+    except (StoreError, OSError):
+        return []
     if batch is None or "messages" not in batch.schema.names:
         return []
     lines = []
@@ -254,11 +262,17 @@ _TAIL_BYTES = 64 * 1024
 
 
 def log_tail(folder: Path, lines: int = 15) -> str:
-    """The last lines of the newest engine log, or of the driver's: that is where vLLM or Ray says why."""
-    logs = sorted(folder.glob("*.log"), key=lambda path: (path.name != "driver.log", path.stat().st_mtime))
-    if not logs:
+    """The last lines of the newest engine log, or of the driver's: that is where vLLM or Ray says why.
+
+    None where they cannot be read: what failed is told all the same.
+    """
+    try:
+        logs = sorted(folder.glob("*.log"), key=lambda path: (path.name != "driver.log", path.stat().st_mtime))
+        if not logs:
+            return ""
+        with logs[-1].open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            tail = log.read().decode(errors="replace").splitlines()[-lines:]
+    except OSError:
         return ""
-    with logs[-1].open("rb") as log:
-        log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
-        tail = log.read().decode(errors="replace").splitlines()[-lines:]
     return "\n".join([f"last lines of {logs[-1]}:", *(f"  {line}" for line in tail)]) if tail else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import subprocess
@@ -165,6 +166,29 @@ def test_sample_rows_are_shown_as_they_are_and_command_no_terminal(tmp_path: Pat
     monkeypatch.setattr("sys.stdout", out)
     stdout_console().print(lines[0], highlight=False, markup=False)
     assert out.getvalue() == shown + "\n"
+    (tmp_path / "rows.parquet").unlink()
+    assert sample_rows(LocalStore(tmp_path), version) == [], "out of reach, as a bucket may be: it is published"
+
+
+def test_a_run_s_folder_that_is_out_of_reach_hides_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd):
+    logs = tmp_path / "run" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "engine-0.log").write_text("why")
+    real = Path.stat
+
+    def stale(path: Path, *arguments: object, **options: bool) -> os.stat_result:
+        if path.is_relative_to(tmp_path / "run"):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "stat", stale)
+    assert log_tail(logs) == ""
+    with pytest.raises(ValueError, match="what failed"), noise_to(logs / "driver.log") as keep:
+        os.write(2, b"noise\n")
+        keep()
+        raise ValueError("what failed")
+    os.write(2, b"mine\n")
+    assert capfd.readouterr().err == "mine\n"
 
 
 def test_the_tail_of_the_log_that_says_why(tmp_path: Path):
