@@ -24,10 +24,14 @@ class ProcessLog:
     def cause(self) -> str | None:
         """The first exception that a process of vLLM ended with, as `Type: message`, where one said so."""
         for path, seen in self._seen.items():
-            with path.open("rb") as log:
-                log.seek(max(seen, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
-                if (cause := root_cause(log.read().decode(errors="replace"))) is not None:
-                    return cause
+            try:
+                with path.open("rb") as log:
+                    log.seek(max(seen, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+                    text = log.read().decode(errors="replace")
+            except OSError:
+                continue  # that process has ended all the same, and no row is to blame for it
+            if (cause := root_cause(text)) is not None:
+                return cause
         return None
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import re
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from types import SimpleNamespace, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -123,9 +123,7 @@ class VllmEngine:
         except vllm.EngineDeadError as error:
             if self._aborts:
                 raise EngineStopped(_STOPPED) from error
-            # The exception's kind alone: its text may quote a row.
-            kind = (self._log.cause() or "").partition(":")[0]
-            raise EngineDead(f"vLLM's engine process died{f' of {kind}' if kind else ''}") from error
+            raise EngineDead(self._death) from error
         if answer.finish_reason == "abort":
             raise await self._aborted(llm)
         self._answered += 1
@@ -139,6 +137,13 @@ class VllmEngine:
                 step[token].logprob for token, step in zip(answer.token_ids, answer.logprobs or (), strict=False)
             ],
         )
+
+    @cached_property
+    def _death(self) -> str:
+        """What vLLM's engine process died of, which all requests in flight ask at once."""
+        # The exception's kind alone: its text may quote a row.
+        kind = (self._log.cause() or "").partition(":")[0]
+        return f"vLLM's engine process died{f' of {kind}' if kind else ''}"
 
     async def _aborted(self, llm: Any) -> EngineDead:
         """Why vLLM broke a request off, which nobody here waits for any more where it was asked to.

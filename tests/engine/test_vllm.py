@@ -186,6 +186,27 @@ def test_what_vllm_broke_off_is_no_completion(
         assert (completion.text, completion.finish_reason, completion.output_tokens) == (expected, "stop", 2)
 
 
+def test_what_a_process_died_of_is_looked_up_once_for_all_requests(monkeypatch: pytest.MonkeyPatch):
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    looked: list[int] = []
+
+    class Dead:
+        errored = True
+
+        async def generate(self, *_: Any, **__: Any) -> AsyncIterator[Any]:
+            raise EngineDeadError()
+            yield
+
+    engine = VllmEngine(EngineSpec("embedded"))
+    engine._llm, engine._max_model_len = Dead(), 100
+    monkeypatch.setattr(engine._log, "cause", lambda: (looked.append(1), "MemoryError: of a row's text")[1])
+    for number in range(3):
+        with pytest.raises(EngineDead, match=r"^vLLM's engine process died of MemoryError$"):
+            asyncio.run(engine.generate(Request([1, 2], {}, seed=number)))
+    assert looked == [1]
+
+
 def test_an_engine_that_is_stopped_rejects_no_row():
     engine = VllmEngine(EngineSpec("embedded"))
     asyncio.run(engine.stop())

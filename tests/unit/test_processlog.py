@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from batchgen.embedded import MODEL_PATH
-from batchgen.engines.processlog import root_cause
+from batchgen.engines.processlog import ProcessLog, root_cause
 from batchgen.engines.vllm import _is_final
 
 # Of vLLM 0.24 on a GPU, cut.
@@ -52,6 +52,20 @@ def test_there_is_none_where_no_process_said_one(log: str):
 def test_a_vllm_that_cannot_be_imported_is_not_started_again():
     assert _is_final(ImportError("libcudart.so.13: cannot open shared object file"))
     assert not _is_final(RuntimeError("CUDA out of memory"))
+
+
+def test_a_log_that_cannot_be_read_has_no_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whoever asks is about to say that the engine is dead; every row in flight would be rejected instead."""
+    (tmp_path / "log").write_text("earlier\n")
+    monkeypatch.setattr("batchgen.engines.processlog._own_files", lambda: [tmp_path / "gone", tmp_path / "log"])
+    (tmp_path / "gone").write_text("")
+    log = ProcessLog()
+    (tmp_path / "gone").unlink()
+    with (tmp_path / "log").open("a") as file:
+        file.write(CORE)
+    assert log.cause() == "ModuleNotFoundError: No module named 'flashinfer'"
+    (tmp_path / "log").unlink()
+    assert log.cause() is None
 
 
 START = """
