@@ -13,7 +13,7 @@ from pydantic import PrivateAttr
 from batchgen import bridge
 from batchgen.engines.base import Completion, Engine, Message, Prompt, Request
 from batchgen.engines.reasoning import THINK, ReasoningMarks
-from batchgen.errors import RowRejected
+from batchgen.errors import EngineError, RowRejected
 from batchgen.rows import random_seed
 from batchgen.tasks.distilabel_api import LLM, MagpieChatTemplateMixin
 from batchgen.tasks.spec import Reasoning
@@ -33,6 +33,7 @@ class CallLog:
         logprobs: of the tokens of the last completion.
         reasoning: the thoughts of the last completion; None where it had none.
         last: the last completion, as the model wrote it.
+        lost: why a call has no answer, where that is no fault of the row.
         notes: what happened that did not reject the row, a short code each.
         watch: told of every completion as it comes, long before the row has ended.
     """
@@ -48,6 +49,7 @@ class CallLog:
     logprobs: list[float] = field(default_factory=list)
     reasoning: str | None = None
     last: str | None = None
+    lost: EngineError | None = None
     notes: list[str] = field(default_factory=list)
     watch: Callable[[Completion], None] = lambda completion: None
 
@@ -100,7 +102,11 @@ class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilab
         """Completes every input `num_generations` times and waits for all of them."""
         log: CallLog = bridge.current_context()
         calls = [self._complete(log, *_split(item)) for item in inputs for _ in range(num_generations)]
-        completions = [bridge.wait(calls[0])] if len(calls) == 1 else bridge.wait(_all(calls))
+        try:
+            completions = [bridge.wait(calls[0])] if len(calls) == 1 else bridge.wait(_all(calls))
+        except EngineError as error:
+            log.lost = error
+            raise
         return [
             {
                 "generations": [c.text for c in group],

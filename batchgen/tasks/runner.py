@@ -70,7 +70,7 @@ class TaskRunner:
             if self._task is None:
                 finished = inputs
             else:
-                finished = await bridge.run_row(lambda: self._process(inputs), log, log.seed)
+                finished = await self._called(inputs, log)
             finished = self.spec.finish(finished, self.parameters, log.notes)
             if any(is_required(kind) and finished.get(name) is None for name, kind in self._outputs.items()):
                 raise RowRejected("invalid_output")
@@ -108,6 +108,19 @@ class TaskRunner:
             # A model answers an empty prompt with whatever comes to it. Where one of several is empty it may be meant.
             raise RowRejected("empty_input")
         return inputs
+
+    async def _called(self, inputs: Row, log: CallLog) -> Row:
+        """What the task makes of a row, unless an engine left one of its calls without an answer.
+
+        Then nothing counts that the task says, which may be a user's own and take every exception for a bad answer.
+        """
+        try:
+            finished = await bridge.run_row(lambda: self._process(inputs), log, log.seed)
+        except Exception as error:
+            raise log.lost or error from None
+        if log.lost is not None:
+            raise log.lost
+        return finished
 
     def _process(self, inputs: Row) -> Row:
         if self.spec.generator:

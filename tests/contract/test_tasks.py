@@ -11,6 +11,7 @@ import pytest
 from batchgen.commit import read_manifest, read_shard
 from batchgen.engines.base import EngineSpec
 from batchgen.engines.chaos import ChaosEngine
+from batchgen.errors import EngineDead, EngineUnavailable, RowRejected
 from batchgen.rows import arrow_type
 from batchgen.tasks.distilabel_api import tasks
 from batchgen.tasks.fixes import task_class
@@ -215,6 +216,29 @@ def test_words_that_mean_nothing_never_end_a_shard(name: str, tmp_path):
         done = asyncio.run(worker.shard(plan.shards[0], "a", seeds.slice(0, 1)))
         assert done is not None
         assert done.progress.ok + done.progress.rejected == 1
+
+
+@pytest.mark.parametrize("error", [EngineDead("gone"), EngineUnavailable("away"), RowRejected("a reason of its own")])
+@pytest.mark.parametrize("name", CALLING)
+def test_what_happens_to_a_call_happens_to_its_row(name: str, error: Exception):
+    """Code of a task that takes every exception for a bad completion would store a row that nobody answered."""
+    example = EXAMPLES[name]
+    for calls in range(100):
+
+        def answer(_: str, number: int, last: int = calls) -> str:
+            if number == last:
+                raise error
+            return example.answer
+
+        engine = ScriptedEngine(answer)
+        try:
+            run_task(name, example.row, engine, **example.parameters)
+        except type(error) as caught:
+            assert caught is error
+        else:
+            assert len(engine.prompts) == calls > 0
+            return
+    raise AssertionError("it never ends")
 
 
 def test_optional_columns_are_marked_once():

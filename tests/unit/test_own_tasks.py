@@ -58,6 +58,31 @@ def test_an_own_task_runs_from_a_file_a_tree_or_a_job(tmp_path: Path):
         ]
 
 
+class Careless(Shout):
+    """Takes whatever happens to a call for a bad answer, or for an error of its own."""
+
+    def process(self, inputs):
+        try:
+            (output,) = self.llm.generate([self.format_input(inputs[0])])
+            (shout,) = output["generations"]
+        except Exception as error:
+            if self.marks > 1:
+                raise ValueError("the model failed") from error
+            shout = "nothing"
+        yield [{"shout": shout, "length": 0}]
+
+
+@pytest.mark.parametrize("marks", [1, 2])
+def test_a_task_that_hides_the_death_of_its_engine_loses_no_row(tmp_path: Path, marks: int):
+    entry = own_task(Careless, inputs={"word": "text"}, outputs={"shout": "text", "length": "number"})
+    spec = {**tree(tmp_path / "run"), "steps": [{"task": "shout", "marks": marks}]}
+    engine = {"reply": "well", "crash_on": "hey", "once_file": str(tmp_path / "crashed")}
+    result = run({**spec, "model": {"path": "chaos", "engine": engine}}, in_process=True, tasks={"shout": entry})
+    assert (tmp_path / "crashed").exists()
+    (file,) = (Path(result.dataset) / "data").glob("*.parquet")
+    assert pq.read_table(file)["shout"].to_pylist() == ["well", "well"]
+
+
 ODD_OUTPUTS = {
     "a number past any float": {"length": 10**400, "talk": []},
     "a message without a role": {"length": 1, "talk": [{"content": "x"}]},
