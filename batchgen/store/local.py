@@ -153,7 +153,8 @@ def _written(target: Path, data: bytes) -> Iterator[Path]:
     _make_folder(target.parent)
     own = target.parent / f".{target.name}.{uuid.uuid4().hex}"
     try:
-        with own.open("xb") as file:
+        # Not exclusively: where a file server's answer is lost it is asked again, and the file is there.
+        with own.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -10,6 +10,7 @@ import shutil
 import socket
 import stat
 import tempfile
+import uuid
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,15 @@ def test_what_may_work_in_a_while_is_no_bad_input(
     with pytest.raises(kind, match=os.strerror(number)) as caught:
         probe(LocalStore(tmp_path))
     assert type(caught.value) is kind
+
+
+def test_a_file_that_was_made_and_reported_as_there_already_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The kernel makes it once more where it was told of a stale handle."""
+    name = uuid.uuid4()
+    monkeypatch.setattr("batchgen.store.local.uuid.uuid4", lambda: name)
+    (tmp_path / f".a.{name.hex}").write_bytes(b"")
+    assert LocalStore(tmp_path).put_if_absent("a", b"one")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"one")]
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
