@@ -253,6 +253,8 @@ class Simulation:
             merge_run(self.store, self.plan, self.job, partial=True)
         except StoreError:
             return "failed"
+        except UserError:
+            return "nothing is committed yet"
         return "done"
 
     def revoke(self) -> None:
