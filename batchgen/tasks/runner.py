@@ -116,8 +116,9 @@ class TaskRunner:
         """
         try:
             finished = await bridge.run_row(lambda: self._process(inputs), log, log.seed)
-        except Exception as error:
-            raise log.lost or error from None
+        except Exception:
+            if log.lost is None:
+                raise
         if log.lost is not None:
             raise log.lost
         return finished

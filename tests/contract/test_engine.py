@@ -117,7 +117,7 @@ def test_lower_priorities_go_first(engine: Engine, loop_thread):
         # They hold all slots until the others wait: on the way to another process what is given up comes after these.
         holders = [holder(number) for number in range(engine.slots)]
         waves = [asyncio.create_task(one(n, priority)) for priority in (3, 2, 1) for n in range(engine.slots)]
-        for _ in range(50):
+        for _ in range(20):
             await asyncio.sleep(0.01)
         assert not ended
         for task in holders:

@@ -250,7 +250,7 @@ def test_a_row_at_which_a_server_fails_alone_is_rejected(monkeypatch: pytest.Mon
     assert isinstance(rejected, RowRejected)
     assert rejected.reason == f"refused_by_server:{how}"
     assert isinstance(answer, Completion)
-    assert judge.failed == times
+    assert times <= judge.failed <= times + 1  # one may fall between two answers to others
 
 
 @pytest.mark.parametrize(("gives_up", "kind"), [(False, RowRejected), (True, EngineUnavailable)])
