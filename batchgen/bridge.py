@@ -10,9 +10,11 @@ is switched in: a row makes the same random choices whatever runs beside it.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import greenlet
@@ -49,45 +51,50 @@ def wait(awaitable: Awaitable[Result]) -> Result:
     return cast(Result, running.parent.switch(awaitable))
 
 
-async def run_row(function: Callable[[], Result], context: Any, seed: int) -> Result:
+async def run_row(function: Callable[[], Result], context: Any, seed: int | None) -> Result:
     """Runs synchronous code that may `wait`, and returns what it returns.
 
     Args:
         function: task code for one row.
         context: what `current_context` gives to that code.
-        seed: of the row's random choices.
+        seed: of the row's random choices; None where the code makes none.
 
     Raises:
         Whatever the function raises; what an awaitable raises is raised where the function waits.
     """
     row = RowGreenlet(function)
     row.context = context
-    switches = 0
-    # Set at every switch: a task waits in this coroutine's greenlet, which is not always the one that made it.
-    row.parent = greenlet.getcurrent()
-    yielded = _switch(row, random_seed(seed, switches))
+    switch = _switch if seed is None else partial(_seeded_switch, itertools.count(), seed)
+    yielded = switch(row)
     while not row.dead:
-        switches += 1
         try:
             value = await yielded
         except BaseException as error:
-            row.parent = greenlet.getcurrent()
-            yielded = _switch(row, random_seed(seed, switches), error=error)
+            yielded = switch(row, error=error)
         else:
-            row.parent = greenlet.getcurrent()
-            yielded = _switch(row, random_seed(seed, switches), value)
+            yielded = switch(row, value)
     return cast(Result, yielded)
 
 
-def _switch(row: RowGreenlet, seed: int, *values: Any, error: BaseException | None = None) -> Any:
+def _switch(row: RowGreenlet, *values: Any, error: BaseException | None = None) -> Any:
+    """Switches a row in: returns what it waits for, or what its code returns."""
+    # At every switch: a task waits in its coroutine's greenlet, which is not always the one that made it.
+    row.parent = greenlet.getcurrent()
+    return row.throw(error) if error is not None else row.switch(*values)
+
+
+def _seeded_switch(
+    numbers: Iterator[int], seed: int, row: RowGreenlet, *values: Any, error: BaseException | None = None
+) -> Any:
     """Switches a row in with random state of its own.
 
     Afterwards `random` is seeded from the operating system: restoring both generators' states would cost ten times
     as much, and nothing else in a worker draws from numpy's global one.
     """
+    seed = random_seed(seed, next(numbers))
     random.seed(seed)
     np.random.seed(seed % 2**32)  # the generator that distilabel's tasks use
     try:
-        return row.throw(error) if error is not None else row.switch(*values)
+        return _switch(row, *values, error=error)
     finally:
         random.seed(int.from_bytes(os.urandom(8)))  # without an argument it asks for 2,496 bytes, in 10 us

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, TypeVar
 
 from batchgen.branches import Branch, Generation, check_text, explode, grouped, storable
 from batchgen.commit import commit_shard, new_attempt
@@ -18,11 +19,13 @@ from batchgen.job import Job
 from batchgen.known import Texts, describe, gate_columns
 from batchgen.outage import Outage
 from batchgen.plan import Plan, Shard
-from batchgen.progress import TRUNCATED, Progress
+from batchgen.progress import TRUNCATED, Progress, Tally
 from batchgen.rows import OK, REJECTED, ResultRow, SeedRow, random_seed
 from batchgen.store.base import ObjectStore
 from batchgen.tasks.llm import CallLog
 from batchgen.tasks.runner import TaskRunner
+
+Result = TypeVar("Result")
 
 # Rows in flight per engine slot. A row between two of its calls holds no slot; at 1.1 the engine ran at 0.77 of its
 # speed for that reason, from 1.5 on at 0.98.
@@ -130,8 +133,13 @@ class Worker:
         # Shards that were given back: they have not ended yet, or not come.
         self._returned: set[int] = set()
         self._outage = Outage(job.outage_seconds)
-        self.progress = Progress()
+        self._tally = Tally()
         self.in_flight = 0
+
+    @property
+    def progress(self) -> Progress:
+        """What came of the shards that it was given."""
+        return self._tally.progress
 
     @property
     def waiting(self) -> str:
@@ -245,18 +253,17 @@ class Worker:
     def _count(self, held: _Held, completion: Completion) -> None:
         """Tokens are progress as they come: a row of many calls may take minutes."""
         held.worked = True
-        self.progress += Progress(input_tokens=completion.input_tokens, output_tokens=completion.output_tokens)
+        self._tally.input_tokens += completion.input_tokens
+        self._tally.output_tokens += completion.output_tokens
 
     async def _row(self, seed: SeedRow, held: _Held) -> list[ResultRow]:
         """A row of a shard, with its outcome added to the progress."""
         results = await self._through(seed, held)
         held.worked = True
-        ok = any(result.outcome == OK for result in results)
-        self.progress += Progress(
-            ok=int(ok),
-            rejected=int(not ok),
-            reasons=Counter(result.reason for result in results if result.reason is not None),
-            notes=Counter(note for result in results for note in result.notes),
+        self._tally.row(
+            any(result.outcome == OK for result in results),
+            [result.reason for result in results if result.reason is not None],
+            [note for result in results for note in result.notes],
         )
         return results
 
@@ -265,8 +272,8 @@ class Worker:
             return [self._result(row.seed, branch)]
         step = self._job.steps[index]
         many = self._job.generations(step)
-        generations = await asyncio.gather(
-            *(self._generation(row, index, branch, number if many > 1 else None) for number in range(many))
+        generations = await _together(
+            [self._generation(row, index, branch, number if many > 1 else None) for number in range(many)]
         )
         if step.group_generations:
             branches = [branch.after(grouped(generations))]
@@ -277,8 +284,8 @@ class Worker:
             branches = [part.after(generation) for part, generation in zip(parts, generations, strict=True)]
         if step.exploded is not None:
             branches = [part for each in branches for part in explode(each, *step.exploded)]
-        groups = await asyncio.gather(
-            *(self._advance(row, index + 1 if each.reason is None else len(self._job.steps), each) for each in branches)
+        groups = await _together(
+            [self._advance(row, index + 1 if each.reason is None else len(self._job.steps), each) for each in branches]
         )
         return [result for group in groups for result in group]
 
@@ -324,3 +331,8 @@ class Worker:
             notes=(*branch.notes, *cut),
             failed_completion=None if branch.reason is None else storable(branch.last),
         )
+
+
+async def _together(parts: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """What all of them give. One alone, which nearly every row is at nearly every step, needs no task of its own."""
+    return [await parts[0]] if len(parts) == 1 else await asyncio.gather(*parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 # The note of a good row with a completion that was cut at max_tokens.
@@ -41,6 +41,31 @@ class Progress:
         )
 
 
+@dataclass
+class Tally:
+    """A worker's progress as it comes: a count a completion, and a row now and then."""
+
+    ok: int = 0
+    rejected: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    input_tokens: int = 0
+    output_tokens: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
+
+    def row(self, ok: bool, reasons: Iterable[str], notes: Iterable[str]) -> None:
+        """Counts a seed row that has ended."""
+        self.ok += ok
+        self.rejected += not ok
+        self.reasons.update(reasons)
+        self.notes.update(notes)
+
+    @property
+    def progress(self) -> Progress:
+        """What has come by now."""
+        return Progress(
+            self.ok, self.rejected, dict(self.reasons), self.input_tokens, self.output_tokens, dict(self.notes)
+        )
+
+
 def _sum(a: Mapping[str, int], b: Mapping[str, int]) -> Mapping[str, int]:
-    # Added up at every completion, nearly all of which have nothing to say.
     return dict(Counter(a) + Counter(b)) if b else a

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, field_validator
 
 from batchgen.errors import RowRejected
-from batchgen.tasks.spec import Row, TaskParameters, TaskSpec, columns
+from batchgen.tasks.spec import Row, TaskParameters, TaskSpec, always, columns
 
 
 class ApigenGenerator(TaskParameters):
@@ -157,6 +157,7 @@ def _embedding_data(summary: str, distilabel: str, parameters: type[TaskParamete
         outputs=columns(**dict.fromkeys(outputs, "text")),
         finish=finish,
         paper=_EMBEDDINGS,
+        chooses=always,
     )
 
 
@@ -173,6 +174,7 @@ def _sentences(summary: str, distilabel: str, parameters: type[TaskParameters], 
         finish=finish,
         paper=_EMBEDDINGS,
         generator=True,
+        chooses=always,
         example=example,
     )
 
@@ -186,6 +188,7 @@ DOMAIN: Mapping[str, TaskSpec] = {
         outputs=columns(query="text", answers="text"),
         finish=_finish_apigen,
         paper="2406.18518",
+        chooses=always,
     ),
     "math_shepherd_generator": TaskSpec(
         summary="solves a problem step by step, once or M times",

@@ -9,7 +9,7 @@ from pydantic import PositiveInt, field_validator
 from pydantic_core import PydanticCustomError
 
 from batchgen.errors import RowRejected
-from batchgen.tasks.spec import Row, TaskParameters, TaskSpec, columns
+from batchgen.tasks.spec import Row, TaskParameters, TaskSpec, always, columns
 
 
 def _check_templates(templates: dict[str, str] | None, placeholder: str) -> dict[str, str] | None:
@@ -143,6 +143,7 @@ def _evol(summary: str, distilabel: str, paper: str) -> TaskSpec:
         finish=_finish_evol,
         paper=paper,
         single_call=False,
+        chooses=always,
     )
 
 
@@ -159,5 +160,6 @@ EVOLUTION: Mapping[str, TaskSpec] = {
         chat=lambda p: None if p.store_evolutions else ("instruction", "evolved_response"),
         paper="2312.15685",
         single_call=False,
+        chooses=always,
     ),
 }

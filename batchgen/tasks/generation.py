@@ -189,6 +189,7 @@ GENERATION: Mapping[str, TaskSpec] = {
         paper="2406.08464",
         user_turns=True,
         single_call=False,
+        chooses=lambda p: not isinstance(p.system_prompt, str | None),
     ),
     "self_instruct": TaskSpec(
         summary="writes instructions about a text",

@@ -64,6 +64,15 @@ class CallLog:
         self.watch(completion)
 
 
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What the calls of a step have in common; in one place, as pydantic takes a microsecond to find a private one."""
+
+    engine: Engine
+    sampling: dict[str, Any]
+    reasoning: Reasoning
+
+
 class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilabel is untyped
     """distilabel's LLM contract over an `Engine`, for rows that run under `bridge.run_row`.
 
@@ -73,35 +82,32 @@ class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilab
 
     # Truthy, so that tasks leave their default structured output to `TaskRunner`: they would ask for other packages.
     structured_output: Any = "by batchgen"
-    _engine: Any = PrivateAttr(None)
-    _sampling: Any = PrivateAttr(None)
-    _reasoning: Any = PrivateAttr("drop")
+    _given: Any = PrivateAttr(None)
 
     @classmethod
     def over(cls, engine: Engine, sampling: Mapping[str, Any], reasoning: Reasoning = "drop") -> EngineLLM:
         """The LLM for one step."""
         # The template text is never used: user turns are opened by the engine's own chat format.
         llm = cls(magpie_pre_query_template="unused")
-        llm._engine = engine
-        llm._sampling = dict(sampling)
-        llm._reasoning = reasoning
+        llm._given = _Given(engine, dict(sampling), reasoning)
         return llm
 
     @property
     def sampling(self) -> dict[str, Any]:
         """vLLM's SamplingParams of every call, which may be added to before the first one."""
-        given: dict[str, Any] = self._sampling
-        return given
+        given: _Given = self._given
+        return given.sampling
 
     @property
     def model_name(self) -> str:
         """What the engine is called."""
-        return str(self._engine.model_name)
+        return str(self._given.engine.model_name)
 
     def generate(self, inputs: list[Any], num_generations: int = 1, **_: Any) -> list[dict[str, Any]]:
         """Completes every input `num_generations` times and waits for all of them."""
         log: CallLog = bridge.current_context()
-        calls = [self._complete(log, *_split(item)) for item in inputs for _ in range(num_generations)]
+        given: _Given = self._given
+        calls = [self._complete(given, log, *_split(item)) for item in inputs for _ in range(num_generations)]
         try:
             completions = [bridge.wait(calls[0])] if len(calls) == 1 else bridge.wait(_all(calls))
         except EngineError as error:
@@ -119,8 +125,10 @@ class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilab
             for group in [completions[start : start + num_generations]]
         ]
 
-    async def _complete(self, log: CallLog, messages: list[Message], structure: Mapping[str, Any] | None) -> Completion:
-        engine: Engine = self._engine
+    async def _complete(
+        self, given: _Given, log: CallLog, messages: list[Message], structure: Mapping[str, Any] | None
+    ) -> Completion:
+        engine = given.engine
         opens_user_turn = self.use_magpie_template and (not messages or messages[-1]["role"] != "user")
         number, log.calls = log.calls, log.calls + 1
         prompt: Prompt | None = None
@@ -131,7 +139,7 @@ class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilab
         elif engine.chat is not None:
             prompt = engine.chat.prompt(messages, log.known)
         marks = engine.chat.reasoning if engine.chat is not None else THINK
-        sampling = {**self._sampling, "structured_outputs": structure} if structure else self._sampling
+        sampling = {**given.sampling, "structured_outputs": structure} if structure else given.sampling
         if marks.special and not opens_user_turn:
             sampling = {**sampling, "skip_special_tokens": False}
         completion = await engine.generate(
@@ -150,7 +158,7 @@ class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilab
         if completion.finish_reason == "repetition":
             raise RowRejected("repetitive_completion")
         if not opens_user_turn:
-            completion = self._answer(marks, prompt.text if prompt else "", completion, log)
+            completion = _answer(given, marks, prompt.text if prompt else "", completion, log)
         if engine.chat is not None and prompt is not None:
             log.known = engine.chat.continued(prompt, completion)
         if not completion.text.strip():
@@ -159,30 +167,36 @@ class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilab
             if completion.finish_reason == "length":
                 raise RowRejected("truncated_instruction")
             # Models end a user turn with the white space that their template has before its end.
-            return replace(completion, text=completion.text.strip())
+            return _with_text(completion, completion.text.strip())
         return completion
 
-    def _answer(self, marks: ReasoningMarks, prompt: str, completion: Completion, log: CallLog) -> Completion:
-        """A completion as its task reads it: without the thoughts, unless they are to be kept."""
-        cut = completion.finish_reason == "length"
-        thoughts, answer = marks.split(prompt, completion.text, cut)
-        if thoughts is None and completion.reasoning is not None:
-            thoughts, answer = completion.reasoning.strip(), completion.text.strip() or (None if cut else "")
-        log.reasoning = thoughts
-        if thoughts is not None and answer == "":
-            raise RowRejected("empty_completion")
-        text = answer or ""
-        if thoughts is not None and self._reasoning == "keep":
-            # As most models write them, whatever this one's marks are, and whether or not its template opens them.
-            text = f"{THINK.start}\n{thoughts}\n" + (f"{THINK.end}\n\n{answer}" if answer is not None else "")
-        elif thoughts is not None:
-            if thoughts and self._reasoning == "drop" and "reasoning_dropped" not in log.notes:
-                log.notes.append("reasoning_dropped")
-            if answer is None:
-                raise RowRejected("truncated_reasoning" if cut else "empty_completion")
-        if marks.special:
-            text = self._engine.chat.without_special(text)
-        return completion if text == completion.text else replace(completion, text=text, token_ids=())
+
+def _answer(given: _Given, marks: ReasoningMarks, prompt: str, completion: Completion, log: CallLog) -> Completion:
+    """A completion as its task reads it: without the thoughts, unless they are to be kept."""
+    cut = completion.finish_reason == "length"
+    thoughts, answer = marks.split(prompt, completion.text, cut)
+    if thoughts is None and completion.reasoning is not None:
+        thoughts, answer = completion.reasoning.strip(), completion.text.strip() or (None if cut else "")
+    log.reasoning = thoughts
+    if thoughts is not None and answer == "":
+        raise RowRejected("empty_completion")
+    text = answer or ""
+    if thoughts is not None and given.reasoning == "keep":
+        # As most models write them, whatever this one's marks are, and whether or not its template opens them.
+        text = f"{THINK.start}\n{thoughts}\n" + (f"{THINK.end}\n\n{answer}" if answer is not None else "")
+    elif thoughts is not None:
+        if thoughts and given.reasoning == "drop" and "reasoning_dropped" not in log.notes:
+            log.notes.append("reasoning_dropped")
+        if answer is None:
+            raise RowRejected("truncated_reasoning" if cut else "empty_completion")
+    if marks.special and given.engine.chat is not None:
+        text = given.engine.chat.without_special(text)
+    return _with_text(completion, text, token_ids=())
+
+
+def _with_text(completion: Completion, text: str, **changes: Any) -> Completion:
+    """A completion with a text that is another one in few cases."""
+    return completion if text == completion.text else replace(completion, text=text, **changes)
 
 
 def _split(item: Any) -> tuple[list[Message], Mapping[str, Any] | None]:

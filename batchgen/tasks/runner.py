@@ -50,6 +50,7 @@ class TaskRunner:
         self._mappings = output_mappings
         self._logprobs = logprobs
         self._reasoning = reasoning
+        self._chooses = spec.chooses(parameters)
         self.gate = spec.gate(parameters) if spec.gate is not None else None
         llm = EngineLLM.over(engine, sampling, reasoning)
         self._task: Any = _build(name, spec, parameters, llm) if spec.distilabel is not None else None
@@ -115,7 +116,7 @@ class TaskRunner:
         Then nothing counts that the task says, which may be a user's own and take every exception for a bad answer.
         """
         try:
-            finished = await bridge.run_row(lambda: self._process(inputs), log, log.seed)
+            finished = await bridge.run_row(lambda: self._process(inputs), log, log.seed if self._chooses else None)
         except Exception:
             if log.lost is None:
                 raise

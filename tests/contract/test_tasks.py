@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import random
 from typing import Any
 
+import numpy as np
 import pytest
 
 from batchgen.commit import read_manifest, read_shard
@@ -198,6 +200,23 @@ def test_random_choices_are_the_row_s_own_in_any_order_and_on_any_engine(name: s
     first, second = asked(list(range(8))), asked(list(reversed(range(8))))
     assert first == second
     assert len({tuple(prompts) for prompts in first.values()}) > 1, "rows differ from one another"
+
+
+@pytest.mark.parametrize("name", CALLING)
+def test_only_tasks_that_say_so_choose_at_random(name: str):
+    """The random generators are not seeded for the others: their choices would be anybody's."""
+    from batchgen.tasks.llm import CallLog
+    from batchgen.tasks.runner import TaskRunner
+
+    spec, example = TASKS[name], EXAMPLES[name]
+    choosing = spec.parameters.model_validate({**example.parameters, **CHOOSING.get(name, {})})
+    assert spec.chooses(choosing) or name not in CHOOSING
+    parameters = spec.parameters.model_validate(example.parameters)
+    if not spec.chooses(parameters):
+        runner = TaskRunner(name, spec, parameters, {}, {}, ScriptedEngine(lambda *_: example.answer), {})
+        before = random.getstate(), str(np.random.get_state())
+        asyncio.run(runner.run(dict(example.row), CallLog("row", 0)))
+        assert (random.getstate(), str(np.random.get_state())) == before
 
 
 @pytest.mark.parametrize("name", CALLING)
