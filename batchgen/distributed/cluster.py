@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import secrets
+import shutil
 import signal
 import socket
 import threading
@@ -46,6 +47,8 @@ class Cluster:
 def connected(address: str | None, engines: int | None) -> Iterator[Cluster]:
     """A connection to Ray for as long as the context lasts.
 
+    What a local Ray has written, 200 KB and more, is removed where it ends without an exception.
+
     Args:
         address: of a running cluster; None starts a local Ray on loopback, without a dashboard. Within a submitted
             Ray job, `RAY_ADDRESS` is the cluster's and is used.
@@ -68,8 +71,11 @@ def connected(address: str | None, engines: int | None) -> Iterator[Cluster]:
     if address is not None:
         _check_answers(address, given)
     leave = ray.shutdown
+    session: str | None = None
     try:
         _connect(address, given, engines)
+        if address is None:
+            session = worker._global_node.get_session_dir_path()
         yield Cluster(gpus_of_machines(), local=address is None)
     except ClusterLost:
         leave = _kill_processes
@@ -78,6 +84,17 @@ def connected(address: str | None, engines: int | None) -> Iterator[Cluster]:
         # Ray's C++ takes away the handler of SIGTERM as it ends: for the second until it is set again, SIGTERM kills.
         with signals_put_off():
             leave()
+    if session is not None:
+        _remove_session(Path(session))
+
+
+def _remove_session(folder: Path) -> None:
+    """Removes what a Ray that has ended wrote, and the link to it: Ray replaces none that leads nowhere."""
+    latest = folder.with_name(ray_constants.SESSION_LATEST)
+    with contextlib.suppress(OSError):
+        if latest.resolve() == folder.resolve():
+            latest.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _connect(address: str | None, given: str, engines: int | None) -> None:

@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -262,6 +263,19 @@ def test_on_this_machine_alone_engines_are_as_many_as_its_gpus_whatever_its_core
     assert code == 0, out
     assert len(list((folder / "run" / "logs").glob("engine-*.log"))) == 2, "each has found its place"
     check_complete(folder / "run", 60)
+
+
+def test_a_run_that_ends_well_leaves_nothing_in_the_temporary_folder(folder: Path):
+    with tempfile.TemporaryDirectory() as own:
+        code, out = batchgen("run", "job.yaml", TMPDIR=own)
+        assert code == 0, out
+        assert [path.relative_to(own) for path in Path(own).rglob("*") if path.name != "ray"] == []
+        fails = ("--set", "model.engine={start_failures: true}", "--output", "other")
+        code, out = batchgen("run", "job.yaml", *fails, TMPDIR=own)
+        assert code == 1, out
+        (logs,) = Path(own).glob("ray/session_2*/logs")
+        assert list(logs.glob("raylet*")), "which may tell why"
+        assert not list(Path(own).glob("batchgen-*"))
 
 
 def test_a_ray_that_does_not_start_is_told_in_a_line(folder: Path):
