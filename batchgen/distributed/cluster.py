@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -21,13 +20,12 @@ from ray._private import ray_constants, utils, worker
 from ray._private.services import canonicalize_bootstrap_address, find_gcs_addresses
 from ray._private.state import actors as actor_table
 
+from batchgen.distributed.settings import settings, temp_dir
 from batchgen.errors import ClusterLost, Stopped, UserError
-from batchgen.sockets import socket_folder
 from batchgen.stopsignals import signals_put_off
 
 # In what Ray says of a node whose processes did not come up in time.
 _TOO_SLOW = "timed out during startup"
-_SOCKET_BYTES = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 
 
 @dataclass(frozen=True)
@@ -63,27 +61,23 @@ def connected(address: str | None, engines: int | None) -> Iterator[Cluster]:
         raise UserError("this process is already connected to Ray: call ray.shutdown() first")
     given = f"--address {address}" if address else f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}"
     address = address or os.environ.get("RAY_ADDRESS") or None
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Without it Ray hides the GPUs of an actor that asks for none from libraries that look for them on import.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray's workers give way to every other process: beside two busy ones an engine did not come up in minutes.
-    os.environ.setdefault("RAY_worker_niceness", "0")
     if address is not None:
         _check_answers(address, given)
     leave = ray.shutdown
     session: str | None = None
-    try:
-        _connect(address, given, engines)
-        if address is None:
-            session = worker._global_node.get_session_dir_path()
-        yield Cluster(gpus_of_machines(), local=address is None)
-    except ClusterLost:
-        leave = _kill_processes
-        raise
-    finally:
-        # Ray's C++ takes away the handler of SIGTERM as it ends: for the second until it is set again, SIGTERM kills.
-        with signals_put_off():
-            leave()
+    with settings(local=address is None):
+        try:
+            _connect(address, given, engines)
+            if address is None:
+                session = worker._global_node.get_session_dir_path()
+            yield Cluster(gpus_of_machines(), local=address is None)
+        except ClusterLost:
+            leave = _kill_processes
+            raise
+        finally:
+            # Ray's C++ takes away the handler of SIGTERM as it ends: for the second until it is set again, it kills.
+            with signals_put_off():
+                leave()
     if session is not None:
         _remove_session(Path(session))
 
@@ -103,10 +97,8 @@ def _connect(address: str | None, given: str, engines: int | None) -> None:
     try:
         with _signals_kept():
             if address is None:
-                _keep_to_loopback()
-                _ensure_token()
                 # No engine asks for CPUs here, and for each Ray would start a process that idles.
-                _start(include_dashboard=False, num_cpus=engines or 1, _temp_dir=_temp_dir(), **quiet)
+                _start(include_dashboard=False, num_cpus=engines or 1, _temp_dir=temp_dir(), **quiet)
             else:
                 ray.init(address=address, **quiet)
     except Exception as error:  # Ray raises any type here, and bare ones
@@ -189,33 +181,6 @@ def fate_of(actor: Any) -> Literal["alive", "died", "lost"]:
     return "died" if entry["State"] == "DEAD" else "alive"
 
 
-def _temp_dir() -> str | None:
-    """Where a local Ray keeps its sessions; None where the user has chosen.
-
-    Ray itself would take a `TMPDIR` that cannot be written, or whose name is too long.
-    """
-    if os.environ.get("RAY_TMPDIR"):
-        return None
-    return f"{socket_folder(room=_SOCKET_BYTES)}/ray"
-
-
-def _ensure_token() -> None:
-    """Gives a local Ray a token of its own where there is no home to keep one in, as in many containers.
-
-    Ray asks for a token by default and writes one to the home.
-    """
-    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
-        return
-    try:
-        token = Path("~/.ray/auth_token").expanduser()
-        token.parent.mkdir(parents=True, exist_ok=True)
-        kept = token.exists() or os.access(token.parent, os.W_OK)
-    except (OSError, RuntimeError):  # RuntimeError: nobody knows where the home is
-        kept = False
-    if not kept:
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-
-
 def _check_answers(address: str, given: str) -> None:
     """Refuses in seconds an address that cannot be connected to; Ray itself tries for minutes.
 
@@ -243,17 +208,6 @@ def _check_answers(address: str, given: str) -> None:
             f"{given}: this machine is not a node of that cluster: no Ray runs on it, and without one Ray's own "
             "processes cannot be reached; run the job on a node of the cluster, or send it there with batchgen submit"
         )
-
-
-def _keep_to_loopback() -> None:
-    """Has a Ray that is about to start here listen on 127.0.0.1 only.
-
-    `_node_ip_address="127.0.0.1"` does not: Ray 2.60 turns it into the machine's address and binds to all interfaces.
-    Its switch against that, made for macOS and Windows, works on Linux too; it is read when ray is imported, and again
-    by every process that Ray starts.
-    """
-    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
-    ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 @contextlib.contextmanager

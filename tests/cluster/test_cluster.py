@@ -177,8 +177,10 @@ def test_a_cluster_that_asks_for_a_token_says_so(head, folder: Path):
 def test_a_local_ray_listens_on_loopback_only_does_not_end_with_the_terminal_and_gives_way_to_nobody():
     code = """
 import json, os, psutil, ray, re, signal
+from ray._private import ray_constants
 from batchgen.distributed.cluster import connected
 from batchgen.errors import UserError
+before = {**os.environ, "cluster": ray_constants.ENABLE_RAY_CLUSTER}
 with connected(None, 1):
     me = psutil.Process()
     processes = [me, *me.children(recursive=True)]
@@ -193,13 +195,16 @@ with connected(None, 1):
     def niceness():
         return os.nice(0)
     blocked = [int(re.search(r"SigBlk:\\s*(\\w+)", open(f"/proc/{pid}/status").read())[1], 16) for pid in reached]
-    print(json.dumps({
+    found = {
         "addresses": [s.laddr.ip for s in sockets],
         "spared": [bool(signals & 1 << signal.SIGHUP - 1) for signals in blocked],
         "twice": twice,
         "here": signal.getsignal(signal.SIGHUP) == signal.SIG_DFL,
         "niceness": ray.get(niceness.remote()) - os.nice(0),
-    }))
+    }
+after = {**os.environ, "cluster": ray_constants.ENABLE_RAY_CLUSTER}
+left = [name for name in {*before, *after} if before.get(name) != after.get(name)]
+print(json.dumps({**found, "left": left}))
 """
     environment = {name: value for name, value in os.environ.items() if name != "RAY_worker_niceness"}
     options = {"capture_output": True, "text": True, "timeout": 300, "check": True, "env": environment}
@@ -212,6 +217,7 @@ with connected(None, 1):
     assert found["here"], "the driver itself is told"
     assert found["niceness"] == 0
     assert "already connected to Ray" in found["twice"]
+    assert set(found["left"]) <= {"RAY_AUTH_MODE", "RAY_CLIENT_MODE", "PYTHONBREAKPOINT"}, "which are Ray's own doing"
 
 
 def test_a_ray_that_is_told_to_stop_while_it_starts_is_started_and_ended():
