@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from batchgen.embedded import MODEL_PATH
-from batchgen.engines.chat import byte_chat, chat_from_tokenizer, has_chat_template, load_tokenizer
+from batchgen.engines.chat import TemplateChat, byte_chat, chat_from_tokenizer, has_chat_template, load_tokenizer
 from batchgen.engines.repository import find_model
 from batchgen.errors import ModelError, RowRejected
 
@@ -172,6 +172,20 @@ def test_a_base_model_goes_on_from_a_text(tokenizer):
     assert chat.prompt([{"role": "user", "content": text}]).token_ids == tokenizer(text)["input_ids"]
     with pytest.raises(RowRejected, match="needs_chat_template"):
         chat.prompt([SYSTEM, *TURN])
+
+
+def test_a_prompt_of_several_generations_is_encoded_once():
+    """Rows one after the other, four generations of each, as a worker begins them."""
+    encoded: list[str] = []
+
+    def encode(text: str) -> list[int]:
+        encoded.append(text)
+        return list(text.encode())
+
+    chat = TemplateChat(lambda messages, _: messages[0]["content"], encode, {})
+    prompts = [chat.prompt([{"role": "user", "content": f"row {number // 4}"}]) for number in range(400)]
+    assert encoded == [f"row {number}" for number in range(100)]
+    assert [bytes(prompt.token_ids).decode() for prompt in prompts] == [f"row {number // 4}" for number in range(400)]
 
 
 def test_bytes_survive_any_text():
