@@ -134,20 +134,25 @@ def segments_of(dag: Any, steps: Mapping[str, Any], loaded: bool = False) -> lis
     return segments
 
 
+def _name(kind: type) -> str:
+    """What a class of distilabel's is called; another of the same name may do anything."""
+    return kind.__name__ if kind.__module__.partition(".")[0] == "distilabel" else f"{kind.__name__} of your own"
+
+
 def _check_step(name: str, step: Any, dag: Any, is_root: bool) -> None:
-    kind = type(step).__name__
+    kind, known = type(step).__name__, _name(type(step))
     if dag.get_step(name).get("routing_batch_function") is not None:
         raise JobError(f"step {name!r}: a routing function follows it; batchgen cannot carry that over")
     if is_root:
-        if kind not in _LOADERS:
+        if known not in _LOADERS:
             legal = f"a pipeline starts with one of {', '.join(_LOADERS)}, or dataset is given"
-            reason: str | None = LEFT_OUT.get(kind, legal)
+            reason: str | None = LEFT_OUT.get(known, legal)
             raise JobError(f"step {name!r} ({kind}) cannot be carried over: {reason}")
         return
     if len(list(dag.get_step_predecessors(name))) > 1:
         raise JobError(f"step {name!r} ({kind}): several steps lead to it; batchgen cannot carry that over")
-    if kind not in _BY_CLASS:
-        reason = LEFT_OUT.get(kind)
+    if known not in _BY_CLASS:
+        reason = LEFT_OUT.get(known)
         if reason is None:
             reason = "a global step needs all rows at once" if getattr(step, "is_global", False) else "it is not a task"
             if hasattr(step, "llm"):
@@ -248,8 +253,9 @@ def _parameters(name: str, step: Any, spec: TaskSpec) -> dict[str, Any]:
 
 def _model(name: str, llm: Any) -> dict[str, Any]:
     """A job's model for a distilabel LLM."""
-    kinds = [kind.__name__ for kind in type(llm).__mro__]
-    if "OpenAIBaseClient" in kinds or "OpenAILLM" in kinds:
+    kinds = [_name(kind) for kind in type(llm).__mro__]
+    is_distilabels = kinds[0] == type(llm).__name__
+    if is_distilabels and ("OpenAIBaseClient" in kinds or "OpenAILLM" in kinds):
         if getattr(llm, "api_key", None) is not None and not _from_environment(llm):
             raise JobError(f"step {name!r}: its LLM has an API key in the code; put it into {llm._api_key_env_var}")
         engine = {"base_url": str(llm.base_url or "https://api.openai.com/v1"), "api_key_env": llm._api_key_env_var}

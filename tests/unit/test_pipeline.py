@@ -202,6 +202,15 @@ class OwnTask(TextGeneration):
     """A user's."""
 
 
+class OwnLLM(OpenAILLM):
+    """A user's."""
+
+
+# Which may do anything, though they are called like distilabel's.
+NAMESAKE = type("TextGeneration", (TextGeneration,), {"__module__": __name__})
+NAMESAKE_LLM = type("vLLM", (vLLM,), {"__module__": __name__})
+
+
 def refused(build) -> str:
     with Pipeline() as pipeline:
         build(LoadDataFromDicts(data=ROWS, name="load"))
@@ -216,6 +225,15 @@ def refused(build) -> str:
         (lambda data: data >> Everything(name="all"), "'all' (Everything) cannot be carried over: a global step"),
         (lambda data: data >> KeepColumns(columns=["instruction"], name="keep"), "'keep' (KeepColumns)"),
         (lambda data: data >> OwnTask(llm=llm(), name="mine"), "'mine' (OwnTask) cannot be carried over: it is a task"),
+        (lambda data: data >> NAMESAKE(llm=llm(), name="alike"), "'alike' (TextGeneration) cannot be carried over"),
+        (
+            lambda data: data >> TextGeneration(llm=NAMESAKE_LLM(model="chaos"), name="alike"),
+            "'alike': its LLM is a vLLM of your own",
+        ),
+        (
+            lambda data: data >> TextGeneration(llm=OwnLLM(model="x"), name="own"),
+            "'own': its LLM is a OwnLLM of your own",
+        ),
         (
             lambda data: data >> TextGeneration(llm=InferenceEndpointsLLM(model_id="x", api_key="k"), name="far"),
             "'far': its LLM is a InferenceEndpointsLLM",
