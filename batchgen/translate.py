@@ -29,6 +29,8 @@ _LOADERS = ("LoadDataFromDicts", "LoadDataFromDisk", "LoadDataFromFileSystem", "
 _GENERATION: Mapping[str, str | None] = {"max_new_tokens": "max_tokens", "do_sample": None, "echo": None}
 # What these write is the model's text as it comes, its thoughts included.
 _ANSWERS = ("chat_generation", "magpie", "text_generation")
+# distilabel's names for texts that are derived from the model's chat template here.
+_DERIVED = ("llama3", "qwen2")
 # Of distilabel's vLLM and TransformersLLM: what is an engine argument here as well.
 _ENGINE_FIELDS: Mapping[str, str] = {
     "dtype": "dtype",
@@ -176,9 +178,7 @@ def translate(segment: Segment, steps: Mapping[str, Any], folder: Path, settings
     tree_steps = []
     for position, name in enumerate(segment.tasks):
         step = steps[name]
-        model = _model(name, step.llm)
-        if model not in models:
-            models.append(model)
+        index = _place(models, _model(name, step.llm))
         task = _BY_CLASS[type(step).__name__]
         tree = {"task": task, "sampling": _sampling(name, step.llm), **_parameters(name, step, TASKS[task])}
         if task in _ANSWERS:
@@ -192,7 +192,7 @@ def translate(segment: Segment, steps: Mapping[str, Any], folder: Path, settings
             now[column] = column if last[column] == name else f"{column}_before_{after}"
         earlier |= {now[column] for column in writes.values() if last[column] != name}
         tree["output_mappings"] = {output: now[column] for output, column in writes.items()}
-        if index := models.index(model):
+        if index:
             tree["model"] = f"llm_{index}"
         tree_steps.append(tree)
     _share_memory(models)
@@ -258,8 +258,11 @@ def _model(name: str, llm: Any) -> dict[str, Any]:
     if is_distilabels and ("OpenAIBaseClient" in kinds or "OpenAILLM" in kinds):
         if getattr(llm, "api_key", None) is not None and not _from_environment(llm):
             raise JobError(f"step {name!r}: its LLM has an API key in the code; put it into {llm._api_key_env_var}")
+        for field in ("default_headers", "use_offline_batch_generation"):
+            if getattr(llm, field, None):
+                raise JobError(f"step {name!r}: {field} of its LLM is not carried over")
         engine = {"base_url": str(llm.base_url or "https://api.openai.com/v1"), "api_key_env": llm._api_key_env_var}
-        return {"path": llm.model, "backend": "openai", "engine": engine}
+        return {"path": llm.model, "backend": "openai", "engine": engine | _own_patience(llm)}
     if kinds[0] not in ("vLLM", "TransformersLLM"):
         raise JobError(
             f"step {name!r}: its LLM is a {kinds[0]}, which cannot be carried over; legal: vLLM, TransformersLLM, "
@@ -275,8 +278,30 @@ def _model(name: str, llm: Any) -> dict[str, Any]:
         if getattr(llm, theirs, None) not in (None, "auto")
     }
     engine |= getattr(llm, "extra_kwargs", None) or {}
-    revision = llm.revision if llm.revision != "main" else None
-    return {"path": llm.model, "engine": engine, **({"revision": revision} if revision else {})}
+    model = {"path": llm.model, "engine": engine}
+    if llm.revision not in (None, "main"):
+        model["revision"] = llm.revision
+    if llm.magpie_pre_query_template not in (None, *_DERIVED):
+        model["pre_query_template"] = llm.magpie_pre_query_template
+    return model
+
+
+def _place(models: list[dict[str, Any]], model: dict[str, Any]) -> int:
+    """Where a model stands among those of a job; a text that opens user turns, which only Magpie needs, is no other."""
+    for index, other in enumerate(models):
+        agree = other | model == model | other
+        if agree and other.keys() ^ model.keys() <= {"pre_query_template"}:
+            models[index] = other | model
+            return index
+    models.append(model)
+    return len(models) - 1
+
+
+def _own_patience(llm: Any) -> dict[str, Any]:
+    """Time-out and number of retries of a server's client, where they are not distilabel's."""
+    fields = type(llm).model_fields
+    given = {name: getattr(llm, name) for name in ("timeout", "max_retries") if name in fields}
+    return {name: value for name, value in given.items() if value is not None and value != fields[name].default}
 
 
 def _from_environment(llm: Any) -> bool:

@@ -147,6 +147,33 @@ def test_the_revision_of_a_model_comes_along():
     assert job.model.revision == "abc123"
 
 
+def test_a_server_s_patience_comes_along_where_it_is_not_distilabel_s():
+    with Pipeline() as pipeline:
+        patient = OpenAILLM(model="slow", timeout=900, max_retries=2)
+        draft = TextGeneration(llm=OpenAILLM(model="fast"), output_mappings={"generation": "draft"})
+        LoadDataFromDicts(data=ROWS) >> draft >> TextGeneration(llm=patient)
+    (job,) = translated(pipeline).values()
+    assert not {"timeout", "max_retries"} & job.model.engine.keys()
+    engine = job.model_of(job.steps[1]).engine
+    assert (engine["timeout"], engine["max_retries"]) == (900, 2)
+
+
+def test_a_text_of_one_s_own_that_opens_user_turns_comes_along_on_the_same_engine():
+    with Pipeline() as pipeline:
+        opens = vLLM(model="org/a", use_magpie_template=True, magpie_pre_query_template="<|user|>")
+        opens_otherwise = vLLM(model="org/a", use_magpie_template=True, magpie_pre_query_template="<|human|>")
+        magpie = Magpie(llm=opens, only_instruction=True)
+        answer = TextGeneration(llm=vLLM(model="org/a"))
+        again = Magpie(llm=opens_otherwise, only_instruction=True, output_mappings={"instruction": "another"})
+        other = TextGeneration(llm=vLLM(model="org/a", revision="v2"), output_mappings={"generation": "other"})
+        LoadDataFromDicts(data=[{"number": 1}]) >> magpie >> answer >> again >> other
+    (job,) = translated(pipeline).values()
+    assert [step.model for step in job.steps] == [None, None, "llm_1", "llm_2"]
+    assert job.model.pre_query_template == "<|user|>"
+    assert job.models["llm_1"].pre_query_template == "<|human|>"
+    assert (job.models["llm_2"].pre_query_template, job.models["llm_2"].revision) == (None, "v2")
+
+
 def test_a_key_of_the_environment_stays_there(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     with Pipeline() as pipeline:
@@ -241,6 +268,16 @@ def refused(build) -> str:
         (
             lambda data: data >> TextGeneration(llm=OpenAILLM(model="x", api_key="sk-secret"), name="paid"),
             "'paid': its LLM has an API key in the code",
+        ),
+        (
+            lambda data: data >> TextGeneration(llm=OpenAILLM(model="x", default_headers={"X-Team": "a"}), name="head"),
+            "'head': default_headers",
+        ),
+        (
+            lambda data: (
+                data >> TextGeneration(llm=OpenAILLM(model="x", use_offline_batch_generation=True), name="off")
+            ),
+            "'off': use_offline_batch_generation",
         ),
         (
             lambda data: data >> TextGeneration(llm=vLLM(model="chaos", trust_remote_code=True), name="code"),
