@@ -65,6 +65,7 @@ class Source(_Part):
     config: str | None = Field(None, description="of a dataset that has several")
     revision: str | None = Field(None, min_length=1, description="of a Hub dataset")
     split: str = Field("train", description="of the dataset")
+    streaming: bool = Field(False, description="read a dataset as it comes, without a copy of all of it on the disk")
     columns: list[str] | None = Field(None, min_length=1, description="use only these columns")
     limit: PositiveInt | None = Field(None, description="use only the first rows")
 
@@ -74,8 +75,8 @@ class Source(_Part):
         if len(given) != 1:
             there = " and ".join(given) or "none"
             raise complaint(f"give exactly one of count, rows, path, dataset; got {there}")
-        if self.dataset is None and (self.config is not None or self.revision is not None or self.split != "train"):
-            raise complaint("config, revision and split belong to a dataset, and there is none")
+        if self.dataset is None and (self.config or self.revision or self.split != "train" or self.streaming):
+            raise complaint("config, revision, split and streaming belong to a dataset, and there is none")
         if self.columns is not None and self.count is not None:
             raise complaint("count makes rows without columns; leave columns out")
         return self

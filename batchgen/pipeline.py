@@ -138,7 +138,14 @@ def _source_of(name: str, step: Any) -> Source:
         # A Distiset on disk has a folder for each of its configs.
         folder = Path(value) / (step.config or "default") if step.is_distiset else Path(value)
         return Source(dataset=str(folder), split=split)
-    return Source(dataset=value, config=step.config, split=split, revision=step.revision)
+    return Source(
+        dataset=value,
+        config=step.config,
+        split=split,
+        revision=step.revision,
+        streaming=step.streaming,
+        limit=step.num_examples or None,
+    )
 
 
 def _table_of(dataset: Any) -> pa.Table:

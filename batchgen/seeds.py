@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -149,7 +150,9 @@ def _from_dataset(source: Source, base: Path) -> pa.Table:
                 dataset = dataset[split]
         else:
             where = str(folder) if folder.is_dir() else name
-            dataset = load_dataset(where, config, split=split, revision=source.revision)
+            dataset = load_dataset(where, config, split=split, revision=source.revision, streaming=source.streaming)
+            if source.streaming:
+                return _streamed(dataset, source.limit)
     except SeedError:
         raise
     except Exception as error:  # the datasets library and its many back ends raise anything
@@ -159,3 +162,10 @@ def _from_dataset(source: Source, base: Path) -> pa.Table:
         raise SeedError(f"source.dataset: {what} cannot be loaded: {reason}") from error
     assert isinstance(dataset, Dataset)
     return dataset.with_format("arrow")[:] if len(dataset) else pa.table({})
+
+
+def _streamed(dataset: Any, limit: int | None) -> pa.Table:
+    """The first rows of an `IterableDataset`; of its files only what they are in is read."""
+    rows = dataset.with_format("arrow")
+    batches = list((rows.take(limit) if limit is not None else rows).iter(batch_size=1000))
+    return pa.concat_tables(batches, promote_options="permissive") if batches else pa.table({})

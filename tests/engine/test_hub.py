@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -12,8 +13,12 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from batchgen.embedded import MODEL_PATH
@@ -272,6 +277,53 @@ def test_a_pipeline_loads_its_rows_by_name(hub: HubServer, python):
         print(from_pipeline(pipeline, "out", in_process=True)["default"]["train"]["instruction"][:])
     """)
     assert said.strip() == "['Say hi.', 'Say hi.', 'Say hi.']"
+
+
+def parquet(rows: list[dict[str, Any]]) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), file, row_group_size=100)
+    return file.getvalue()
+
+
+def test_of_a_large_dataset_the_first_rows_are_read_without_the_rest(hub: HubServer, python):
+    """The same rows as from a whole copy, of types that Python's own values would not keep."""
+    rows = [
+        {"prompt": f"Say {number}.", "at": datetime(2026, 1, 1), "turns": [{"role": "user", "content": "x"}]}
+        for number in range(2000)
+    ]
+    files = {f"data/train-{part}.parquet": parquet(rows[part * 500 : part * 500 + 500]) for part in range(4)}
+    hub.add("datasets", SEEDS, files)
+    load = """
+        from batchgen.job import Source
+        from batchgen.seeds import load_seeds
+        seeds = load_seeds(Source(dataset="org/seeds", limit=600, streaming={streaming}))
+        # Arrow has two names for what is in a list.
+        print(seeds.count, seeds.fingerprint, [str(field).replace("element", "item") for field in seeds.fields])
+    """
+    streamed = python(load.format(streaming=True))
+    read = {
+        request.rpartition("/")[2] for request in hub.requests if request.startswith("GET") and "parquet" in request
+    }
+    assert read == {"train-0.parquet", "train-1.parquet"}
+    assert streamed == python(load.format(streaming=False))
+    assert streamed.startswith("600 ")
+
+
+def test_a_pipeline_s_loader_streams_where_it_is_told_to(hub: HubServer, python):
+    hub.add("datasets", SEEDS, {f"data/train-{part}.parquet": parquet([{"prompt": "Say hi."}] * 200) for part in "ab"})
+    said = python("""
+        from distilabel.models import vLLM
+        from distilabel.pipeline import Pipeline
+        from distilabel.steps import LoadDataFromHub
+        from distilabel.steps.tasks import TextGeneration
+        with Pipeline() as pipeline:
+            mapped = {"prompt": "instruction"}
+            load = LoadDataFromHub(repo_id="org/seeds", streaming=True, num_examples=5, output_mappings=mapped)
+            load >> TextGeneration(llm=vLLM(model="chaos"))
+        print(len(from_pipeline(pipeline, "out", in_process=True)["default"]["train"]))
+    """)
+    assert said.strip() == "5"
+    assert not any("train-b" in request for request in hub.requests if request.startswith("GET"))
 
 
 def test_vllm_loads_a_model_by_its_name_and_commit(hub: HubServer, python):

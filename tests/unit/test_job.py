@@ -70,7 +70,12 @@ def test_a_job_cannot_be_changed(tmp_path: Path):
         ("count: 10000", "count: 0", "/job.yaml:3: source.count: input should be greater than or equal to 1, got 0"),
         ("{count: 10000}", "{}", "/job.yaml:3: source: give exactly one of count, rows, path, dataset; got none"),
         ("{count: 10000}", "{count: 1, path: x}", "source: give exactly one of"),
-        ("{count: 10000}", "{path: x, split: test}", "source: config, revision and split belong to a dataset"),
+        (
+            "{count: 10000}",
+            "{path: x, split: test}",
+            "source: config, revision, split and streaming belong to a dataset",
+        ),
+        ("{count: 10000}", "{count: 3, streaming: true}", "streaming belong to a dataset"),
         ("{count: 10000}", "{count: 1, columns: [x]}", "source: count makes rows without columns"),
         ("n_turns: 1", "n_turns: one", '/job.yaml:8: steps[0].n_turns: input should be a valid integer, got "one"'),
         ("n_turns: 1", "n_turn: 1", "/job.yaml:8: steps[0].n_turn: unknown key 'n_turn'; did you mean 'n_turns'?"),
