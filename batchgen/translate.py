@@ -29,6 +29,8 @@ _LOADERS = ("LoadDataFromDicts", "LoadDataFromDisk", "LoadDataFromFileSystem", "
 _GENERATION: Mapping[str, str | None] = {"max_new_tokens": "max_tokens", "do_sample": None, "echo": None}
 # What these write is the model's text as it comes, its thoughts included.
 _ANSWERS = ("chat_generation", "magpie", "text_generation")
+# Of OpenAI's clients: what asks at other paths, with a version of the API.
+_OTHER_PATHS = ("AzureOpenAILLM",)
 # distilabel's names for texts that are derived from the model's chat template here.
 _DERIVED = ("llama3", "qwen2")
 # Of distilabel's vLLM and TransformersLLM: what is an engine argument here as well.
@@ -254,13 +256,14 @@ def _parameters(name: str, step: Any, spec: TaskSpec) -> dict[str, Any]:
 def _model(name: str, llm: Any) -> dict[str, Any]:
     """A job's model for a distilabel LLM."""
     kinds = [_name(kind) for kind in type(llm).__mro__]
-    is_distilabels = kinds[0] == type(llm).__name__
-    if is_distilabels and ("OpenAIBaseClient" in kinds or "OpenAILLM" in kinds):
+    if "OpenAILLM" in kinds and kinds[0] == type(llm).__name__ and kinds[0] not in _OTHER_PATHS:
         if getattr(llm, "api_key", None) is not None and not _from_environment(llm):
             raise JobError(f"step {name!r}: its LLM has an API key in the code; put it into {llm._api_key_env_var}")
         for field in ("default_headers", "use_offline_batch_generation"):
             if getattr(llm, field, None):
                 raise JobError(f"step {name!r}: {field} of its LLM is not carried over")
+        if not llm.model:
+            raise JobError(f"step {name!r}: its {kinds[0]} needs `model`, as the server calls it")
         engine = {"base_url": str(llm.base_url or "https://api.openai.com/v1"), "api_key_env": llm._api_key_env_var}
         return {"path": llm.model, "backend": "openai", "engine": engine | _own_patience(llm)}
     if kinds[0] not in ("vLLM", "TransformersLLM"):

@@ -9,7 +9,14 @@ import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 from distilabel.distiset import Distiset
-from distilabel.models import InferenceEndpointsLLM, OpenAILLM, TransformersLLM, vLLM
+from distilabel.models import (
+    AzureOpenAILLM,
+    ClientvLLM,
+    InferenceEndpointsLLM,
+    OpenAILLM,
+    TransformersLLM,
+    vLLM,
+)
 from distilabel.pipeline import Pipeline, routing_batch_function
 from distilabel.steps import (
     KeepColumns,
@@ -268,6 +275,14 @@ def refused(build) -> str:
         (
             lambda data: data >> TextGeneration(llm=OpenAILLM(model="x", api_key="sk-secret"), name="paid"),
             "'paid': its LLM has an API key in the code",
+        ),
+        (
+            lambda data: data >> TextGeneration(llm=AzureOpenAILLM(model="x", base_url="http://x"), name="azure"),
+            "'azure': its LLM is a AzureOpenAILLM, which cannot be carried over",
+        ),
+        (
+            lambda data: data >> TextGeneration(llm=ClientvLLM(base_url="http://x/v1", tokenizer="x"), name="served"),
+            "'served': its ClientvLLM needs `model`",
         ),
         (
             lambda data: data >> TextGeneration(llm=OpenAILLM(model="x", default_headers={"X-Team": "a"}), name="head"),
