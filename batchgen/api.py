@@ -28,7 +28,7 @@ from batchgen.outage import outlast_store
 from batchgen.paths import expanded, resolved
 from batchgen.patience import stall_seconds
 from batchgen.plan import ModelVersion, Plan, make_plan, settle_plan
-from batchgen.progress import Progress
+from batchgen.progress import TRUNCATED, Progress
 from batchgen.publish import check_target, publish_folder, publish_store
 from batchgen.records import RecordError, seal, unseal
 from batchgen.schedule import Scheduler
@@ -306,11 +306,26 @@ def _hopeless(job: Job, status: Status, before: Progress) -> BatchgenError | Non
 
     Resumed, it goes on with as many rows again.
     """
-    limit, rejected = job.fail_after_rejected, status.done.rejected - before.rejected
-    if limit is None or status.done.ok or rejected < limit or status.done.rejected >= status.rows:
+    limit, ended = job.fail_after_rejected, status.done.ok + status.done.rejected
+    cut = _dropped_as_cut(job, status.done)
+    lost = status.done.rejected + cut
+    if limit is None or lost < ended or lost >= status.rows:
         return None
-    rows = f"all of the first {status.done.rejected:,} rows"
-    return _all_rejected(job, status.done, rows, f"more are not tried (fail_after_rejected: {limit})")
+    if lost - before.rejected - _dropped_as_cut(job, before) < limit:
+        return None
+    rows, so = f"all of the first {ended:,} rows", f"more are not tried (fail_after_rejected: {limit})"
+    if not cut:
+        return _all_rejected(job, status.done, rows, so)
+    also = f", or rejected ({status.done.rejected:,})" * bool(status.done.rejected)
+    hint = "raise sampling.max_tokens, or keep such rows with merge.drop_truncated=false"
+    return BatchgenError(f"{rows} have a text that was cut at max_tokens{also}, which the merger drops; {so}: {hint}")
+
+
+def _dropped_as_cut(job: Job, progress: Progress) -> int:
+    """Rows that are good but for being cut at `max_tokens`; 0 where a seed row may have others beside one."""
+    several = (job.generations(step) > 1 and not step.group_generations for step in job.steps)
+    spread = any(several) or any(step.exploded is not None for step in job.steps)
+    return progress.notes.get(TRUNCATED, 0) if job.merge.drop_truncated and not spread else 0
 
 
 def stall_after(job: Job) -> float:

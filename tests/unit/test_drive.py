@@ -827,6 +827,45 @@ def test_a_run_that_begins_with_rejected_rows_alone_gives_up(tmp_path: Path, lim
         assert f"(fail_after_rejected: {limit}). To look at them: batchgen rejected {job.output}" in str(caught.value)
 
 
+def cut_job(folder: Path, **changes: Any) -> Job:
+    """One whose texts are all cut at their length, but those of prompts with "fine"; every tenth is empty."""
+    rows = [{"instruction": f"x {number}" + " empty" * (number % 10 == 0)} for number in range(400)]
+    engine = {"truncate_on": "x", "empty_on": "empty", "latency": 0.02, "slots": 4}
+    given = {"source": {"rows": rows}, "shard_rows": 10, "steps": [{"task": "text_generation"}], **changes}
+    return chaos_job(folder, model={"path": "chaos", "engine": engine}, fail_after_rejected=40, **given)
+
+
+def test_a_run_whose_texts_are_all_cut_gives_up_where_the_merger_would_drop_them(tmp_path: Path):
+    with pytest.raises(BatchgenError) as caught:
+        run(cut_job(tmp_path / "a"), in_process=True)
+    assert re.fullmatch(
+        r"all of the first \d+ rows have a text that was cut at max_tokens, or rejected \(\d+\), which the merger "
+        r"drops; more are not tried \(fail_after_rejected: 40\): raise sampling.max_tokens, or keep such rows with "
+        r"merge.drop_truncated=false",
+        str(caught.value),
+    )
+    status = LocalStore(tmp_path / "a")
+    assert 40 <= sum(manifest.rows for manifest in committed(status, read_plan(status)).values()) < 400
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"merge": {"drop_truncated": False, "near": False}},
+        {"source": {"rows": [{"instruction": "whole" if number == 0 else "x"} for number in range(400)]}},
+    ],
+)
+def test_a_run_with_texts_that_are_kept_goes_on(tmp_path: Path, changes: dict[str, Any]):
+    progress = run(cut_job(tmp_path, **changes), in_process=True).progress
+    assert progress.ok + progress.rejected == 400
+
+
+def test_where_a_row_becomes_several_of_which_some_may_be_whole_a_run_goes_on(tmp_path: Path):
+    steps = [{"task": "text_generation", "num_generations": 2}]
+    with pytest.raises(BatchgenError, match="the merge left out all 800 rows"):
+        run(cut_job(tmp_path, steps=steps), in_process=True)
+
+
 def test_odd_seed_rows_are_rejected_alone_or_generated(tmp_path: Path):
     texts = ["plain", "", "nul \0 inside", "x" * 150_000, " ", "\u2028", "plain too"]
     job = chaos_job(
