@@ -169,6 +169,20 @@ def check_sampling(sampling: Mapping[str, Any]) -> None:
 _STRUCTURES = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 
 
+def check_varied(sampling: Mapping[str, Any], equal_rows: int, generations: int, path: Path) -> None:
+    """Checks that what is generated several times from one prompt may differ.
+
+    Args:
+        equal_rows: how many rows bring the same prompt.
+    """
+    if sampling.get("temperature") != 0:
+        return
+    if generations > 1:
+        raise complaint(f"at temperature 0 all {generations} generations of a row would be the same", path)
+    if equal_rows > 1:
+        raise complaint(f"at temperature 0 all {equal_rows:,} rows of `count` would be the same", path)
+
+
 def _check_structured(given: Any) -> None:
     where = "structured_outputs"
     if not isinstance(given, dict):

@@ -29,6 +29,7 @@ from batchgen.checks import (
     check_place,
     check_sampling,
     check_transformers,
+    check_varied,
     complaint,
     unknown,
 )
@@ -311,6 +312,9 @@ class Job(_Part):
                 raise complaint(message, path)
             if model.backend == "transformers" and model.path != "chaos":
                 check_transformers(step.task, step.wants_structure, self.step_sampling(step), ("steps", index))
+            if step.spec.distilabel and not step.spec.chooses(step.parameters):
+                equal = self.source.count or 1 if index == 0 else 1
+                check_varied(self.step_sampling(step), equal, self.generations(step), ("steps", index))
         return self
 
     @classmethod

@@ -55,6 +55,19 @@ def test_a_job_survives_its_own_tree(tmp_path: Path):
     assert Job.of(job.tree()).tree() == job.tree()
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("{count: 10000}", "{count: 1}"),
+        ("{count: 10000}", "{rows: [{system_prompt: a}, {system_prompt: b}]}"),
+        ("system_prompt: You are", "system_prompt: [a, b]\n    # You are"),
+    ],
+)
+def test_temperature_0_is_taken_where_rows_may_differ(tmp_path: Path, old: str, new: str):
+    text = GOOD.replace("temperature: 1.0", "temperature: 0").replace(old, new)
+    assert Job.load(write(tmp_path, text)).sampling["temperature"] == 0
+
+
 def test_a_job_cannot_be_changed(tmp_path: Path):
     job = Job.load(write(tmp_path, GOOD))
     with pytest.raises(ValueError, match="frozen"):
@@ -84,6 +97,16 @@ def test_a_job_cannot_be_changed(tmp_path: Path):
         ("top_p: 0.95", "top_p: 9e-1", "sampling.top_p: expected float, got '9e-1' (YAML takes that for text; as a"),
         ("count: 10000", "count: 1e6", 'valid integer, got "1e6" (YAML takes that for text; as a number: 1000000)'),
         ("threshold: 0.8", "threshold: 8E-1", 'got "8E-1" (YAML takes that for text; as a number: 8.0e-1)'),
+        (
+            "temperature: 1.0",
+            "temperature: 0",
+            "/job.yaml:7: steps[0]: at temperature 0 all 10,000 rows of `count` would be the same",
+        ),
+        (
+            "n_turns: 1",
+            "num_generations: 4\n    sampling: {temperature: 0.0}",
+            "steps[0]: at temperature 0 all 4 generations of a row would be the same",
+        ),
         ("top_p: 0.95", "top_p: 1.5", "/job.yaml:5: sampling.top_p: must be from 1e-09 to 1, got 1.5"),
         (
             "top_p: 0.95",
