@@ -21,7 +21,7 @@ from batchgen.publish import publish_configs
 from batchgen.rows import META_NAMES
 from batchgen.seeds import load_seeds
 from batchgen.store import is_remote
-from batchgen.translate import Segment, Translated, segments_of, set_parameters, translate
+from batchgen.translate import GENERATORS, Segment, Translated, segments_of, set_parameters, translate
 
 
 class PipelineResult(Mapping[str, Any]):
@@ -90,16 +90,22 @@ def from_pipeline(
     segments = segments_of(pipeline.dag, steps, loaded=dataset is not None)
     folder = Path(output) if output is not None else Path("runs") / re.sub(r"[^A-Za-z0-9._-]", "_", pipeline.name)
     root = next(iter(pipeline.dag.root_steps))
-    loaded = _load(root, steps[root]) if dataset is None else _table_of(dataset)
+    if dataset is not None:
+        loaded = _table_of(dataset)
+    elif type(steps[root]).__name__ in GENERATORS:
+        loaded = None
+    else:
+        loaded = _load(root, steps[root])
     settings: dict[str, Any] = {"seed": seed, **({"engines": engines} if engines else {})}
     # Everything is translated before anything runs: a step that cannot be carried over costs no engine.
     jobs = {segment: translate(segment, steps, folder, settings) for segment in segments}
-    tables: dict[Segment | None, pa.Table] = {None: loaded}
+    tables: dict[Segment | None, pa.Table | None] = {None: loaded}
     results: dict[str, Result] = {}
     leaves = [segment for segment in segments if segment.leaf]
     for segment in segments:
         translated = jobs[segment]
-        _write_seeds(tables[segment.parent], translated.renamed, Path(str(translated.job.source.path)))
+        if (rows := tables[segment.parent]) is not None:
+            _write_seeds(rows, translated.renamed, Path(str(translated.job.source.path)))
         result = run(translated.job, address, watch, in_process=in_process)
         tables[segment] = _logical(_rows_of(result), translated)
         if segment.leaf:

@@ -24,6 +24,8 @@ from batchgen.tasks.table import LEFT_OUT, TASKS
 from batchgen.trees import plain_tree
 
 _BY_CLASS: Mapping[str, str] = {str(spec.distilabel): name for name, spec in TASKS.items() if spec.distilabel}
+# A task that makes its rows out of nothing, as many as its `num_rows` says: the same task over numbered rows.
+GENERATORS: Mapping[str, str] = {"MagpieGenerator": "magpie"}
 _LOADERS = ("LoadDataFromDicts", "LoadDataFromDisk", "LoadDataFromFileSystem", "LoadDataFromHub")
 # distilabel's generation arguments by vLLM's names; None: nothing to carry over.
 _GENERATION: Mapping[str, str | None] = {"max_new_tokens": "max_tokens", "do_sample": None, "echo": None}
@@ -112,14 +114,16 @@ def segments_of(dag: Any, steps: Mapping[str, Any], loaded: bool = False) -> lis
         JobError: the graph is none that can be carried over.
     """
     roots = sorted(dag.root_steps)
-    if loaded and (loaders := [name for name in roots if type(steps[name]).__name__ in _LOADERS]):
-        raise JobError(f"step {loaders[0]!r}: it loads data, and dataset is given too; use one of them")
+    makers = [name for name in roots if type(steps[name]).__name__ in (*_LOADERS, *GENERATORS)]
+    if loaded and makers:
+        raise JobError(f"step {makers[0]!r}: it has rows of its own, and dataset is given too; use one of them")
     if not loaded and len(roots) != 1:
         raise JobError(
-            f"the pipeline has {len(roots)} first steps; batchgen carries over one that loads data, or give dataset"
+            f"the pipeline has {len(roots)} first steps; batchgen carries over one that has rows, or give dataset"
         )
     for name in dag:
         _check_step(name, steps[name], dag, is_root=not loaded and name == roots[0])
+    starts = loaded or type(steps[roots[0]]).__name__ in GENERATORS
     segments: list[Segment] = []
 
     def grow(parent: Segment | None, first: str) -> None:
@@ -131,7 +135,7 @@ def segments_of(dag: Any, steps: Mapping[str, Any], loaded: bool = False) -> lis
         for name in following:
             grow(segment, name)
 
-    for name in roots if loaded else sorted(dag.get_step_successors(roots[0])):
+    for name in roots if starts else sorted(dag.get_step_successors(roots[0])):
         grow(None, name)
     if not segments:
         raise JobError(f"step {roots[0]!r}: nothing comes after it; connect it with >>")
@@ -148,8 +152,11 @@ def _check_step(name: str, step: Any, dag: Any, is_root: bool) -> None:
     if dag.get_step(name).get("routing_batch_function") is not None:
         raise JobError(f"step {name!r}: a routing function follows it; batchgen cannot carry that over")
     if is_root:
-        if known not in _LOADERS:
-            legal = f"a pipeline starts with one of {', '.join(_LOADERS)}, or dataset is given"
+        if known in GENERATORS:
+            if not step.num_rows:
+                raise JobError(f"step {name!r}: num_rows is not set; give it to the step or in parameters")
+        elif known not in _LOADERS:
+            legal = f"a pipeline starts with one of {', '.join((*_LOADERS, *GENERATORS))}, or dataset is given"
             reason: str | None = LEFT_OUT.get(known, legal)
             raise JobError(f"step {name!r} ({kind}) cannot be carried over: {reason}")
         return
@@ -181,7 +188,7 @@ def translate(segment: Segment, steps: Mapping[str, Any], folder: Path, settings
     for position, name in enumerate(segment.tasks):
         step = steps[name]
         index = _place(models, _model(name, step.llm))
-        task = _BY_CLASS[type(step).__name__]
+        task = _task(step)
         tree = {"task": task, "sampling": _sampling(name, step.llm), **_parameters(name, step, TASKS[task])}
         if task in _ANSWERS:
             tree["reasoning"] = "keep"
@@ -198,10 +205,12 @@ def translate(segment: Segment, steps: Mapping[str, Any], folder: Path, settings
             tree["model"] = f"llm_{index}"
         tree_steps.append(tree)
     _share_memory(models)
+    first = steps[segment.tasks[0]]
+    seeds = {"path": str(folder / "seeds" / f"{segment.name}.parquet")}
     job = {
         **settings,
         "name": segment.name,
-        "source": {"path": str(folder / "seeds" / f"{segment.name}.parquet")},
+        "source": {"count": first.num_rows} if type(first).__name__ in GENERATORS else seeds,
         "model": models[0],
         "models": {f"llm_{index}": model for index, model in enumerate(models) if index},
         "steps": tree_steps,
@@ -211,6 +220,12 @@ def translate(segment: Segment, steps: Mapping[str, Any], folder: Path, settings
     return Translated(Job.of(job), renamed, earlier, adds_messages="messages" not in (*reads.values(), *now))
 
 
+def _task(step: Any) -> str:
+    """The entry of the table for a step that has been checked."""
+    kind = type(step).__name__
+    return GENERATORS.get(kind) or _BY_CLASS[kind]
+
+
 def _inputs(step: Any) -> list[str]:
     """The task's inputs that are there for sure, or that a mapping names."""
     inputs = step.inputs if isinstance(step.inputs, dict) else dict.fromkeys(step.inputs, True)
@@ -218,7 +233,7 @@ def _inputs(step: Any) -> list[str]:
 
 
 def _outputs(step: Any) -> list[str]:
-    spec = TASKS[_BY_CLASS[type(step).__name__]]
+    spec = TASKS[_task(step)]
     try:
         parameters = spec.parameters.model_validate(_own_parameters(step, spec))
     except ValidationError as error:

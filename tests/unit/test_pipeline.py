@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -27,7 +28,14 @@ from distilabel.steps import (
     make_generator_step,
     step,
 )
-from distilabel.steps.tasks import EvolInstruct, Magpie, MagpieGenerator, TextGeneration, UltraFeedback
+from distilabel.steps.tasks import (
+    EvolInstruct,
+    EvolInstructGenerator,
+    Magpie,
+    MagpieGenerator,
+    TextGeneration,
+    UltraFeedback,
+)
 from pydantic import BaseModel
 
 from batchgen import JobError, from_pipeline
@@ -340,10 +348,37 @@ def test_routing_functions_joins_and_generators_are_refused():
 
     assert "several steps lead to it" in refused(joined)
     with Pipeline() as pipeline:
-        generator = vLLM(model="chaos", magpie_pre_query_template="qwen2")
-        MagpieGenerator(llm=generator, num_rows=3, name="magpie") >> TextGeneration(llm=llm())
-    with pytest.raises(JobError, match=r"use magpie over `source: \{count: N\}`"):
+        EvolInstructGenerator(llm=llm(), num_instructions=3, name="evolve") >> TextGeneration(llm=llm())
+    with pytest.raises(JobError, match="use evol_instruct over seed rows"):
         from_pipeline(pipeline, "unused", in_process=True)
+
+
+def magpie_of_its_own(**parameters: Any) -> Pipeline:
+    with Pipeline() as pipeline:
+        prompts = {"math": ("Do math.", 0.5), "art": ("Do art.", 0.5)}
+        writer = vLLM(model="chaos", magpie_pre_query_template="qwen2")
+        magpie = MagpieGenerator(llm=writer, only_instruction=True, system_prompt=prompts, name="ask", **parameters)
+        answer = TextGeneration(llm=llm(), name="answer", output_mappings={"generation": "answer"})
+        magpie >> [answer, EvolInstruct(llm=llm(), num_evolutions=1, name="evolve")]
+    return pipeline
+
+
+def test_magpie_makes_rows_of_its_own(tmp_path: Path):
+    distiset = from_pipeline(magpie_of_its_own(num_rows=20), tmp_path / "out", in_process=True)
+    asked = [sorted(distiset[name]["train"]["instruction"]) for name in ("answer", "evolve")]
+    assert asked[0] == asked[1], "both leaves continue the same rows"
+    assert len(set(asked[0])) == 20
+    assert set(distiset["answer"]["train"]["system_prompt_key"]) == {"math", "art"}
+    more = {"ask": {"num_rows": 3}}
+    distiset = from_pipeline(magpie_of_its_own(), tmp_path / "again", in_process=True, parameters=more)
+    assert len(distiset["answer"]["train"]) == 3
+
+
+def test_how_many_rows_magpie_makes_has_to_be_said_once(tmp_path: Path):
+    with pytest.raises(JobError, match="step 'ask': num_rows is not set; give it to the step or in parameters"):
+        from_pipeline(magpie_of_its_own(), tmp_path / "out", in_process=True)
+    with pytest.raises(JobError, match="step 'ask': it has rows of its own, and dataset is given too"):
+        from_pipeline(magpie_of_its_own(num_rows=3), tmp_path / "out", in_process=True, dataset=ROWS)
 
 
 @pytest.mark.parametrize("kind", ["list", "pandas", "datasets"])
@@ -390,7 +425,7 @@ def test_runtime_parameters_are_set_as_pipeline_run_sets_them(tmp_path: Path, ki
     ("changes", "message"),
     [
         ({}, "step 'load': repo_id is not set; give it to the step or in parameters"),
-        ({"dataset": ROWS}, "step 'load': it loads data, and dataset is given too"),
+        ({"dataset": ROWS}, "step 'load': it has rows of its own, and dataset is given too"),
         ({"parameters": {"lod": {}}}, "parameters: no step 'lod'; legal: answer, load"),
         (
             {"parameters": {"load": {"repo": "x"}}},
