@@ -20,8 +20,9 @@ from batchgen.parquet import read_parquet
 from batchgen.publish import publish_configs
 from batchgen.rows import META_NAMES
 from batchgen.seeds import load_seeds
+from batchgen.segments import GENERATORS, Segment, segments_of, set_parameters
 from batchgen.store import is_remote
-from batchgen.translate import GENERATORS, Segment, Translated, segments_of, set_parameters, translate
+from batchgen.translate import Translated, translate
 
 
 class PipelineResult(Mapping[str, Any]):

@@ -1,16 +1,14 @@
 """Translates a distilabel `Pipeline` that was written in Python into jobs: a chain of tasks is a job.
 
 Where a pipeline branches, the tasks before the branch are a job of their own, and each branch starts from that job's
-rows; so every task runs once a row, as in distilabel. Nothing here imports distilabel: the objects come from the
-caller, and are told apart by the names of their classes.
+rows; so every task runs once a row, as in distilabel.
 """
 
 from __future__ import annotations
 
 import inspect
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +17,11 @@ from pydantic import ValidationError
 
 from batchgen.errors import JobError
 from batchgen.job import Job
+from batchgen.segments import BY_CLASS, EXPAND, GENERATORS, Segment, class_name
 from batchgen.tasks.spec import TaskSpec
-from batchgen.tasks.table import LEFT_OUT, TASKS
+from batchgen.tasks.table import TASKS
 from batchgen.trees import plain_tree
 
-_BY_CLASS: Mapping[str, str] = {str(spec.distilabel): name for name, spec in TASKS.items() if spec.distilabel}
-# A task that makes its rows out of nothing, as many as its `num_rows` says: the same task over numbered rows.
-GENERATORS: Mapping[str, str] = {"MagpieGenerator": "magpie"}
-_LOADERS = ("LoadDataFromDicts", "LoadDataFromDisk", "LoadDataFromFileSystem", "LoadDataFromHub")
 # distilabel's generation arguments by vLLM's names; None: nothing to carry over.
 _GENERATION: Mapping[str, str | None] = {"max_new_tokens": "max_tokens", "do_sample": None, "echo": None}
 # What these write is the model's text as it comes, its thoughts included.
@@ -47,26 +42,6 @@ _ENGINE_FIELDS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Segment:
-    """A chain of tasks without a branch.
-
-    Args:
-        tasks: names of distilabel's steps, in order.
-        parent: the segment that it branches from; None where it starts from the loaded rows.
-        leaf: whether nothing comes after it.
-    """
-
-    tasks: tuple[str, ...]
-    parent: Segment | None
-    leaf: bool
-
-    @property
-    def name(self) -> str:
-        """That of its last task, safe as a folder's name."""
-        return re.sub(r"[^A-Za-z0-9._-]", "_", self.tasks[-1])
-
-
-@dataclass(frozen=True)
 class Translated:
     """A segment as a job.
 
@@ -82,125 +57,58 @@ class Translated:
     adds_messages: bool
 
 
-def set_parameters(steps: Mapping[str, Any], parameters: Mapping[str, Mapping[str, Any]]) -> None:
-    """Sets runtime parameters as `pipeline.run` does, and refuses those of which distilabel only warns.
-
-    Raises:
-        JobError: names the step or parameter that there is not.
-    """
-    for name, given in parameters.items():
-        if name not in steps:
-            raise JobError(f"parameters: no step {name!r}; legal: {', '.join(sorted(steps))}")
-        _check_parameters(f"parameters[{name!r}]", steps[name], given)
-        steps[name].set_runtime_parameters(dict(given))
-
-
-def _check_parameters(where: str, part: Any, given: Mapping[str, Any]) -> None:
-    legal = part.runtime_parameters_names
-    for name, value in given.items():
-        if name not in legal:
-            raise JobError(f"{where}: no runtime parameter {name!r}; legal: {', '.join(sorted(legal))}")
-        if hasattr(inner := getattr(part, name), "set_runtime_parameters"):
-            _check_parameters(f"{where}[{name!r}]", inner, value)
-
-
-def segments_of(dag: Any, steps: Mapping[str, Any], loaded: bool = False) -> list[Segment]:
-    """The pipeline's chains, parents first.
-
-    Args:
-        loaded: whether the rows come from elsewhere, so that no step loads any.
-
-    Raises:
-        JobError: the graph is none that can be carried over.
-    """
-    roots = sorted(dag.root_steps)
-    makers = [name for name in roots if type(steps[name]).__name__ in (*_LOADERS, *GENERATORS)]
-    if loaded and makers:
-        raise JobError(f"step {makers[0]!r}: it has rows of its own, and dataset is given too; use one of them")
-    if not loaded and len(roots) != 1:
-        raise JobError(
-            f"the pipeline has {len(roots)} first steps; batchgen carries over one that has rows, or give dataset"
-        )
-    for name in dag:
-        _check_step(name, steps[name], dag, is_root=not loaded and name == roots[0])
-    starts = loaded or type(steps[roots[0]]).__name__ in GENERATORS
-    segments: list[Segment] = []
-
-    def grow(parent: Segment | None, first: str) -> None:
-        names = [first]
-        while len(following := sorted(dag.get_step_successors(names[-1]))) == 1:
-            names.append(following[0])
-        segment = Segment(tuple(names), parent, leaf=not following)
-        segments.append(segment)
-        for name in following:
-            grow(segment, name)
-
-    for name in roots if starts else sorted(dag.get_step_successors(roots[0])):
-        grow(None, name)
-    if not segments:
-        raise JobError(f"step {roots[0]!r}: nothing comes after it; connect it with >>")
-    return segments
-
-
-def _name(kind: type) -> str:
-    """What a class of distilabel's is called; another of the same name may do anything."""
-    return kind.__name__ if kind.__module__.partition(".")[0] == "distilabel" else f"{kind.__name__} of your own"
-
-
-def _check_step(name: str, step: Any, dag: Any, is_root: bool) -> None:
-    kind, known = type(step).__name__, _name(type(step))
-    if dag.get_step(name).get("routing_batch_function") is not None:
-        raise JobError(f"step {name!r}: a routing function follows it; batchgen cannot carry that over")
-    if is_root:
-        if known in GENERATORS:
-            if not step.num_rows:
-                raise JobError(f"step {name!r}: num_rows is not set; give it to the step or in parameters")
-        elif known not in _LOADERS:
-            legal = f"a pipeline starts with one of {', '.join((*_LOADERS, *GENERATORS))}, or dataset is given"
-            reason: str | None = LEFT_OUT.get(known, legal)
-            raise JobError(f"step {name!r} ({kind}) cannot be carried over: {reason}")
-        return
-    if len(list(dag.get_step_predecessors(name))) > 1:
-        raise JobError(f"step {name!r} ({kind}): several steps lead to it; batchgen cannot carry that over")
-    if known not in _BY_CLASS:
-        reason = LEFT_OUT.get(known)
-        if reason is None:
-            reason = "a global step needs all rows at once" if getattr(step, "is_global", False) else "it is not a task"
-            if hasattr(step, "llm"):
-                reason = "it is a task of your own; run it with batchgen.run(job, tasks={...})"
-        raise JobError(f"step {name!r} ({kind}) cannot be carried over: {reason}")
-
-
-def translate(segment: Segment, steps: Mapping[str, Any], folder: Path, settings: Mapping[str, Any]) -> Translated:
-    """A segment's job, and the new names of seed columns that one of its tasks writes again.
+class _Columns:
+    """The columns of a segment, whose names change as one task after the other writes them.
 
     distilabel lets a task overwrite a column. Here every version of a column has a name of its own, and the last one
     keeps the column's.
+
+    Args:
+        written: (step, column that it writes), in order.
+
+    Attributes:
+        now: column -> the name that its version of now has; a seed's version where nobody has written it yet.
+        earlier: names of versions that a later one replaces.
     """
+
+    def __init__(self, written: Sequence[tuple[str, str]]) -> None:
+        self._written = written
+        self.now = {column: f"{column}_before_{step}" for step, column in reversed(written)}
+        self.earlier = set(self.now.values())
+
+    def write(self, step: str, columns: Iterable[str]) -> None:
+        """Gives columns the names that a step writes them under."""
+        end = max((index for index, (other, _) in enumerate(self._written) if other == step), default=0)
+        for column in columns:
+            after = next((other for other, again in self._written[end + 1 :] if again == column), None)
+            self.now[column] = column if after is None else f"{column}_before_{after}"
+            if after is not None:
+                self.earlier.add(self.now[column])
+
+
+def translate(segment: Segment, steps: Mapping[str, Any], folder: Path, settings: Mapping[str, Any]) -> Translated:
+    """A segment's job, and the new names of seed columns that one of its tasks writes again."""
     models: list[dict[str, Any]] = []
-    written = [(name, column) for name in segment.tasks for column in _written(steps[name])]
-    last = {column: name for name, column in written}
-    # Column -> the name that its version of now has; a seed's version where nobody has written it yet.
-    now = {column: f"{column}_before_{name}" for name, column in reversed(written)}
-    renamed = dict(now)
-    earlier = set(now.values())
-    tree_steps = []
-    for position, name in enumerate(segment.tasks):
+    columns = _Columns([(name, column) for name in segment.tasks for column in _written(steps[name])])
+    renamed = dict(columns.now)
+    tree_steps: list[dict[str, Any]] = []
+    for name in segment.tasks:
         step = steps[name]
+        if type(step).__name__ == EXPAND:
+            (listed,) = (columns.now.get(column, column) for column in _expanded(step))
+            columns.write(name, _written(step))
+            tree_steps[-1]["explode"] = f"{listed} -> {columns.now[_written(step)[0]]}"
+            continue
         index = _place(models, _model(name, step.llm))
         task = _task(step)
         tree = {"task": task, "sampling": _sampling(name, step.llm), **_parameters(name, step, TASKS[task])}
         if task in _ANSWERS:
             tree["reasoning"] = "keep"
         reads = {task_input: step.input_mappings.get(task_input, task_input) for task_input in _inputs(step)}
-        tree["input_mappings"] = {key: now.get(column, column) for key, column in reads.items()}
+        tree["input_mappings"] = {key: columns.now.get(column, column) for key, column in reads.items()}
         writes = {output: step.output_mappings.get(output, output) for output in _outputs(step)}
-        later = [(other, column) for other, column in written if other in segment.tasks[position + 1 :]]
-        for column in writes.values():
-            after = next((other for other, again in later if again == column), None)
-            now[column] = column if last[column] == name else f"{column}_before_{after}"
-        earlier |= {now[column] for column in writes.values() if last[column] != name}
-        tree["output_mappings"] = {output: now[column] for output, column in writes.items()}
+        columns.write(name, writes.values())
+        tree["output_mappings"] = {output: columns.now[column] for output, column in writes.items()}
         if index:
             tree["model"] = f"llm_{index}"
         tree_steps.append(tree)
@@ -217,13 +125,22 @@ def translate(segment: Segment, steps: Mapping[str, Any], folder: Path, settings
         "merge": {"exact": False, "near": False, "drop_truncated": False},
         "output": str(folder / "runs" / segment.name),
     }
-    return Translated(Job.of(job), renamed, earlier, adds_messages="messages" not in (*reads.values(), *now))
+    adds_messages = "messages" not in (*reads.values(), *columns.now)
+    return Translated(Job.of(job), renamed, columns.earlier, adds_messages)
+
+
+def _expanded(step: Any) -> dict[str, str]:
+    """List column -> column of its items, of a step that has been checked."""
+    return {
+        step.input_mappings.get(column, column): step.output_mappings.get(new or column, new or column)
+        for column, new in step.columns.items()
+    }
 
 
 def _task(step: Any) -> str:
     """The entry of the table for a step that has been checked."""
     kind = type(step).__name__
-    return GENERATORS.get(kind) or _BY_CLASS[kind]
+    return GENERATORS.get(kind) or BY_CLASS[kind]
 
 
 def _inputs(step: Any) -> list[str]:
@@ -243,6 +160,8 @@ def _outputs(step: Any) -> list[str]:
 
 
 def _written(step: Any) -> list[str]:
+    if type(step).__name__ == EXPAND:
+        return list(_expanded(step).values())
     return [step.output_mappings.get(output, output) for output in _outputs(step)]
 
 
@@ -270,7 +189,7 @@ def _parameters(name: str, step: Any, spec: TaskSpec) -> dict[str, Any]:
 
 def _model(name: str, llm: Any) -> dict[str, Any]:
     """A job's model for a distilabel LLM."""
-    kinds = [_name(kind) for kind in type(llm).__mro__]
+    kinds = [class_name(kind) for kind in type(llm).__mro__]
     if "OpenAILLM" in kinds and kinds[0] == type(llm).__name__ and kinds[0] not in _OTHER_PATHS:
         if getattr(llm, "api_key", None) is not None and not _from_environment(llm):
             raise JobError(f"step {name!r}: its LLM has an API key in the code; put it into {llm._api_key_env_var}")

@@ -37,7 +37,7 @@ LAYERS = [
     ["checks"],
     ["problems"],
     ["job"],
-    ["seedfiles", "draw", "translate"],
+    ["seedfiles", "draw", "segments", "translate"],
     ["seeds"],
     ["plan"],
     ["actions", "branches", "commit", "starts", "suspects"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from distilabel.models import (
 )
 from distilabel.pipeline import Pipeline, routing_batch_function
 from distilabel.steps import (
+    ExpandColumns,
     KeepColumns,
     LoadDataFromDicts,
     LoadDataFromDisk,
@@ -33,6 +35,7 @@ from distilabel.steps.tasks import (
     EvolInstructGenerator,
     Magpie,
     MagpieGenerator,
+    SelfInstruct,
     TextGeneration,
     UltraFeedback,
 )
@@ -40,10 +43,14 @@ from pydantic import BaseModel
 
 from batchgen import JobError, from_pipeline
 from batchgen.errors import UserError
-from batchgen.translate import segments_of, translate
+from batchgen.segments import segments_of
+from batchgen.translate import translate
 
 # `chaos` is a model here: the engine that needs none.
 ROWS = [{"instruction": f"Write question {number}."} for number in range(6)]
+
+
+LISTING = vLLM(model="chaos", extra_kwargs={"reply": "1. Who?\n2. Where?"})
 
 
 def llm(**generation):
@@ -265,6 +272,22 @@ def refused(build) -> str:
     ("build", "message"),
     [
         (lambda data: data >> Everything(name="all"), "'all' (Everything) cannot be carried over: a global step"),
+        (
+            lambda data: data >> ExpandColumns(columns=["x"], name="spread"),
+            "'spread' (ExpandColumns): it is carried over",
+        ),
+        (
+            lambda data: data >> SelfInstruct(llm=llm()) >> ExpandColumns(columns=["instructions", "x"], name="spread"),
+            "'spread' (ExpandColumns): it is carried over for one column",
+        ),
+        (
+            lambda data: (
+                data
+                >> SelfInstruct(llm=llm())
+                >> [ExpandColumns(columns=["instructions"], name="spread"), TextGeneration(llm=llm())]
+            ),
+            "'spread' (ExpandColumns): it is carried over where it alone follows a task",
+        ),
         (lambda data: data >> KeepColumns(columns=["instruction"], name="keep"), "'keep' (KeepColumns)"),
         (lambda data: data >> OwnTask(llm=llm(), name="mine"), "'mine' (OwnTask) cannot be carried over: it is a task"),
         (lambda data: data >> NAMESAKE(llm=llm(), name="alike"), "'alike' (TextGeneration) cannot be carried over"),
@@ -372,6 +395,28 @@ def test_magpie_makes_rows_of_its_own(tmp_path: Path):
     more = {"ask": {"num_rows": 3}}
     distiset = from_pipeline(magpie_of_its_own(), tmp_path / "again", in_process=True, parameters=more)
     assert len(distiset["answer"]["train"]) == 3
+
+
+def test_a_list_is_spread_over_rows(tmp_path: Path):
+    with Pipeline() as pipeline:
+        load = LoadDataFromDicts(data=[{"text": f"About {topic}.", "instruction": topic} for topic in ("cats", "dogs")])
+        write = SelfInstruct(llm=LISTING, num_instructions=2, input_mappings={"input": "text"})
+        spread = ExpandColumns(columns={"instructions": "instruction"})
+        load >> write >> spread >> TextGeneration(llm=LISTING)
+    (job,) = translated(pipeline).values()
+    assert [step.exploded for step in job.steps] == [("instructions", "instruction"), None]
+    made = from_pipeline(pipeline, tmp_path / "out", in_process=True)["default"]["train"]
+    asked = Counter((row["text"], row["instruction"]) for row in made)
+    assert asked == {(f"About {topic}.", ask): 1 for topic in ("cats", "dogs") for ask in ("Who?", "Where?")}
+    assert all(made["generation"])
+
+
+def test_a_list_that_keeps_its_name_is_spread_too(tmp_path: Path):
+    with Pipeline() as pipeline:
+        write = SelfInstruct(llm=LISTING, num_instructions=2, input_mappings={"input": "instruction"})
+        LoadDataFromDicts(data=ROWS[:1]) >> write >> ExpandColumns(columns=["instructions"], name="spread")
+    made = from_pipeline(pipeline, tmp_path / "out", in_process=True)["default"]["train"]
+    assert sorted(made["instructions"]) == ["Where?", "Who?"]
 
 
 def test_how_many_rows_magpie_makes_has_to_be_said_once(tmp_path: Path):
