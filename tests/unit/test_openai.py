@@ -178,7 +178,7 @@ def test_sampling_parameters_go_where_the_server_reads_them(server: Server):
     assert server.requests[3]["response_format"] == {"type": "json_object"}
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
 def test_a_busy_server_is_asked_again(server: Server, status: int):
     server.statuses = [status, status]
     assert ask(server)[0].text == "A fine answer."
@@ -196,8 +196,9 @@ def test_a_server_that_stays_away_stops_the_run_and_quotes_nothing(server: Serve
     assert "good" not in str(caught.value)
 
 
-def test_a_request_that_the_server_refuses_rejects_its_row_alone(server: Server):
-    server.statuses = [400]
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_request_that_the_server_refuses_rejects_its_row_alone(server: Server, status: int):
+    server.statuses = [status]
     with pytest.raises(RowRejected, match="refused_by_server"):
         ask(server)
 
@@ -353,8 +354,9 @@ def test_requests_keep_to_the_limit(server: Server):
 
 
 def test_a_model_that_the_server_does_not_have_is_named(server: Server):
-    with pytest.raises(EngineStartError, match=r"serves no model 'other'; it serves: judge"):
+    with pytest.raises(EngineStartError, match=r"serves no model 'other'; it serves: judge") as caught:
         ask(server, path="other")
+    assert caught.value.final
 
 
 def test_a_server_that_is_not_there_is_named():
