@@ -54,20 +54,21 @@ def test_no_canary_is_written_anywhere_but_into_the_rows(tmp_path: Path, ray_fol
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(tree))
     environment = {**os.environ, **dict.fromkeys(ENVIRONMENT, SECRET), "RAY_TMPDIR": str(ray_folder)}
 
-    def batchgen(*arguments: str) -> str:
+    def batchgen(*arguments: str, code: int = 0) -> str:
         command = [sys.executable, "-m", "batchgen.cli", *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    out = batchgen("run", str(tmp_path / "job.yaml"))
-
+    # Fails with the engine's death, as then Ray's logs stay.
+    out = batchgen("run", str(tmp_path / "job.yaml"), "--set", "max_engine_deaths=1", code=1)
+    assert any(path.name.startswith("raylet") for path in ray_folder.rglob("*.out")), "Ray's logs are looked at"
+    out += batchgen("run", str(tmp_path / "job.yaml"))
     out += batchgen("status", str(tmp_path / "run")) + batchgen("verify", str(tmp_path / "run"))
     # What the run shows at its end is sample rows of the dataset, which are the user's own text.
     shown = out.partition("sample rows:")[0]
     assert SECRET not in out
     assert TEXT not in shown
-    assert any(path.name.startswith("raylet") for path in ray_folder.rglob("*.out")), "Ray's logs are looked at"
     assert leaks(ray_folder) == set()
     assert "seeds.jsonl" in leaks(tmp_path), "a canary is found where there is one"
     assert leaks(tmp_path / "run", allowed=(".parquet",)) == set()
