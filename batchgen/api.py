@@ -316,9 +316,9 @@ def _hopeless(job: Job, status: Status, before: Progress) -> BatchgenError | Non
     rows, so = f"all of the first {ended:,} rows", f"more are not tried (fail_after_rejected: {limit})"
     if not cut:
         return _all_rejected(job, status.done, rows, so)
-    also = f", or rejected ({status.done.rejected:,})" * bool(status.done.rejected)
-    hint = "raise sampling.max_tokens, or keep such rows with merge.drop_truncated=false"
-    return BatchgenError(f"{rows} have a text that was cut at max_tokens{also}, which the merger drops; {so}: {hint}")
+    also = f" or rejected ({status.done.rejected:,})" * bool(status.done.rejected)
+    hint = "raise sampling.max_tokens, or keep rows that were cut with merge.drop_truncated=false"
+    return BatchgenError(f"{rows} were cut at max_tokens{also}, and the merger drops such rows; {so}: {hint}")
 
 
 def _dropped_as_cut(job: Job, progress: Progress) -> int:

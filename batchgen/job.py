@@ -303,18 +303,19 @@ class Job(_Part):
     @model_validator(mode="after")
     def _known_models(self) -> Job:
         for index, step in enumerate(self.steps):
+            where = ("steps", index)
             if step.model is not None and step.model not in self.models:
-                raise unknown("model", step.model, self.models, ("steps", index, "model"))
+                raise unknown("model", step.model, self.models, (*where, "model"))
             model = self.model_of(step)
             if step.spec.user_turns and model.backend == "openai" and model.path != "chaos":
                 message = f"{step.task} writes user turns, which a server with a chat template of its own cannot open"
-                path = ("steps", index, "task")
-                raise complaint(message, path)
+                raise complaint(message, (*where, "task"))
             if model.backend == "transformers" and model.path != "chaos":
-                check_transformers(step.task, step.wants_structure, self.step_sampling(step), ("steps", index))
+                check_transformers(step.task, step.wants_structure, self.step_sampling(step), where)
             if step.spec.distilabel and not step.spec.chooses(step.parameters):
-                equal = self.source.count or 1 if index == 0 else 1
-                check_varied(self.step_sampling(step), equal, self.generations(step), ("steps", index))
+                # Numbered rows are empty: they bring the first step the same prompt.
+                equal_rows = (self.source.count or 1) if index == 0 else 1
+                check_varied(self.step_sampling(step), equal_rows, self.generations(step), where)
         return self
 
     @classmethod

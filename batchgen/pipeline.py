@@ -117,15 +117,14 @@ def from_pipeline(
 
 def _load(name: str, step: Any) -> pa.Table:
     """The rows of a loading step, under its output mappings."""
+    limit = getattr(step, "num_examples", None) or None
     if getattr(step, "_dataset", None) is not None:  # of distilabel's `make_generator_step`
-        table = _table_of(step._dataset)
+        table = _table_of(step._dataset).slice(0, limit)
     else:
         try:
-            table = load_seeds(_source_of(name, step)).table
+            table = load_seeds(_source_of(name, step).model_copy(update={"limit": limit})).table
         except SeedError as error:
             raise SeedError(f"step {name!r}: {error}") from error
-    limit = getattr(step, "num_examples", None)
-    table = table.slice(0, limit) if limit else table
     return table.rename_columns([step.output_mappings.get(column, column) for column in table.column_names])
 
 
@@ -145,14 +144,7 @@ def _source_of(name: str, step: Any) -> Source:
         # A Distiset on disk has a folder for each of its configs.
         folder = Path(value) / (step.config or "default") if step.is_distiset else Path(value)
         return Source(dataset=str(folder), split=split)
-    return Source(
-        dataset=value,
-        config=step.config,
-        split=split,
-        revision=step.revision,
-        streaming=step.streaming,
-        limit=step.num_examples or None,
-    )
+    return Source(dataset=value, config=step.config, split=split, revision=step.revision, streaming=step.streaming)
 
 
 def _table_of(dataset: Any) -> pa.Table:
