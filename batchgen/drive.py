@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from batchgen.known import KnownTexts, Texts
 from batchgen.meter import Meter
 from batchgen.outage import TELL_SECONDS
 from batchgen.progress import Progress
+from batchgen.pulse import Pulse
 from batchgen.schedule import Scheduler
 from batchgen.seeds import Seeds
 
@@ -91,13 +92,11 @@ class Driver:
         self._start_seconds = start_seconds
         self._texts_before = texts_before
         self._known = KnownTexts()
-        self._informed: set[int] = set()
         self._events: asyncio.Queue[Callable[[], list[Action]]] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._live: dict[int, Progress] = {}
-        self._receipted: dict[int, Progress] = {}
-        self._moved: dict[int, float] = {}
-        self._held: dict[int, int] = {}
+        # Engines that are up.
+        self._up: dict[int, Pulse] = {}
+        # By engine, gone ones too: when it was last told what it waits for, and when it last committed a shard.
         self._told: dict[int, float] = {}
         self._committed_at: dict[int, float] = {}
         self._handed_on: float | None = None
@@ -160,7 +159,7 @@ class Driver:
                 case Recall(engine, shard):
                     self._spawn(self._recall(engine, shard))
                 case KillEngine(engine):
-                    self._forget(engine)
+                    self._up.pop(engine, None)
                     await self._fleet.kill(engine)
                 case Finish(error):
                     self._result = error
@@ -169,7 +168,7 @@ class Driver:
         """Has engines wait no longer for what is out of reach, once the run is to stop."""
         if self._scheduler.stopping and not self._hurried:
             self._hurried = True
-            for engine in self._moved:
+            for engine in self._up:
                 self._spawn(self._fleet.stop_waiting(engine))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -203,7 +202,7 @@ class Driver:
             self._note(f"engine {engine} did not start: {message.partition(chr(10))[0]}")
             self._events.put_nowait(lambda: self._scheduler.engine_start_failed(engine, message, final, outage))
             return
-        self._moved[engine] = time.monotonic()
+        self._up[engine] = Pulse(moved=time.monotonic())
         self._events.put_nowait(lambda: self._scheduler.engine_ready(engine, slots))
 
     async def _place(self, engine: int) -> None:
@@ -235,27 +234,29 @@ class Driver:
 
     async def _dispatch(self, action: Dispatch) -> None:
         engine, shard = action.engine, action.shard
-        self._held[engine] = self._held.get(engine, 0) + 1
-        self._moved[engine] = time.monotonic()
+        if (pulse := self._up.get(engine)) is None:
+            return  # killed by an event that came right behind: the scheduler has taken back what it held
+        pulse.held += 1
+        pulse.moved = time.monotonic()
         rows = action.rows or (shard.start, shard.stop)
         work = Work(shard, self._seeds.slice(*rows), action.quarantined, probe=action.rows is not None)
         if not work.probe:
             # Not before: it may have been tried out with rows that are committed, which are no duplicates there.
-            self._informed.add(engine)
+            pulse.informed = True
         answer = await self._fleet.run(engine, work)
-        if engine not in self._moved:
+        if engine not in self._up:
             # It was killed meanwhile: what it held is somebody else's, and what its other shards say hides the cause.
             return
-        self._held[engine] -= 1
-        self._moved[engine] = time.monotonic()
+        pulse.held -= 1
+        pulse.moved = time.monotonic()
         if answer.kind == "done" and answer.progress is not None:
             self._committed += answer.progress
             self._shards_done += 1
             if answer.texts:
                 self._known.add(answer.texts, engine)
-            self._committed_at[engine] = time.monotonic()
+            self._committed_at[engine] = pulse.moved
             self._handed_on = None
-            self._receipted[engine] = self._receipted.get(engine, Progress()) + answer.progress
+            pulse.receipted += answer.progress
             self._events.put_nowait(lambda: self._scheduler.shard_done(engine, shard.index))
             return
         if answer.kind in ("done", "returned"):
@@ -282,14 +283,11 @@ class Driver:
         now = time.monotonic()
         if any(at > now - _MOST * waited for other, at in self._committed_at.items() if other != engine):
             return True
-        if all(self._waits(other) for other in self._moved if other != engine):
+        if all(pulse.waiting for other, pulse in self._up.items() if other != engine):
             return False
         self._handed_on = self._handed_on or now
         # Engines that began to wait before, likely beside the first one, tell nothing new.
         return now - waited < self._handed_on
-
-    def _waits(self, engine: int) -> bool:
-        return engine in self._live and bool(self._live[engine].waiting)
 
     async def _recall(self, engine: int, shard: int) -> None:
         if not await self._fleet.recall(engine, shard):
@@ -298,23 +296,22 @@ class Driver:
     async def _poll(self) -> None:
         while True:
             # All at once: an engine that does not answer takes seconds to say so.
-            await asyncio.gather(*map(self._look_at, list(self._moved)), *map(self._inform, list(self._informed)))
+            up = list(self._up.items())
+            looks = [self._look_at(engine, pulse) for engine, pulse in up]
+            await asyncio.gather(*looks, *[self._inform(engine) for engine, pulse in up if pulse.informed])
             await self._grow()
             self._show()
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _look_at(self, engine: int) -> None:
+    async def _look_at(self, engine: int, pulse: Pulse) -> None:
         progress = await self._fleet.progress(engine)
-        if engine not in self._moved:
+        if engine not in self._up:
             return
-        if progress is not None and progress.waiting:
-            self._tell(engine, progress.waiting)
-        # One that does not even say has not moved either; one that waits for a store or a server does not hang.
-        if progress is not None and (progress.waiting or progress != self._live.get(engine)):
-            self._live[engine] = progress
-            self._moved[engine] = time.monotonic()
-        elif self._held.get(engine) and time.monotonic() - self._moved[engine] > self._stall_seconds:
-            self._lose_hung(engine)
+        pulse.felt(progress, time.monotonic())
+        if pulse.waiting:
+            self._tell(engine, pulse.waiting)
+        if pulse.hangs(time.monotonic(), self._stall_seconds):
+            self._lose_hung(engine, pulse)
 
     async def _inform(self, engine: int) -> None:
         """Tells an engine's gates what has been committed since it was told the last time."""
@@ -336,25 +333,19 @@ class Driver:
             self._wanted = room
             self._events.put_nowait(lambda: self._scheduler.grow(room))
 
-    def _lose_hung(self, engine: int) -> None:
+    def _lose_hung(self, engine: int, pulse: Pulse) -> None:
         reason = f"no request finished for {self._stall_seconds:.0f} s: taken for hung"
         self._note(f"engine {engine}: {reason}")
-        self._moved[engine] = time.monotonic()
+        pulse.moved = time.monotonic()
         self._events.put_nowait(lambda: self._scheduler.engine_lost(engine, reason))
-
-    def _forget(self, engine: int) -> None:
-        tables: tuple[dict[int, Any], ...] = (self._live, self._receipted, self._moved, self._held, self._told)
-        for table in tables:
-            table.pop(engine, None)
-        self._informed.discard(engine)
 
     def _note(self, text: str) -> None:
         self._notes.append(text)
 
     def _show(self) -> None:
         done = self._committed
-        for engine, live in self._live.items():
-            done += _excess(live, self._receipted.get(engine, Progress()))
+        for pulse in self._up.values():
+            done += pulse.beyond()
         rows = min(done.ok + done.rejected, self._seeds.count)
         ready = self._scheduler.engines_ready
         if not ready:
@@ -369,22 +360,10 @@ class Driver:
                 shards_done=self._shards_done,
                 engines=min(max(self._room, ready), self._shards - self._shards_before),
                 engines_ready=ready,
-                rows_in_flight=sum(live.in_flight for live in self._live.values()),
+                rows_in_flight=sum(pulse.in_flight for pulse in self._up.values()),
                 tokens_per_second=token_rate,
                 eta=(self._seeds.count - rows) / row_rate if row_rate > 0 else None,
                 notes=tuple(self._notes),
             )
         )
         self._notes.clear()
-
-
-def _excess(live: Progress, receipted: Progress) -> Progress:
-    """What an engine has generated beyond its committed shards; never less than nothing."""
-    return Progress(
-        max(0, live.ok - receipted.ok),
-        max(0, live.rejected - receipted.rejected),
-        dict(Counter(live.reasons) - Counter(receipted.reasons)),
-        max(0, live.input_tokens - receipted.input_tokens),
-        max(0, live.output_tokens - receipted.output_tokens),
-        dict(Counter(live.notes) - Counter(receipted.notes)),
-    )

@@ -304,7 +304,6 @@ TOPICS: tuple[Topic, ...] = (
         ),
     ),
 )
-BY_NAME: Mapping[str, Topic] = MappingProxyType({topic.name: topic for topic in TOPICS})
 
 GENERAL_SYSTEM_PROMPTS = (
     "You are a helpful assistant.",

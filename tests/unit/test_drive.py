@@ -140,6 +140,38 @@ def test_an_engine_that_comes_up_when_all_is_handed_out_takes_over_what_has_not_
     assert answers[0, "done"] + answers[1, "done"] == len(plan.shards)
 
 
+class TwoAnswersAtOnce(LocalFleet):
+    """Its first engine gives one shard back, and dies of the other in the same moment."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.first: asyncio.Event | None = None
+        self.dead: list[int] = []
+        TwoAnswersAtOnce.last = self
+
+    async def run(self, engine: int, work: Work) -> Answer:
+        if engine not in self._hosts:
+            self.dead.append(engine)
+        if engine > 0 or self.dead:
+            return await super().run(engine, work)
+        if self.first is None:
+            self.first = asyncio.Event()
+            await self.first.wait()
+            return Answer("returned")
+        self.first.set()
+        await asyncio.sleep(0)
+        return Answer("engine_dead", error="scripted")
+
+
+def test_an_engine_that_dies_as_it_is_handed_a_shard_is_asked_for_nothing_more(tmp_path: Path):
+    manifests, plan, statuses = drive(chaos_job(tmp_path, source={"count": 8}, shard_rows=4), fleets=TwoAnswersAtOnce)
+    assert len(manifests) == len(plan.shards) == 2
+    assert TwoAnswersAtOnce.last.dead == []
+    notes = [note for status in statuses for note in status.notes]
+    assert [note for note in notes if "killed" in note] == []
+    assert any("scripted" in note for note in notes)
+
+
 class SilentFleet(LocalFleet):
     """Its first engine takes work and never says a word again, as a process does that is stopped."""
 

@@ -21,6 +21,7 @@ LAYERS = [
         "parquet",
         "store",
         "progress",
+        "pulse",
         "meter",
         "sockets",
         "records",
