@@ -14,6 +14,8 @@ from batchgen.tasks.fixes import task_class
 from batchgen.tasks.llm import CallLog, EngineLLM
 from batchgen.tasks.spec import Reasoning, Row, TaskParameters, TaskSpec, bare, is_required
 
+_TEXT_LISTS = ("list[text]", "list[list[text]]")
+
 
 class TaskRunner:
     """One step's task, shared by all rows of a worker.
@@ -103,6 +105,8 @@ class TaskRunner:
                 continue
             if bare(kind) == "conversation":
                 value = _conversation(value)
+            elif self._task is not None and bare(kind) in _TEXT_LISTS:
+                _check_texts(value, self._columns[task_input])
             inputs[task_input] = copy.deepcopy(value)
         texts = [inputs[name] for name, kind in self._kinds.items() if kind == "text"]
         if texts and not any(text.strip() for text in texts):
@@ -146,6 +150,18 @@ def _build(name: str, spec: TaskSpec, parameters: TaskParameters, llm: EngineLLM
     if task.use_default_structured_output and (schema := task.get_structured_output()):
         llm.sampling["structured_outputs"] = {"json": schema}
     return task
+
+
+def _check_texts(value: Sequence[Any], column: str) -> None:
+    """Refuses a list of texts, or of such lists, that a prompt could not show: a null would stand there as "None".
+
+    Raises:
+        RowRejected: says why.
+    """
+    if not value:
+        raise RowRejected("empty_input")
+    if any(item is None or (not isinstance(item, str) and None in item) for item in value):
+        raise RowRejected(f"missing_input:{column}")
 
 
 def _conversation(value: Sequence[Mapping[str, Any] | None]) -> list[Message]:

@@ -49,6 +49,25 @@ def test_a_missing_input_rejects_the_row(name: str):
         run_task(name, {"instruction": None}, ScriptedEngine(["a", "b"]))
 
 
+LISTS = [
+    (name, column)
+    for name, spec in sorted(TASKS.items())
+    if spec.distilabel
+    for column, kind in spec.inputs(spec.parameters.model_validate(EXAMPLES[name].parameters)).items()
+    if kind.startswith("list[")
+]
+
+
+@pytest.mark.parametrize(("name", "column"), LISTS)
+def test_a_list_without_all_its_texts_rejects_the_row_before_a_judge_is_shown_none(name: str, column: str):
+    example, engine = EXAMPLES[name], ScriptedEngine([])
+    for value, reason in (([], "empty_input"), ([*example.row[column], None], f"missing_input:{column}")):
+        with pytest.raises(RowRejected) as rejection:
+            run_task(name, {**example.row, column: value}, engine, **example.parameters)
+        assert rejection.value.reason == reason
+    assert engine.requests == []
+
+
 @pytest.mark.parametrize("name", sorted(name for name, spec in TASKS.items() if spec.distilabel))
 def test_an_empty_completion_rejects_the_row(name: str):
     example = EXAMPLES[name]
