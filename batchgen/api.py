@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -18,21 +17,24 @@ from batchgen.commit import Manifest, committed, generation_of
 from batchgen.drive import Driver, Status
 from batchgen.engines.installed import missing
 from batchgen.engines.structure import check_structure
-from batchgen.errors import BatchgenError, JobError, ModelError, Stopped, StoreError, UserError, is_passing
+from batchgen.errors import JobError, ModelError, Stopped, StoreError, UserError, is_passing
 from batchgen.fleet import Fleet, HostConfig, place_engines
-from batchgen.job import Job, Model, OwnTasks, Step
+from batchgen.job import Job, Model
 from batchgen.known import committed_texts
 from batchgen.merge.conversations import chat_columns
+from batchgen.merge.outlook import Outlook
 from batchgen.merge.version import Version, merge_run
 from batchgen.outage import outlast_store
 from batchgen.paths import expanded, resolved
 from batchgen.patience import stall_seconds
 from batchgen.plan import ModelVersion, Plan, make_plan, settle_plan
-from batchgen.progress import TRUNCATED, Progress
+from batchgen.progress import Progress
+from batchgen.prospects import all_rejected, hopeless
 from batchgen.publish import check_target, publish_folder, publish_store
 from batchgen.records import RecordError, seal, unseal
 from batchgen.schedule import Scheduler
 from batchgen.seeds import Seeds, load_seeds
+from batchgen.step import OwnTasks, Step
 from batchgen.stopsignals import handled_in_loop, stopped_by_signals
 from batchgen.store import ObjectStore, is_remote, log_folder, open_store, probe
 from batchgen.tasks.table import TASKS
@@ -192,7 +194,7 @@ def _publish(job: Job, store: ObjectStore, plan: Plan) -> Result:
     """Merges and publishes a run whose shards are all committed."""
     progress = progress_of(_all_committed(store, plan))
     if progress.ok == 0:
-        raise _all_rejected(job, progress, f"all {plan.rows} rows", "there is nothing to publish")
+        raise all_rejected(job, progress, f"all {plan.rows} rows", "there is nothing to publish")
     version = merge_run(store, plan, job)
     if is_remote(job.output):
         return Result(job.output, progress, version, publish_store(store, version))
@@ -295,39 +297,6 @@ def _fleet(config: HostConfig, address: str | None, in_process: bool) -> Iterato
         yield RayFleet(config, log_folder(config.store), placement, cluster.local), placement.engines
 
 
-def _all_rejected(job: Job, progress: Progress, rows: str, so: str) -> BatchgenError:
-    reasons = ", ".join(f"{reason} {count}" for reason, count in progress.reasons.items())
-    look = f"To look at them: batchgen rejected {shlex.quote(job.output)}"
-    return BatchgenError(f"{rows} were rejected ({reasons}); {so}. {look}")
-
-
-def _hopeless(job: Job, status: Status, before: Progress) -> BatchgenError | None:
-    """Why a run is to end in which no row has been good yet; None as long as it may go on.
-
-    Resumed, it goes on with as many rows again.
-    """
-    limit, ended = job.fail_after_rejected, status.done.ok + status.done.rejected
-    cut = _dropped_as_cut(job, status.done)
-    lost = status.done.rejected + cut
-    if limit is None or lost < ended or lost >= status.rows:
-        return None
-    if lost - before.rejected - _dropped_as_cut(job, before) < limit:
-        return None
-    rows, so = f"all of the first {ended:,} rows", f"more are not tried (fail_after_rejected: {limit})"
-    if not cut:
-        return _all_rejected(job, status.done, rows, so)
-    also = f" or rejected ({status.done.rejected:,})" * bool(status.done.rejected)
-    hint = "raise sampling.max_tokens, or keep rows that were cut with merge.drop_truncated=false"
-    return BatchgenError(f"{rows} were cut at max_tokens{also}, and the merger drops such rows; {so}: {hint}")
-
-
-def _dropped_as_cut(job: Job, progress: Progress) -> int:
-    """Rows that are good but for being cut at `max_tokens`; 0 where a seed row may have others beside one."""
-    several = (job.generations(step) > 1 and not step.group_generations for step in job.steps)
-    spread = any(several) or any(step.exploded is not None for step in job.steps)
-    return progress.notes.get(TRUNCATED, 0) if job.merge.drop_truncated and not spread else 0
-
-
 def stall_after(job: Job) -> float:
     """Seconds in which an engine finishes no request until it is taken for hung."""
     return job.stall_seconds or max(stall_seconds(job.step_sampling(step)["max_tokens"]) for step in job.steps)
@@ -345,11 +314,13 @@ def _generate(
 ) -> None:
     missing = [shard for shard in plan.shards if shard.index not in manifests]
     before = progress_of(manifests)
+    outlook = Outlook(store, plan, job, before.ok + before.rejected)
 
     def look(status: Status) -> None:
-        watch(status)
+        committed_rows = status.rows * status.shards_done // max(1, status.shards)
+        watch(replace(status, notes=(*status.notes, *outlook.news(committed_rows))))
         # Before any of them is committed there is nothing to look at.
-        if status.shards_done > len(manifests) and (error := _hopeless(job, status, before)) is not None:
+        if status.shards_done > len(manifests) and (error := hopeless(job, status, before)) is not None:
             driver.fail(error)
 
     driver = Driver(
@@ -366,6 +337,13 @@ def _generate(
         texts_before=committed_texts(store, plan, job, manifests),
     )
 
+    try:
+        _drive_to_its_end(driver)
+    finally:
+        outlook.close()
+
+
+def _drive_to_its_end(driver: Driver) -> None:
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from batchgen.job import Job, Step
+from batchgen.job import Job
+from batchgen.step import Step
 
 
 def mermaid(job: Job) -> str:

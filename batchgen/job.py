@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     PositiveInt,
-    PrivateAttr,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from batchgen.checks import (
-    check_columns,
     check_engine,
-    check_mapping,
     check_options,
     check_place,
     check_sampling,
@@ -38,23 +31,15 @@ from batchgen.engines.chaos import ChaosScript
 from batchgen.engines.options import OPTIONS
 from batchgen.errors import JobError
 from batchgen.problems import apply_override, problem
-from batchgen.tasks.spec import Reasoning, TaskParameters, TaskSpec, bare
-from batchgen.tasks.table import TASKS
+from batchgen.step import OwnTasks, Part, Step
 from batchgen.trees import plain_tree
 from batchgen.yamlfile import YamlDocument, load_yaml
 
 # vLLM's own default of 16 would cut nearly every completion.
 DEFAULT_MAX_TOKENS = 1024
-OwnTasks = Mapping[str, TaskSpec]
 
 
-class _Part(BaseModel):
-    """Base of a job's parts: immutable, unknown keys refused, no conversions."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, ser_json_bytes="base64")
-
-
-class Source(_Part):
+class Source(Part):
     """Where seed rows come from: exactly one of `count`, `rows`, `path`, `dataset`."""
 
     count: int | None = Field(
@@ -83,7 +68,7 @@ class Source(_Part):
         return self
 
 
-class Model(_Part):
+class Model(Part):
     """The model and how its engine is set up."""
 
     path: str = Field(min_length=1, description="a Hub name, a folder, `embedded` or `chaos`; the name on a server")
@@ -124,131 +109,13 @@ class Model(_Part):
         return self.path != "chaos" and self.backend != "openai"
 
 
-class Step(_Part):
-    """One task applied to every row; keys that are not listed here are the task's parameters."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
-
-    task: str
-    model: str | None = Field(None, description="one of `models`, where the step does not use `model`")
-    sampling: dict[str, Any] = Field(default_factory=dict)
-    input_mappings: dict[str, str] = Field(default_factory=dict)
-    output_mappings: dict[str, str] = Field(default_factory=dict)
-    num_generations: PositiveInt = Field(1, description="times that every row goes through the step")
-    group_generations: bool = Field(False, description="one row with lists, instead of a row a generation")
-    logprobs: bool = Field(False, description="adds the log-probabilities of the completion's tokens")
-    reasoning: Reasoning = Field("drop", description="what becomes of a reasoning model's thoughts")
-    explode: str | None = None
-    _spec: TaskSpec | None = PrivateAttr(None)
-
-    @field_validator("task")
-    @classmethod
-    def _known_task(cls, name: str, info: ValidationInfo) -> str:
-        known = _tasks_of(info)
-        if name not in known:
-            raise unknown("task", name, known)
-        return name
-
-    @field_validator("sampling")
-    @classmethod
-    def _known_sampling(cls, sampling: dict[str, Any]) -> dict[str, Any]:
-        check_sampling(sampling)
-        return sampling
-
-    @field_validator("explode")
-    @classmethod
-    def _explode_form(cls, text: str | None) -> str | None:
-        if text is not None and not re.fullmatch(r"\s*\S+\s*->\s*\S+\s*", text):
-            raise complaint("must read `list column -> new column`, like instructions -> instruction")
-        return text
-
-    @model_validator(mode="after")
-    def _known_parameters(self, info: ValidationInfo) -> Step:
-        self._spec = _own_tasks(info).get(self.task)
-        given = self.__pydantic_extra__ or {}
-        known = self.spec.parameters.model_fields
-        open_ended = self.spec.parameters.model_config.get("extra") == "allow"
-        for name in given:
-            if name not in known and not open_ended:
-                raise unknown("key", name, [*_STEP_FIELDS, *known], (name,))
-        self.spec.parameters.model_validate(given)
-        check_mapping(self.input_mappings, self.inputs, "input_mappings", f"an input of {self.task}")
-        check_mapping(self.output_mappings, self._task_outputs, "output_mappings", f"an output of {self.task}")
-        check_columns([self.output_mappings.get(name, name) for name in self._task_outputs], "output_mappings")
-        if self.spec.distilabel is None and (
-            self.model or self.num_generations > 1 or self.group_generations or self.reasoning != "drop"
-        ):
-            raise complaint(f"{self.task} calls no model and generates nothing")
-        if self.num_generations > 1 and self.sampling.get("n", 1) not in (1, self.num_generations):
-            raise complaint("num_generations and sampling.n are the same thing, and differ")
-        for name, asked in (("logprobs: true", self.logprobs), ("reasoning: column", self.reasoning == "column")):
-            if asked and not self.spec.single_call:
-                raise complaint(f"{self.task} makes several calls a row; {name} needs a task that makes one")
-        return self
-
-    @property
-    def spec(self) -> TaskSpec:
-        """The task's entry in the table."""
-        return self._spec or TASKS[self.task]
-
-    @cached_property
-    def parameters(self) -> TaskParameters:
-        """The task's parameters."""
-        return self.spec.parameters.model_validate(self.__pydantic_extra__ or {})
-
-    @property
-    def inputs(self) -> Mapping[str, str]:
-        """The task's inputs, with their kinds."""
-        return self.spec.inputs(self.parameters)
-
-    @property
-    def _task_outputs(self) -> Mapping[str, str]:
-        outputs = dict(self.spec.outputs(self.parameters))
-        outputs |= {"logprobs": "list[number]"} if self.logprobs else {}
-        return outputs | ({"reasoning": "text"} if self.reasoning == "column" else {})
-
-    @property
-    def outputs(self) -> Mapping[str, str]:
-        """Columns that the step adds, with their kinds."""
-        form = "list[{}]" if self.group_generations else "{}"
-        return {
-            self.output_mappings.get(name, name): form.format(bare(kind)) for name, kind in self._task_outputs.items()
-        }
-
-    @property
-    def wants_structure(self) -> bool:
-        """Whether the task asks for structured outputs by itself."""
-        given = bool(getattr(self.parameters, "use_default_structured_output", False))
-        return given or self.spec.distilabel == "StructuredGeneration"
-
-    @property
-    def exploded(self) -> tuple[str, str] | None:
-        """(list column, new column) of `explode`."""
-        if self.explode is None:
-            return None
-        column, _, new = self.explode.partition("->")
-        return column.strip(), new.strip()
-
-
-_STEP_FIELDS = tuple(Step.model_fields)
-
-
-def _tasks_of(info: ValidationInfo) -> Mapping[str, TaskSpec]:
-    """The table, with the user's own tasks of a call from Python."""
-    return {**TASKS, **_own_tasks(info)}
-
-
-def _own_tasks(info: ValidationInfo) -> OwnTasks:
-    return (info.context or {}).get("tasks") or {}
-
-
-class Near(_Part):
+class Near(Part):
     """Near-duplicate removal."""
 
     threshold: float = Field(0.8, ge=0.5, le=1.0, description="Jaccard similarity of word 3-grams")
 
 
-class Merge(_Part):
+class Merge(Part):
     """What becomes of the generated rows."""
 
     exact: bool = Field(True, description="drop rows whose normalised text another row has")
@@ -265,7 +132,7 @@ class Merge(_Part):
         return None if value is False else value
 
 
-class Job(_Part):
+class Job(Part):
     """A whole job. `Job.load` reads one from YAML; `Job.of` takes the same tree as a mapping."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
@@ -316,7 +183,16 @@ class Job(_Part):
                 # Numbered rows are empty: they bring the first step the same prompt.
                 equal_rows = (self.source.count or 1) if index == 0 else 1
                 check_varied(self.step_sampling(step), equal_rows, self.generations(step), where)
+        self._check_used()
         return self
+
+    def _check_used(self) -> None:
+        """Refuses a job whose own model would be loaded for nothing."""
+        called = {step.model for step in self.steps if step.spec.distilabel}
+        if called and None not in called:
+            others = ", ".join(repr(name) for name in sorted(name for name in called if name is not None))
+            message = f"no step runs on it: all name others of `models` ({others}); make one of those the job's own"
+            raise complaint(message, ("model",))
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = (), tasks: OwnTasks | None = None) -> Job:

@@ -14,10 +14,11 @@ import pyarrow as pa
 
 from batchgen.errors import JobError, PlanMismatch, SeedError
 from batchgen.faultpoints import reach
-from batchgen.job import Job, Step
+from batchgen.job import Job
 from batchgen.records import OtherFormat, RecordError, seal, unseal
 from batchgen.rows import META_NAMES, canonical_json, in_words, kind_of, shard_schema
 from batchgen.seeds import Seeds
+from batchgen.step import Step
 from batchgen.store.base import ObjectStore
 from batchgen.tasks.spec import bare, is_required
 

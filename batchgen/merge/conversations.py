@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 
 from batchgen.errors import JobError
-from batchgen.job import Job, Step
+from batchgen.job import Job
 from batchgen.plan import Plan, check_merge_columns
 from batchgen.rows import CONVERSATION, kind_of
+from batchgen.step import Step
 
 # The column that says how many rows a kept one stands for.
 CLUSTER_SIZE = "cluster_size"

@@ -326,6 +326,7 @@ def test_a_pipeline_s_loader_streams_where_it_is_told_to(hub: HubServer, python)
     assert not any("train-b" in request for request in hub.requests if request.startswith("GET"))
 
 
+@pytest.mark.engine
 def test_vllm_loads_a_model_by_its_name_and_commit(hub: HubServer, python):
     first = hub.add("models", MODEL, MODEL_PATH)
     hub.add("models", MODEL, {"config.json": b"{}"})

@@ -192,7 +192,7 @@ REJECTED = """
 name: rejected
 source: {path: seeds.jsonl}
 shard_rows: 4
-model: {path: chaos, engine: {empty_on: silent, truncate_on: cut}}
+model: {path: chaos, engine: {empty_on: silent, truncate_on: cut, reply: "[1] Score: 4"}}
 steps: [{task: quality_scorer}]
 output: run
 """
@@ -203,7 +203,7 @@ def with_rejected(folder: Path) -> Path:
     from batchgen import Job, run
 
     seeds = [{"instruction": text, "responses": ["\x1b[31mred", "b"]} for text in ("silent", "cut", *"abcde", "")]
-    seeds.append({"instruction": "no", "responses": []})
+    seeds.append({"instruction": "one", "responses": ["a"]})
     (folder / "seeds.jsonl").write_text("".join(json.dumps(seed) + "\n" for seed in seeds))
     (folder / "job.yaml").write_text(REJECTED)
     run(Job.load("job.yaml"), in_process=True)

@@ -799,7 +799,8 @@ def test_servers_are_asked_before_weights_are_fetched(tmp_path: Path, monkeypatc
     monkeypatch.setattr(OpenAIEngine, "start", refuse)
     judge = {"path": "served", "backend": "openai", "engine": {"base_url": "http://127.0.0.1:9/v1"}}
     steps = [
-        {"task": "magpie", "model": "another"},
+        {"task": "magpie"},
+        {"task": "text_generation", "model": "another", "output_mappings": {"generation": "second"}},
         {"task": "text_generation", "model": "judge", "output_mappings": {"generation": "verdict"}},
     ]
     job = chaos_job(tmp_path, models={"another": {"path": "chaos"}, "judge": judge}, steps=steps)

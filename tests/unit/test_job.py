@@ -372,6 +372,11 @@ def test_a_judge_may_be_another_model(tmp_path: Path):
             "/job.yaml:12: output: no store for 'gs'; legal: a folder",
         ),
         (
+            "  - task: magpie\n    only_instruction: true\n",
+            "  - task: text_generation\n    model: judge\n",
+            "/job.yaml:3: model: no step runs on it: all name others of `models` ('judge'); make one of",
+        ),
+        (
             "output: runs/judged",
             "output: s3:/bucket/run",
             "output: no store for 's3'; legal: a folder that all",
@@ -423,7 +428,8 @@ def test_no_field_s_name_is_another_thing_in_yaml():
     """YAML 1.1 reads `on`, `off`, `yes` and `no` as booleans, keys among them."""
     import yaml
 
-    from batchgen.job import Merge, Model, Near, Source, Step
+    from batchgen.job import Merge, Model, Near, Source
+    from batchgen.step import Step
     from batchgen.tasks.table import TASKS
 
     parts = [Job, Merge, Model, Near, Source, Step, *(spec.parameters for spec in TASKS.values())]

@@ -421,7 +421,7 @@ def test_a_server_that_never_comes_up_fails_the_run_after_one_wait(server: Serve
 def test_a_server_that_has_been_there_stops_the_run_resumable(server: Server, tmp_path: Path):
     server.statuses = [200] * 10 + [401] * 1000
     tree = judged(server, tmp_path, shard_rows=4).tree()
-    tree["models"]["judge"]["engine"] |= {"max_concurrency": 1}  # one row after the other, so that shards are done
+    tree["model"]["engine"] |= {"max_concurrency": 1}  # one row after the other, so that shards are done
     with pytest.raises(Stopped, match="401"):
         run(Job.of(tree), in_process=True)
     assert list((tmp_path / "run").glob("commits/*/0000.json"))
@@ -438,8 +438,8 @@ def judged(server: Server, tmp_path: Path, **changes: Any) -> Job:
     return chaos_job(
         tmp_path / "run",
         source={"rows": [{"instruction": f"question {i}"} for i in range(20)]},
-        models={"judge": judge},
-        steps=[{"task": "text_generation", "model": "judge"}],
+        model=judge,
+        steps=[{"task": "text_generation"}],
         merge={"exact": False, "near": False},
         **changes,
     )
@@ -468,7 +468,7 @@ def test_a_server_that_takes_requests_and_does_not_answer_is_waited_for(server: 
     notes: list[str] = []
     job = judged(server, tmp_path, stall_seconds=2)
     tree = job.tree()
-    tree["models"]["judge"]["engine"] |= {"timeout": 0.5, "max_retries": 8}
+    tree["model"]["engine"] |= {"timeout": 0.5, "max_retries": 8}
     result = run(Job.of(tree), in_process=True, watch=lambda status: notes.extend(status.notes))
     assert (result.progress.ok, result.progress.rejected) == (20, 0)
     assert notes == [f"engine 0 waits: {server.url} has not answered within 0.5 s"]
@@ -487,7 +487,7 @@ def test_a_row_at_which_the_server_fails_again_and_again_is_rejected_alone(
     monkeypatch.setattr("batchgen.outage._PAUSES", (0.05,))
     server.poisoned = status
     tree = judged(server, tmp_path).tree()
-    tree["models"]["judge"]["engine"] |= {"timeout": 0.3, "max_concurrency": 2}
+    tree["model"]["engine"] |= {"timeout": 0.3, "max_concurrency": 2}
     tree["source"]["rows"] = [{"instruction": f"question {i}."} for i in range(300)]
     server.poison = "question 7."
     result = run(Job.of(tree), in_process=True)

@@ -1,0 +1,107 @@
+"""What a run's dataset would be by now: a model that repeats itself is known after its first thousand rows."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+
+import pyarrow as pa
+
+from batchgen.commit import Manifest, committed
+from batchgen.errors import CorruptShard, StoreError
+from batchgen.job import Job
+from batchgen.merge.conversations import chat_columns
+from batchgen.merge.selection import Selection, Shards, select
+from batchgen.plan import Plan
+from batchgen.rows import REJECTED
+from batchgen.store.base import ObjectStore
+
+# Committed seed rows at which it looks. The last look takes seconds and 20 MB; the next one would take minutes.
+LOOKS = (1_000, 10_000, 100_000)
+# Of the rows that it reads: so many duplicates are worth a word about what they cost.
+_MANY = 0.2
+# For a shard that is being read as a run ends: Arrow must not be at work when the process does.
+_READ_SECONDS = 10.0
+
+
+class Outlook:
+    """Tells now and then what the merger would make of the rows that are committed.
+
+    It does what the merger does, short of writing, in a thread beside the run.
+
+    Args:
+        rows: seed rows that were committed before.
+    """
+
+    def __init__(self, store: ObjectStore, plan: Plan, job: Job, rows: int) -> None:
+        self._store = store
+        self._plan = plan
+        self._job = job
+        self._looks = [look for look in LOOKS if look > rows]
+        self._found: list[str] = []
+        self._closed = threading.Event()
+        self._reader: threading.Thread | None = None
+
+    def news(self, rows: int) -> tuple[str, ...]:
+        """What has been found since the last call, a line each; begins to look where it is time to.
+
+        Args:
+            rows: seed rows that are committed by now.
+        """
+        if self._looks and rows >= self._looks[0] and not (self._reader and self._reader.is_alive()):
+            self._looks = [look for look in self._looks if look > rows]
+            self._reader = threading.Thread(target=self._look, daemon=True)
+            self._reader.start()
+        found, self._found = self._found, []
+        return tuple(found)
+
+    def close(self) -> None:
+        """Waits for what is being read, but not for long."""
+        self._closed.set()
+        if self._reader is not None:
+            self._reader.join(_READ_SECONDS)
+
+    def _look(self) -> None:
+        try:
+            shards = _Closable(self._store, self._plan, committed(self._store, self._plan), self._closed)
+            selection = select(shards, chat_columns(self._job, self._plan), self._job.merge)
+        except (StoreError, _Closed):
+            return  # what is out of reach is told by those who need it
+        except CorruptShard as error:
+            self._found.append(str(error))
+        except Exception as error:  # a defect, which is none of the run's; its text may quote a row
+            self._found.append(f"what a merge would keep cannot be told: {type(error).__name__}")
+        else:
+            self._found.append(self._line(selection))
+
+    def _line(self, selection: Selection) -> str:
+        dropped = {why: count for why, count in selection.dropped.items() if not why.startswith(REJECTED)}
+        kept = int(selection.keep.sum())
+        rows = kept + sum(dropped.values())
+        listed = ", ".join(f"{why} {count:,}" for why, count in dropped.items())
+        line = f"of the first {rows:,} ok rows a merge would keep {kept:,}" + (f"; dropped: {listed}" if listed else "")
+        duplicates = sum(count for why, count in dropped.items() if why.endswith("duplicate"))
+        if duplicates < _MANY * rows or any(step.spec.gate is not None for step in self._job.steps):
+            return line
+        return f"{line} (a drop_duplicates step ends duplicates before their answers are generated)"
+
+
+class _Closed(Exception):
+    """The run has ended."""
+
+
+class _Closable(Shards):
+    """Shards that come to an end with the run."""
+
+    def __init__(
+        self, store: ObjectStore, plan: Plan, manifests: Mapping[int, Manifest], closed: threading.Event
+    ) -> None:
+        super().__init__(store, plan, manifests)
+        self._closed = closed
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        """Raises `_Closed` once it has."""
+        for table in super().__iter__():
+            if self._closed.is_set():
+                raise _Closed
+            yield table

@@ -1,0 +1,44 @@
+"""Whether a run is worth going on with: one whose every row is lost is not."""
+
+from __future__ import annotations
+
+import shlex
+
+from batchgen.drive import Status
+from batchgen.errors import BatchgenError
+from batchgen.job import Job
+from batchgen.progress import TRUNCATED, Progress
+
+
+def all_rejected(job: Job, progress: Progress, rows: str, so: str) -> BatchgenError:
+    """The end of a run without a good row: which rows, for what reasons, and what follows from it."""
+    reasons = ", ".join(f"{reason} {count}" for reason, count in progress.reasons.items())
+    look = f"To look at them: batchgen rejected {shlex.quote(job.output)}"
+    return BatchgenError(f"{rows} were rejected ({reasons}); {so}. {look}")
+
+
+def hopeless(job: Job, status: Status, before: Progress) -> BatchgenError | None:
+    """Why a run is to end in which no row has been good yet; None as long as it may go on.
+
+    Resumed, it goes on with as many rows again.
+    """
+    limit, ended = job.fail_after_rejected, status.done.ok + status.done.rejected
+    cut = _dropped_as_cut(job, status.done)
+    lost = status.done.rejected + cut
+    if limit is None or lost < ended or lost >= status.rows:
+        return None
+    if lost - before.rejected - _dropped_as_cut(job, before) < limit:
+        return None
+    rows, so = f"all of the first {ended:,} rows", f"more are not tried (fail_after_rejected: {limit})"
+    if not cut:
+        return all_rejected(job, status.done, rows, so)
+    also = f" or rejected ({status.done.rejected:,})" * bool(status.done.rejected)
+    hint = "raise sampling.max_tokens, or keep rows that were cut with merge.drop_truncated=false"
+    return BatchgenError(f"{rows} were cut at max_tokens{also}, and the merger drops such rows; {so}: {hint}")
+
+
+def _dropped_as_cut(job: Job, progress: Progress) -> int:
+    """Rows that are good but for being cut at `max_tokens`; 0 where a seed row may have others beside one."""
+    several = (job.generations(step) > 1 and not step.group_generations for step in job.steps)
+    spread = any(several) or any(step.exploded is not None for step in job.steps)
+    return progress.notes.get(TRUNCATED, 0) if job.merge.drop_truncated and not spread else 0

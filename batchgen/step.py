@@ -1,0 +1,149 @@
+"""A step of a job: one task applied to every row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    PrivateAttr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from batchgen.checks import check_columns, check_mapping, check_sampling, complaint, unknown
+from batchgen.tasks.spec import Reasoning, TaskParameters, TaskSpec, bare
+from batchgen.tasks.table import TASKS
+
+OwnTasks = Mapping[str, TaskSpec]
+
+
+class Part(BaseModel):
+    """Base of a job's parts: immutable, unknown keys refused, no conversions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, ser_json_bytes="base64")
+
+
+class Step(Part):
+    """One task applied to every row; keys that are not listed here are the task's parameters."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    task: str
+    model: str | None = Field(None, description="one of `models`, where the step does not use `model`")
+    sampling: dict[str, Any] = Field(default_factory=dict)
+    input_mappings: dict[str, str] = Field(default_factory=dict)
+    output_mappings: dict[str, str] = Field(default_factory=dict)
+    num_generations: PositiveInt = Field(1, description="times that every row goes through the step")
+    group_generations: bool = Field(False, description="one row with lists, instead of a row a generation")
+    logprobs: bool = Field(False, description="adds the log-probabilities of the completion's tokens")
+    reasoning: Reasoning = Field("drop", description="what becomes of a reasoning model's thoughts")
+    explode: str | None = None
+    _spec: TaskSpec | None = PrivateAttr(None)
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, name: str, info: ValidationInfo) -> str:
+        known = _tasks_of(info)
+        if name not in known:
+            raise unknown("task", name, known)
+        return name
+
+    @field_validator("sampling")
+    @classmethod
+    def _known_sampling(cls, sampling: dict[str, Any]) -> dict[str, Any]:
+        check_sampling(sampling)
+        return sampling
+
+    @field_validator("explode")
+    @classmethod
+    def _explode_form(cls, text: str | None) -> str | None:
+        if text is not None and not re.fullmatch(r"\s*\S+\s*->\s*\S+\s*", text):
+            raise complaint("must read `list column -> new column`, like instructions -> instruction")
+        return text
+
+    @model_validator(mode="after")
+    def _known_parameters(self, info: ValidationInfo) -> Step:
+        self._spec = _own_tasks(info).get(self.task)
+        given = self.__pydantic_extra__ or {}
+        known = self.spec.parameters.model_fields
+        open_ended = self.spec.parameters.model_config.get("extra") == "allow"
+        for name in given:
+            if name not in known and not open_ended:
+                raise unknown("key", name, [*_STEP_FIELDS, *known], (name,))
+        self.spec.parameters.model_validate(given)
+        check_mapping(self.input_mappings, self.inputs, "input_mappings", f"an input of {self.task}")
+        check_mapping(self.output_mappings, self._task_outputs, "output_mappings", f"an output of {self.task}")
+        check_columns([self.output_mappings.get(name, name) for name in self._task_outputs], "output_mappings")
+        if self.spec.distilabel is None and (
+            self.model or self.num_generations > 1 or self.group_generations or self.reasoning != "drop"
+        ):
+            raise complaint(f"{self.task} calls no model and generates nothing")
+        if self.num_generations > 1 and self.sampling.get("n", 1) not in (1, self.num_generations):
+            raise complaint("num_generations and sampling.n are the same thing, and differ")
+        for name, asked in (("logprobs: true", self.logprobs), ("reasoning: column", self.reasoning == "column")):
+            if asked and not self.spec.single_call:
+                raise complaint(f"{self.task} makes several calls a row; {name} needs a task that makes one")
+        return self
+
+    @property
+    def spec(self) -> TaskSpec:
+        """The task's entry in the table."""
+        return self._spec or TASKS[self.task]
+
+    @cached_property
+    def parameters(self) -> TaskParameters:
+        """The task's parameters."""
+        return self.spec.parameters.model_validate(self.__pydantic_extra__ or {})
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        """The task's inputs, with their kinds."""
+        return self.spec.inputs(self.parameters)
+
+    @property
+    def _task_outputs(self) -> Mapping[str, str]:
+        outputs = dict(self.spec.outputs(self.parameters))
+        outputs |= {"logprobs": "list[number]"} if self.logprobs else {}
+        return outputs | ({"reasoning": "text"} if self.reasoning == "column" else {})
+
+    @property
+    def outputs(self) -> Mapping[str, str]:
+        """Columns that the step adds, with their kinds."""
+        form = "list[{}]" if self.group_generations else "{}"
+        return {
+            self.output_mappings.get(name, name): form.format(bare(kind)) for name, kind in self._task_outputs.items()
+        }
+
+    @property
+    def wants_structure(self) -> bool:
+        """Whether the task asks for structured outputs by itself."""
+        given = bool(getattr(self.parameters, "use_default_structured_output", False))
+        return given or self.spec.distilabel == "StructuredGeneration"
+
+    @property
+    def exploded(self) -> tuple[str, str] | None:
+        """(list column, new column) of `explode`."""
+        if self.explode is None:
+            return None
+        column, _, new = self.explode.partition("->")
+        return column.strip(), new.strip()
+
+
+_STEP_FIELDS = tuple(Step.model_fields)
+
+
+def _tasks_of(info: ValidationInfo) -> Mapping[str, TaskSpec]:
+    """The table, with the user's own tasks of a call from Python."""
+    return {**TASKS, **_own_tasks(info)}
+
+
+def _own_tasks(info: ValidationInfo) -> OwnTasks:
+    return (info.context or {}).get("tasks") or {}

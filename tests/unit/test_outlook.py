@@ -1,0 +1,156 @@
+"""What a run tells of its dataset while it is generated."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchgen import run
+from batchgen.commit import committed
+from batchgen.errors import StoreError
+from batchgen.job import Job
+from batchgen.merge import merge_run, outlook
+from batchgen.merge.outlook import Outlook
+from batchgen.merge.selection import Shards
+from batchgen.store import LocalStore
+from tests.helpers import chaos_job, planned
+
+ROWS = [{"instruction": f"What is {i % 700} plus {i % 700}, in words?"} for i in range(1200)]
+
+
+def done(folder: Path, **changes: Any) -> Job:
+    """A job of 1,200 rows with 700 questions, run to its end."""
+    job = chaos_job(
+        folder,
+        **{
+            "source": {"rows": ROWS},
+            "steps": [{"task": "text_generation"}],
+            "merge": {"near": False},
+            "shard_rows": 100,
+            "model": {"path": "chaos", "engine": {"slots": 512}},
+            **changes,
+        },
+    )
+    run(job, in_process=True)
+    return job
+
+
+def told(looker: Outlook, rows: int) -> list[str]:
+    """What it says of so many rows, once it has looked."""
+    lines = looker.news(rows)
+    if looker._reader is not None:
+        looker._reader.join(30)
+    return [*lines, *looker.news(0)]
+
+
+def test_a_model_that_repeats_itself_is_told_after_the_first_thousand_rows(tmp_path: Path):
+    notes: list[str] = []
+    job = chaos_job(
+        tmp_path,
+        source={"rows": ROWS * 2},
+        steps=[{"task": "text_generation"}],
+        merge={"near": False},
+        shard_rows=100,
+        model={"path": "chaos", "engine": {"slots": 32, "latency": 0.05}},
+    )
+    run(job, in_process=True, watch=lambda status: notes.extend(status.notes))
+    (line,) = [note for note in notes if "merge would keep" in note]
+    assert line.endswith("(a drop_duplicates step ends duplicates before their answers are generated)")
+    assert "of the first 1," in line, "it looked at what was committed then"
+    assert " ok rows a merge would keep 700; dropped: exact duplicate " in line
+
+
+@pytest.mark.parametrize("merge", [{"near": False}, {"near": {"threshold": 0.5}}, {"exact": False, "near": False}])
+def test_it_says_what_the_merger_does(tmp_path: Path, merge: dict[str, Any]):
+    job = done(tmp_path, merge=merge)
+    plan, _, store = planned(job)
+    version = merge_run(store, plan, job)
+    (line,) = told(Outlook(store, plan, job, 0), 1200)
+    listed = ", ".join(f"{why} {count:,}" for why, count in version.dropped.items())
+    assert line.startswith(
+        f"of the first 1,200 ok rows a merge would keep {version.kept:,}" + (f"; dropped: {listed}" if listed else "")
+    )
+
+
+def test_rejected_rows_are_none_that_a_merge_could_keep(tmp_path: Path):
+    job = done(tmp_path, source={"rows": [*ROWS, {"instruction": ""}, {"instruction": " "}]})
+    plan, _, store = planned(job)
+    (line,) = told(Outlook(store, plan, job, 0), 1202)
+    assert line.startswith("of the first 1,200 ok rows a merge would keep 700; dropped: exact duplicate 500 (")
+
+
+def test_it_looks_once_at_each_tenfold(tmp_path: Path):
+    job = done(tmp_path)
+    plan, _, store = planned(job)
+    looker = Outlook(store, plan, job, 0)
+    counts = [len(told(looker, rows)) for rows in (0, 999, 1000, 1100, 9_999, 10_000, 99_999, 100_000, 1_000_000)]
+    assert counts == [0, 0, 1, 0, 0, 1, 0, 1, 0]
+    assert len(told(Outlook(store, plan, job, 1000), 10_000)) == 1, "a resumed run looks again when it has come far"
+    assert told(Outlook(store, plan, job, 1000), 9_999) == []
+    assert told(Outlook(store, plan, job, 100_000), 1_000_000) == []
+    closed = Outlook(store, plan, job, 0)
+    closed.close()
+    assert told(closed, 1000) == [], "nothing is read once the run has ended"
+
+
+def test_a_job_with_a_gate_is_not_told_to_have_one(tmp_path: Path):
+    job = done(
+        tmp_path,
+        steps=[{"task": "drop_duplicates"}, {"task": "text_generation"}],
+        source={"rows": [{"instruction": f"{i} words, {i % 2}"} for i in range(1200)]},
+    )
+    plan, _, store = planned(job)
+    (line,) = told(Outlook(store, plan, job, 0), 1200)
+    assert "drop_duplicates" not in line
+
+
+def test_a_damaged_shard_is_named_while_the_run_goes_on(tmp_path: Path):
+    job = done(tmp_path)
+    plan, _, store = planned(job)
+    damaged = committed(store, plan)[3]
+    (tmp_path / damaged.key).write_bytes(b"nothing")
+    (line,) = told(Outlook(store, plan, job, 0), 1200)
+    assert "00003" in line
+
+
+def test_a_store_that_fails_or_a_defect_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    job = done(tmp_path)
+    plan, _, store = planned(job)
+
+    def raising(error: Exception) -> Any:
+        def read(self: Shards) -> Iterator[Any]:
+            raise error
+
+        return read
+
+    monkeypatch.setattr(Shards, "__iter__", raising(StoreError("away")))
+    assert told(Outlook(store, plan, job, 0), 1200) == []
+    monkeypatch.setattr(Shards, "__iter__", raising(ValueError("a secret text")))
+    assert told(Outlook(store, plan, job, 0), 1200) == ["what a merge would keep cannot be told: ValueError"]
+
+
+def test_a_run_that_ends_waits_for_no_store_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    job = done(tmp_path)
+    plan, _, store = planned(job)
+    hanging, ended = threading.Event(), threading.Event()
+
+    def hang(self: LocalStore, *args: Any) -> Any:
+        hanging.set()
+        ended.wait(30)
+        raise StoreError("away")
+
+    monkeypatch.setattr(LocalStore, "list", hang)
+    monkeypatch.setattr(outlook, "_READ_SECONDS", 0.1)
+    looker = Outlook(store, plan, job, 0)
+    assert looker.news(1200) == ()
+    assert hanging.wait(10)
+    started = time.monotonic()
+    looker.close()
+    assert time.monotonic() - started < 5
+    assert looker.news(10_000) == (), "one look at a time"
+    ended.set()
