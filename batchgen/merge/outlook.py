@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping
 
 import pyarrow as pa
@@ -38,7 +39,7 @@ class Outlook:
         self._plan = plan
         self._job = job
         self._looks = [look for look in LOOKS if look > rows]
-        self._found: list[str] = []
+        self._found: deque[str] = deque()
         self._closed = threading.Event()
         self._reader: threading.Thread | None = None
 
@@ -52,8 +53,8 @@ class Outlook:
             self._looks = [look for look in self._looks if look > rows]
             self._reader = threading.Thread(target=self._look, daemon=True)
             self._reader.start()
-        found, self._found = self._found, []
-        return tuple(found)
+        # The thread may add to it meanwhile.
+        return tuple(self._found.popleft() for _ in range(len(self._found)))
 
     def close(self) -> None:
         """Waits for what is being read, but not for long."""
