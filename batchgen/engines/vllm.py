@@ -45,6 +45,15 @@ _PAUSE = 1.0
 # In which a process that was told to end does so.
 _ENDING_SECONDS = 20
 
+# Why another start on the same kind of machine would fail as well: what cannot be imported, and a KV cache that has no
+# room for one text of `max_model_len` (`_check_enough_kv_cache_memory`). Free memory that is short is not among them:
+# it may be that of an engine which is just ending.
+_FINAL_CAUSES = (
+    "ModuleNotFoundError:",
+    "ImportError:",
+    "ValueError: No available memory for the cache blocks.",
+    "ValueError: To serve at least one request with the model's max seq len",
+)
 _STOPPED = "vLLM's engine process was told to end"
 _NO_DEVICE = (
     "vLLM finds no device here that it could run on: its build for GPUs is installed, and the driver shows it none; "
@@ -95,8 +104,7 @@ class VllmEngine:
         except Exception as error:
             if (cause := self._log.cause()) is not None:
                 # Of a process of vLLM's own there is the text alone.
-                final = cause.startswith(("ModuleNotFoundError:", "ImportError:"))
-                raise EngineStartError(f"vLLM did not start: {cause}", final) from error
+                raise EngineStartError(f"vLLM did not start: {cause}", cause.startswith(_FINAL_CAUSES)) from error
             raise EngineStartError(f"vLLM did not start: {_reason(error)}", _is_final(error)) from error
         if spec.lora is not None:
             from vllm.lora.request import LoRARequest
@@ -273,12 +281,12 @@ def _reason(error: Exception) -> str:
 def _is_final(error: Exception) -> bool:
     """Whether another start here would fail as well.
 
-    So it is where vLLM cannot be imported, built for another CUDA, say; and where its configuration does not take what
-    it got, which is pydantic's and made before anything is loaded. What came of something else, such as a Hub that did
-    not answer, may be otherwise the next time.
+    So it is where vLLM cannot be imported, built for another CUDA, say; where a text has no room in its KV cache; and
+    where its configuration does not take what it got, which is pydantic's and made before anything is loaded. What came
+    of something else, such as a Hub that did not answer, may be otherwise the next time.
     """
     if not hasattr(error, "errors"):
-        return isinstance(error, ImportError)
+        return _reason(error).startswith(_FINAL_CAUSES)
     complaints = [(item.get("ctx") or {}).get("error") for item in error.errors()]
     return all(complaint is None or complaint.__cause__ is None for complaint in complaints)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,6 +56,11 @@ def test_a_vllm_that_cannot_be_imported_is_not_started_again():
     assert not _is_final(RuntimeError("CUDA out of memory"))
 
 
+def test_memory_that_another_process_has_for_now_may_be_there_at_the_next_start():
+    assert _is_final(ValueError("No available memory for the cache blocks. Try increasing `gpu_memory_utilization`"))
+    assert not _is_final(ValueError("Free memory on device cuda:0 (3.1/79.2 GiB) on startup is less than desired"))
+
+
 def test_a_log_that_cannot_be_read_has_no_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Whoever asks is about to say that the engine is dead; every row in flight would be rejected instead."""
     (tmp_path / "log").write_text("earlier\n")
@@ -69,7 +76,7 @@ def test_a_log_that_cannot_be_read_has_no_cause(tmp_path: Path, monkeypatch: pyt
 
 
 START = """
-import asyncio, sys
+import asyncio, json, sys
 from batchgen.engines import build_engine
 from batchgen.engines.base import EngineSpec
 from batchgen.errors import EngineStartError
@@ -77,10 +84,22 @@ if __name__ == "__main__":
     print("(EngineCore pid=1) ERROR 1-1 0:0 [core.py:1] EngineCore failed to start.", flush=True)
     print("(EngineCore pid=1) ERROR 1-1 0:0 [core.py:1] OldError: of an engine before this one", flush=True)
     try:
-        asyncio.run(build_engine(EngineSpec(sys.argv[1], arguments={"max_model_len": 256})).start())
+        asyncio.run(build_engine(EngineSpec(sys.argv[1], arguments=json.loads(sys.argv[3]))).start())
     except EngineStartError as error:
-        open(sys.argv[2], "w").write(str(error))
+        open(sys.argv[2], "w").write(f"{'final' if error.final else 'not final'}: {error}")
 """
+
+
+def why_not(folder: Path, model: Path, **arguments: Any) -> str:
+    """Why vLLM does not start, in a process of its own whose output goes to a log."""
+    script, answer = folder / "start.py", folder / "answer"
+    script.write_text(START)
+    with (folder / "log").open("w") as log:
+        # With a worker in a process beside the engine's, as on several GPUs.
+        environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "PATH": "/usr/bin:/bin"}
+        command = [sys.executable, str(script), str(model), str(answer), json.dumps(arguments)]
+        subprocess.run(command, env=environment, stdout=log, stderr=log, timeout=400, check=True)
+    return answer.read_text()
 
 
 @pytest.mark.engine
@@ -89,11 +108,14 @@ def test_a_start_that_fails_in_a_process_of_vllm_s_own_says_why(tmp_path: Path):
     shutil.copytree(MODEL_PATH, model)
     weights = (model / "model.safetensors").read_bytes()
     (model / "model.safetensors").write_bytes(weights[:-1000])
-    script, answer = tmp_path / "start.py", tmp_path / "answer"
-    script.write_text(START)
-    with (tmp_path / "log").open("w") as log:
-        # With a worker in a process beside the engine's, as on several GPUs.
-        environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "PATH": "/usr/bin:/bin"}
-        command = [sys.executable, str(script), str(model), str(answer)]
-        subprocess.run(command, env=environment, stdout=log, stderr=log, timeout=400, check=True)
-    assert answer.read_text().startswith("vLLM did not start: safetensors._safetensors_rust.SafetensorError: ")
+    reason = why_not(tmp_path, model, max_model_len=256)
+    assert reason.startswith("not final: vLLM did not start: safetensors._safetensors_rust.SafetensorError: ")
+
+
+@pytest.mark.engine
+def test_a_text_that_has_no_room_in_the_kv_cache_is_not_waited_for_three_times(tmp_path: Path):
+    """Loading a large model takes minutes; this is told at the end of that."""
+    length = 400_000
+    reason = why_not(tmp_path, MODEL_PATH, max_model_len=length, hf_overrides={"max_position_embeddings": length})
+    assert reason.startswith("final: vLLM did not start: ValueError: To serve at least one request")
+    assert "decreasing `max_model_len`" in reason
