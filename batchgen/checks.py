@@ -81,9 +81,9 @@ def check_arguments(
 def check_engine(engine: Mapping[str, Any]) -> None:
     """Checks vLLM's engine arguments."""
     check_arguments(engine, arguments.engine_arguments(), arguments.OWNED_ENGINE, "engine")
-    for name in arguments.GPU_ARGUMENTS:
-        if engine.get(name, 1) < 1:
-            raise complaint(f"must be at least 1, got {engine[name]}", ("engine", name))
+    for name, value in engine.items():
+        if legal := arguments.range_of(name, value):
+            raise complaint(f"must be {legal}, got {value}", ("engine", name))
     if (code := arguments.code_within(engine)) is not None:
         path, reason = code
         raise complaint(f"cannot be set here: {reason}", ("engine", *path))

@@ -1,13 +1,14 @@
 """What `model.engine`, `sampling` and its `structured_outputs` may say, frozen from the pinned vLLM.
 
-`vllm_arguments.json` is written by `python -m batchgen.engines.vllm`; checking against it takes milliseconds, where
-importing vLLM takes half a minute. A test compares it with the installed vLLM.
+`vllm_arguments.json` is written by `python -m batchgen.engines.vllm_freeze`; checking against it takes milliseconds,
+where importing vLLM takes half a minute. A test compares it with the installed vLLM.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -116,6 +117,13 @@ OWNED_SAMPLING = {
 }
 # Legal values; or type names with " | " between, or "any".
 Kind = str | list[Any]
+# Pydantic's words for the limits of a number: what they mean, in words too.
+LIMITS: Mapping[str, tuple[str, Callable[[float, float], bool]]] = {
+    "ge": ("at least", operator.ge),
+    "gt": ("greater than", operator.gt),
+    "le": ("at most", operator.le),
+    "lt": ("less than", operator.lt),
+}
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (int, float),
@@ -128,15 +136,23 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 @cache
-def _frozen() -> dict[str, dict[str, Kind]]:
+def _frozen() -> dict[str, dict[str, Any]]:
     text = (files("batchgen.engines") / "vllm_arguments.json").read_text()
-    frozen: dict[str, dict[str, Kind]] = json.loads(text)
+    frozen: dict[str, dict[str, Any]] = json.loads(text)
     return frozen
 
 
 def engine_arguments() -> Mapping[str, Kind]:
     """Names that `model.engine` takes, with their kinds."""
     return {name: kind for name, kind in _frozen()["engine"].items() if name not in OWNED_ENGINE}
+
+
+def range_of(name: str, value: Any) -> str:
+    """What the number of an engine argument has to be, in words; "" where it is so, or is no number."""
+    limits = _frozen()["ranges"].get(name, {})
+    if not isinstance(value, int | float) or all(LIMITS[kind][1](value, limit) for kind, limit in limits.items()):
+        return ""
+    return " and ".join(f"{LIMITS[kind][0]} {limit}" for kind, limit in limits.items())
 
 
 def sampling_arguments() -> Mapping[str, Kind]:

@@ -1,7 +1,4 @@
-"""The vLLM engine, and the only place that imports vllm.
-
-Run as a program it prints the argument names that `arguments.py` freezes.
-"""
+"""The vLLM engine. Nothing imports vllm but this module, and `vllm_freeze` beside it."""
 
 from __future__ import annotations
 
@@ -9,13 +6,11 @@ import asyncio
 import dataclasses
 import json
 import os
-import re
 from functools import cache, cached_property
-from pathlib import Path
-from types import SimpleNamespace, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from types import SimpleNamespace
+from typing import Any, get_args
 
-from batchgen.engines.arguments import GPU_ARGUMENTS, Kind
+from batchgen.engines.arguments import GPU_ARGUMENTS
 from batchgen.engines.base import Completion, EngineSpec, Request
 from batchgen.engines.chat import TemplateChat, chat_from_tokenizer, load_tokenizer
 from batchgen.engines.installed import check_installed
@@ -343,48 +338,3 @@ def _sampling_options(request: Request) -> dict[str, Any]:
     options["stop"] = [*([stop] if isinstance(stop, str) else stop), *request.stop]
     options["stop_token_ids"] = [*(options.get("stop_token_ids") or []), *request.stop_token_ids]
     return options
-
-
-def argument_names() -> dict[str, dict[str, Kind]]:
-    """Names and kinds of what the installed vLLM takes: engine and sampling arguments, structured outputs."""
-    from vllm import SamplingParams
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.sampling_params import RepetitionDetectionParams, StructuredOutputsParams
-
-    engine = {
-        field.name: _kind(field.type) for field in dataclasses.fields(AsyncEngineArgs) if not field.name.startswith("_")
-    }
-    sampling = {name: _kind(hint) for name, hint in SamplingParams.__annotations__.items() if not name.startswith("_")}
-    parts = {"structured_outputs": StructuredOutputsParams, "repetition_detection": RepetitionDetectionParams}
-    nested = {
-        name: {field.name: _kind(field.type) for field in dataclasses.fields(part) if not field.name.startswith("_")}
-        for name, part in parts.items()
-    }
-    names = {"engine": engine, "sampling": sampling, **nested}
-    return {kind: dict(sorted(table.items())) for kind, table in names.items()}
-
-
-def _kind(hint: Any) -> Kind:
-    """The legal values, a union of plain type names, or "any" where only vLLM can judge a value."""
-    if values := _values(hint):
-        return values
-    text = (
-        hint if isinstance(hint, str) else getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)
-    )
-    members = re.sub(r"\[[^\[\]]*\]", "", re.sub(r"\[[^\[\]]*\]", "", text)).replace("NoneType", "None")
-    names = {member.strip() for member in members.split("|")}
-    return " | ".join(sorted(names)) if names <= {"int", "float", "bool", "str", "None", "list", "dict"} else "any"
-
-
-def _values(hint: Any) -> list[Any]:
-    """The legal values of a hint that has nothing but literals, and perhaps None; else none."""
-    if get_origin(hint) is Literal:
-        return list(get_args(hint))
-    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
-    parts = [[None] if member is type(None) else _values(member) for member in members]
-    return [value for part in parts for value in part] if all(parts) else []
-
-
-if __name__ == "__main__":
-    target = Path(__file__).with_name("vllm_arguments.json")
-    target.write_text(json.dumps(argument_names(), indent=1) + "\n")

@@ -30,10 +30,10 @@ pytestmark = pytest.mark.engine
 JOBS = [path for path in sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml")) if path.stem != "judge_openai"]
 
 
-def test_the_frozen_argument_names_are_those_of_the_installed_vllm():
-    from batchgen.engines.vllm import argument_names
+def test_the_frozen_arguments_are_those_of_the_installed_vllm():
+    from batchgen.engines.vllm_freeze import frozen_arguments
 
-    assert argument_names() == _frozen()
+    assert frozen_arguments() == _frozen()
 
 
 def test_every_argument_by_which_vllm_imports_or_runs_something_is_refused():

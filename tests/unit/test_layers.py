@@ -60,7 +60,7 @@ LAYERS = [
 ]
 # The embedded model's training script is a program of its own: it asks the tasks for their prompts.
 EXEMPT = {"embedded/train.py"}
-ONLY_IN = {"ray": "distributed/", "vllm": "engines/vllm.py", "distilabel": "tasks/distilabel_api.py"}
+ONLY_IN = {"ray": "distributed/", "vllm": "engines/vllm", "distilabel": "tasks/distilabel_api.py"}
 
 
 def imports(path: Path) -> set[str]:
