@@ -109,6 +109,27 @@ def test_a_job_with_a_gate_is_not_told_to_have_one(tmp_path: Path):
     assert "drop_duplicates" not in line
 
 
+def test_few_duplicates_or_none_are_worth_no_advice(tmp_path: Path):
+    rows = [{"instruction": f"{i} words, {i % 1100}"} for i in range(1200)]
+    job = done(tmp_path / "none", source={"rows": rows})
+    plan, _, store = planned(job)
+    assert told(Outlook(store, plan, job, 0), 1200) == ["of the first 1,200 ok rows a merge would keep 1,200"]
+    job = done(tmp_path / "few", source={"rows": [*rows[:1100], *rows[:100]]})
+    plan, _, store = planned(job)
+    line = "of the first 1,200 ok rows a merge would keep 1,100; dropped: exact duplicate 100"
+    assert told(Outlook(store, plan, job, 0), 1200) == [line]
+
+
+def test_a_run_that_ends_waits_for_the_shard_that_is_being_read(tmp_path: Path):
+    job = done(tmp_path)
+    plan, _, store = planned(job)
+    looker = Outlook(store, plan, job, 0)
+    assert looker.news(1200) == ()
+    looker.close()
+    assert looker._reader is not None
+    assert not looker._reader.is_alive()
+
+
 def test_a_damaged_shard_is_named_while_the_run_goes_on(tmp_path: Path):
     job = done(tmp_path)
     plan, _, store = planned(job)
