@@ -1,0 +1,82 @@
+"""Whether a run is worth going on with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchgen.drive import Status
+from batchgen.progress import TRUNCATED, Progress
+from batchgen.prospects import hopeless
+from tests.helpers import chaos_job
+
+
+def lost(rejected: int = 0, cut: int = 0, ok: int = 0) -> Progress:
+    """Rows that were rejected, those cut at max_tokens, and whole ones."""
+    return Progress(ok + cut, rejected, {"invalid_output": rejected}, notes={TRUNCATED: cut})
+
+
+def verdict(folder: Path, done: Progress, before: Progress | None = None, **changes: Any) -> str:
+    """Why a run of 1,000 rows that gives up after 100 is to end; "" where it goes on."""
+    job = chaos_job(folder, **{"source": {"count": 1000}, "fail_after_rejected": 100, **changes})
+    error = hopeless(job, Status(1000, done, 10, 1), before or Progress())
+    return str(error or "")
+
+
+@pytest.mark.parametrize(
+    ("done", "ends"),
+    [
+        (lost(rejected=99), False),
+        (lost(rejected=100), True),
+        (lost(rejected=100, ok=1), False),
+        (lost(cut=100), True),
+        (lost(rejected=50, cut=50), True),
+        (lost(rejected=50, cut=49), False),
+        (lost(cut=100, ok=1), False),
+        # There is nothing left to try.
+        (lost(rejected=999), True),
+        (lost(rejected=1000), False),
+    ],
+)
+def test_a_run_ends_at_the_limit_where_every_row_is_lost(tmp_path: Path, done: Progress, ends: bool):
+    assert bool(verdict(tmp_path, done)) == ends
+
+
+@pytest.mark.parametrize(
+    ("before", "done", "ends"),
+    [
+        (lost(rejected=150), lost(rejected=150), False),
+        (lost(rejected=150), lost(rejected=249), False),
+        (lost(rejected=150), lost(rejected=250), True),
+        (lost(cut=150), lost(cut=249), False),
+        (lost(cut=150), lost(cut=250), True),
+        (lost(rejected=70, cut=80), lost(rejected=120, cut=129), False),
+        (lost(rejected=70, cut=80), lost(rejected=120, cut=130), True),
+    ],
+)
+def test_resumed_it_tries_as_many_again(tmp_path: Path, before: Progress, done: Progress, ends: bool):
+    assert bool(verdict(tmp_path, done, before)) == ends
+
+
+def test_what_was_lost_is_told(tmp_path: Path):
+    rejected = verdict(tmp_path, lost(rejected=100))
+    assert rejected.startswith("all of the first 100 rows were rejected (invalid_output 100); more are not tried")
+    cut = verdict(tmp_path, lost(rejected=30, cut=70))
+    assert cut.startswith(
+        "all of the first 100 rows were cut at max_tokens or rejected (30), and the merger drops such"
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fail_after_rejected": None},
+        {"merge": {"drop_truncated": False}},
+        # Another row of the same seed may be whole.
+        {"steps": [{"task": "magpie", "num_generations": 2}]},
+    ],
+)
+def test_cut_rows_end_no_run_where_they_are_kept_or_no_limit_is_set(tmp_path: Path, changes: dict[str, Any]):
+    assert verdict(tmp_path, lost(cut=200), **changes) == ""
