@@ -15,7 +15,7 @@ from tests.helpers import chaos_job
 
 def lost(rejected: int = 0, cut: int = 0, ok: int = 0) -> Progress:
     """Rows that were rejected, those cut at max_tokens, and whole ones."""
-    return Progress(ok + cut, rejected, {"invalid_output": rejected}, notes={TRUNCATED: cut})
+    return Progress(ok + cut, rejected, {"invalid_output": rejected}, notes={TRUNCATED: cut} if cut else {})
 
 
 def verdict(folder: Path, done: Progress, before: Progress | None = None, **changes: Any) -> str:
