@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -91,7 +92,7 @@ def check_engine(engine: Mapping[str, Any]) -> None:
 
 # Values that vLLM refuses at the first request; here they cost no engine start. (low, high), both included.
 _SAMPLING_RANGES: Mapping[str, tuple[float, float]] = {
-    "temperature": (0.0, 100.0),
+    "temperature": (0.0, 2.0),
     "top_p": (1e-9, 1.0),
     "min_p": (0.0, 1.0),
     "max_tokens": (1, float("inf")),
@@ -100,7 +101,8 @@ _SAMPLING_RANGES: Mapping[str, tuple[float, float]] = {
     "top_k": (-1, float("inf")),
     "presence_penalty": (-2.0, 2.0),
     "frequency_penalty": (-2.0, 2.0),
-    "repetition_penalty": (1e-9, float("inf")),
+    "repetition_penalty": (1e-9, sys.float_info.max),
+    "thinking_token_budget": (-1, float("inf")),
 }
 
 
@@ -181,6 +183,13 @@ def check_varied(sampling: Mapping[str, Any], equal_rows: int, generations: int,
         raise complaint(f"at temperature 0 all {generations} generations of a row would be the same", path)
     if equal_rows > 1:
         raise complaint(f"at temperature 0 all {equal_rows:,} rows of `count` would be the same", path)
+
+
+def check_lengths(sampling: Mapping[str, Any], path: Path) -> None:
+    """Checks that a completion may end before it has to."""
+    least, most = sampling.get("min_tokens") or 0, sampling.get("max_tokens")
+    if most is not None and least > most:
+        raise complaint(f"min_tokens ({least}) is more than max_tokens ({most})", path)
 
 
 def _check_structured(given: Any) -> None:

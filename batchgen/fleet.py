@@ -184,6 +184,7 @@ class HostConfig:
     def engine_spec(self, name: str | None = None) -> EngineSpec:
         """What an engine is built from: that of the job's model, or of one of its further models."""
         model = self.job.model if name is None else self.job.models[name]
+        calling = [(index, step) for index, step in enumerate(self.job.steps) if step.spec.distilabel]
         return EngineSpec(
             path=model.path,
             backend=model.backend,
@@ -194,4 +195,7 @@ class HostConfig:
             chat_template_kwargs=model.chat_template_kwargs,
             trust_remote_code=self.trust_remote_code,
             seed=self.seed,
+            samplings={
+                f"steps[{index}]": self.job.step_sampling(step) for index, step in calling if step.model == name
+            },
         )

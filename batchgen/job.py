@@ -18,6 +18,7 @@ from pydantic import (
 
 from batchgen.checks import (
     check_engine,
+    check_lengths,
     check_options,
     check_place,
     check_sampling,
@@ -179,6 +180,7 @@ class Job(Part):
                 raise complaint(message, (*where, "task"))
             if model.backend == "transformers" and model.path != "chaos":
                 check_transformers(step.task, step.wants_structure, self.step_sampling(step), where)
+            check_lengths(self.step_sampling(step), where)
             if step.spec.distilabel and not step.spec.chooses(step.parameters):
                 # Numbered rows are empty: they bring the first step the same prompt.
                 equal_rows = (self.source.count or 1) if index == 0 else 1

@@ -114,6 +114,7 @@ class EngineSpec:
         chat_template_kwargs: what the chat template is given besides the messages.
         trust_remote_code: set by a command-line flag only.
         seed: differs at every engine start.
+        samplings: what the job's steps ask of it, by where they say so.
     """
 
     path: str
@@ -125,6 +126,7 @@ class EngineSpec:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     trust_remote_code: bool = False
     seed: int = 0
+    samplings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Engine(Protocol):

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from functools import cache, cached_property
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -37,6 +38,8 @@ _ENVIRONMENT = {
 # Of a request that fails within vLLM, which says of itself that it may recover; and seconds between them.
 _TRIES = 3
 _PAUSE = 1.0
+# In every vocabulary.
+_SOME_TOKEN = 0
 # In which a process that was told to end does so.
 _ENDING_SECONDS = 20
 
@@ -108,6 +111,28 @@ class VllmEngine:
         config = self._llm.vllm_config
         self.slots = slots_of(config.scheduler_config)
         self._max_model_len = config.model_config.max_model_len
+        for where, sampling in spec.samplings.items():
+            await self._try(where, sampling)
+
+    async def _try(self, where: str, sampling: Mapping[str, Any]) -> None:
+        """Has vLLM judge a step's sampling parameters, by a request that ends as soon as they allow.
+
+        What it refuses it would refuse for every row, whose reason does not say why.
+
+        Raises:
+            EngineStartError: with vLLM's reason.
+        """
+        shortest = {**sampling, "max_tokens": max(1, sampling.get("min_tokens") or 0)}
+        try:
+            await self.generate(Request((_SOME_TOKEN,), shortest, seed=0, key=where))
+        except EngineDead as error:
+            raise EngineStartError(f"vLLM did not start: {error}") from error
+        except Exception as error:
+            cause = error.__cause__ or error
+            refused = f"{where}: vLLM does not take its sampling parameters: {cause}"
+            # Its own kind of error is a ValueError in some versions only.
+            judged = isinstance(cause, ValueError | _names().VLLMValidationError)
+            raise EngineStartError(refused, final=judged) from error
 
     async def generate(self, request: Request) -> Completion:
         """Completes one prompt."""

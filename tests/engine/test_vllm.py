@@ -81,6 +81,36 @@ def test_what_vllm_s_configuration_refuses_is_not_tried_again():
     assert str(caught.value).startswith("vLLM did not start: max_num_batched_tokens (2) must be greater than or equal")
 
 
+@pytest.mark.parametrize(
+    ("sampling", "said"),
+    [
+        ({"allowed_token_ids": [10**6]}, "out-of-vocab"),
+        ({"logit_bias": {10**6: 1.0}}, "out-of-vocab"),
+        ({"thinking_token_budget": 5}, "reasoning"),
+        ({"allowed_token_ids": []}, "empty"),
+    ],
+)
+def test_what_vllm_refuses_of_a_step_s_sampling_is_told_before_any_row(
+    vllm_engine: Engine, loop_thread, sampling: dict[str, Any], said: str
+):
+    with pytest.raises(EngineStartError, match=said) as refused:
+        loop_thread.run(vllm_engine._try("steps[1]", {"max_tokens": 5, **sampling}))
+    assert refused.value.final
+    assert str(refused.value).startswith("steps[1]: vLLM does not take its sampling parameters: ")
+
+
+def test_a_step_s_sampling_is_tried_with_as_few_tokens_as_it_allows(vllm_engine: Engine, monkeypatch):
+    asked = []
+
+    async def generate(request: Request) -> None:
+        asked.append(request.sampling["max_tokens"])
+
+    monkeypatch.setattr(vllm_engine, "generate", generate)
+    for sampling in ({}, {"max_tokens": None}, {"min_tokens": 3, "max_tokens": 100}):
+        asyncio.run(vllm_engine._try("steps[0]", sampling))
+    assert asked == [1, 1, 3]
+
+
 def test_an_argument_that_the_installed_vllm_lacks_is_named():
     # A job may only have the names of the pinned version; an older one, which is legal too, lacks some of those.
     arguments = {"max_model_len": 512, "of_a_later_version": 1}

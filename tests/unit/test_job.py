@@ -135,6 +135,7 @@ def test_a_job_cannot_be_changed(tmp_path: Path):
         ("top_p: 0.95", "structured_outputs: json", "expected a mapping with one of json, regex"),
         ("task: magpie", "model: judge\n    task: magpie", "unknown model 'judge'; none is defined"),
         ("top_p: 0.95", "seed: 2", "/job.yaml:5: sampling.seed: 'seed' cannot be set here"),
+        ("top_p: 0.95", "min_tokens: 1025", "/job.yaml:7: steps[0]: min_tokens (1025) is more than max_tokens (1024)"),
         ("top_p: 0.95", "n: 0", "/job.yaml:5: sampling.n: must be at least 1, got 0"),
         ("n_turns: 1", "num_generations: 3\n    sampling: {n: 2}", "num_generations and sampling.n are the same thing"),
         ("max_model_len: 4096", "max_len: 4096", "/job.yaml:4: model.engine.max_len: unknown vLLM argument"),
