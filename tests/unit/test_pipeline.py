@@ -162,6 +162,31 @@ def test_models_and_generation_arguments_are_carried_over():
     assert job.step_sampling(judge_step)["temperature"] == 0.1
 
 
+def test_thoughts_stay_where_the_text_is_an_answer_and_else_hide_no_verdict():
+    with Pipeline() as pipeline:
+        answer = TextGeneration(llm=llm(), output_mappings={"generation": "answer"})
+        LoadDataFromDicts(data=ROWS) >> answer >> SelfInstruct(llm=llm())
+    (job,) = translated(pipeline).values()
+    assert [step.reasoning for step in job.steps] == ["keep", "drop"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"do_sample": False, "temperature": 0.7}, {"temperature": 0.0}),
+        ({"do_sample": True, "temperature": 0.7}, {"temperature": 0.7}),
+        ({"top_k": 0}, {"top_k": -1}),
+        ({"top_k": 7}, {"top_k": 7}),
+    ],
+)
+def test_the_words_of_transformers_mean_what_they_meant(given: dict[str, Any], expected: dict[str, Any]):
+    with Pipeline() as pipeline:
+        LoadDataFromDicts(data=ROWS) >> TextGeneration(llm=TransformersLLM(model="chaos", generation_kwargs=given))
+    (job,) = translated(pipeline).values()
+    sampling = job.step_sampling(job.steps[0])
+    assert {name: sampling[name] for name in expected} == expected
+
+
 def test_the_revision_of_a_model_comes_along():
     with Pipeline() as pipeline:
         LoadDataFromDicts(data=ROWS) >> TextGeneration(llm=vLLM(model="org/model", revision="abc123"))
@@ -255,6 +280,11 @@ class OwnLLM(OpenAILLM):
     """A user's."""
 
 
+@step(inputs=["instruction"], outputs=["instruction"])
+def anything(inputs):
+    yield inputs
+
+
 # Which may do anything, though they are called like distilabel's.
 NAMESAKE = type("TextGeneration", (TextGeneration,), {"__module__": __name__})
 NAMESAKE_LLM = type("vLLM", (vLLM,), {"__module__": __name__})
@@ -328,6 +358,16 @@ def refused(build) -> str:
         (
             lambda data: data >> TextGeneration(llm=vLLM(model="chaos", trust_remote_code=True), name="code"),
             "'code': trust_remote_code",
+        ),
+        (
+            lambda data: data >> TextGeneration(llm=vLLM(model="chaos", chat_template="x"), name="template"),
+            "'template': a chat template of its own",
+        ),
+        (lambda data: data >> anything(name="odd"), "'odd' (anything) cannot be carried over: it is not a task"),
+        (lambda data: data, "step 'load': nothing comes after it"),
+        (
+            lambda data: LoadDataFromDicts(data=ROWS, name="more") >> TextGeneration(llm=llm()),
+            "the pipeline has 2 first steps",
         ),
         (
             lambda data: data >> TextGeneration(llm=llm(), columns=["instruction", "context"], name="columns"),
