@@ -78,6 +78,23 @@ def test_each_model_has_a_spec_of_its_own_at_the_commit_that_the_run_began_with(
     described = job({"max_model_len": 99}, models=models, output=str(tmp_path))
     plan = make_plan(described, load_seeds(described.source))
     config = HostConfig(described, plan.with_versions({None: {"files": "x"}, "new": {"commit": "c0ffee"}}), "store", 7)
-    assert config.engine_spec() == EngineSpec("embedded", arguments={"max_model_len": 99}, seed=7)
+    asked = {"steps[0]": {"max_tokens": 1024}}
+    assert config.engine_spec() == EngineSpec("embedded", arguments={"max_model_len": 99}, seed=7, samplings=asked)
     assert config.engine_spec("big") == EngineSpec("org/big", revision="v2", seed=7)
     assert config.engine_spec("new") == EngineSpec("org/new", revision="c0ffee", seed=7)
+
+
+def test_an_engine_is_told_what_the_steps_on_it_ask_for():
+    steps = [
+        {"task": "magpie", "only_instruction": True, "sampling": {"top_p": 0.5}},
+        {"task": "drop_duplicates"},
+        {"task": "text_generation", "model": "big"},
+        {"task": "instruction_backtranslation", "sampling": {"n": 1, "max_tokens": 7}, "logprobs": True},
+    ]
+    described = job({}, models={"big": {"path": "org/big"}}, steps=steps, sampling={"temperature": 0.5})
+    config = HostConfig(described, make_plan(described, load_seeds(described.source)), "store", 7)
+    assert config.engine_spec().samplings == {
+        "steps[0]": {"temperature": 0.5, "top_p": 0.5, "max_tokens": 1024},
+        "steps[3]": {"temperature": 0.5, "max_tokens": 7, "logprobs": 0},
+    }
+    assert config.engine_spec("big").samplings == {"steps[2]": {"temperature": 0.5, "max_tokens": 1024}}
