@@ -23,6 +23,11 @@ QUESTION = [{"role": "user", "content": "What is the capital of Japan?"}]
 
 @pytest.fixture(scope="module")
 def transformers_engine(loop_thread) -> Iterator[Engine]:
+    import torch
+
+    # Beside other busy processes two threads wait for each other at every step of so small a model: a batch of a
+    # thousand tokens took minutes.
+    torch.set_num_threads(1)
     engine = build_engine(EngineSpec("embedded", backend="transformers", arguments={"max_model_len": 2048}, seed=3))
     loop_thread.run(engine.start())
     yield engine
@@ -110,7 +115,7 @@ def test_lower_priorities_go_first(engine: Engine, loop_thread):
         ended.append(priority)
 
     def holder(number: int) -> asyncio.Task[Completion]:
-        request = Request(holding, {"min_tokens": 1000, "max_tokens": 1000}, number, key=f"holder-{number}", priority=0)
+        request = Request(holding, {"min_tokens": 400, "max_tokens": 400}, number, key=f"holder-{number}", priority=0)
         return asyncio.create_task(engine.generate(request))
 
     async def go():
