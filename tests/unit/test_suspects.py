@@ -1,0 +1,94 @@
+"""Which rows kill engines: found by running them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import pytest
+
+from batchgen.plan import Shard
+from batchgen.suspects import Isolated, Suspects
+
+SHARD, OTHER = Shard(4, 40, 48), Shard(5, 48, 56)
+
+
+def found(killers: Collection[int], shard: Shard = SHARD) -> tuple[list[tuple[int, int] | None], frozenset[int]]:
+    """What runs alone, one after the other, where these rows each kill an engine; and what is quarantined at the end.
+
+    A shard with all of its killers in quarantine is done.
+    """
+    suspects, tried = Suspects(), []
+    suspects.died_among([shard])
+    suspects.died_among([shard])
+    while suspects:
+        work = suspects.next()
+        tried.append(work.rows)
+        rows = range(*(work.rows or (shard.start, shard.stop)))
+        if (set(rows) & set(killers)) - suspects.quarantined(shard):
+            suspects.died_alone(work)
+        else:
+            suspects.survived(work)
+    return tried, suspects.quarantined(shard)
+
+
+def test_a_shard_that_was_at_one_death_goes_on_among_others_and_alone_after_the_second():
+    suspects = Suspects()
+    assert suspects.died_among([SHARD, OTHER]) == [SHARD, OTHER]
+    assert suspects.died_among([SHARD]) == []
+    assert (len(suspects), suspects.next()) == (1, Isolated(SHARD))
+    suspects.survived(Isolated(SHARD))
+    assert suspects.died_among([SHARD]) == [SHARD], "it is cleared"
+    assert suspects.died_among([OTHER]) == []
+
+
+def test_the_row_that_kills_is_found_by_halves():
+    tried, quarantined = found({45})
+    # All; the first half lives; of the second its first half, and of that the second row, which is tried though it
+    # alone is left.
+    assert tried == [None, (40, 44), (44, 46), (44, 45), (45, 46), None]
+    assert quarantined == {45}
+
+
+@pytest.mark.parametrize("killer", range(40, 48))
+def test_each_place_of_a_row_is_found(killer: int):
+    tried, quarantined = found({killer})
+    assert quarantined == {killer}
+    assert len(tried) <= 7
+
+
+@pytest.mark.parametrize("killers", [{40, 47}, {41, 42, 43}, set(range(40, 48))])
+def test_several_rows_that_kill_are_all_found(killers: set[int]):
+    assert found(killers)[1] == killers
+
+
+def test_one_of_a_single_row_is_quarantined_at_once():
+    assert found({9}, Shard(1, 9, 10)) == ([None, None], {9})
+
+
+def test_a_shard_of_which_no_part_kills_runs_whole_again():
+    """It was chance, or rows that do it together."""
+    suspects = Suspects()
+    suspects.died_alone(Isolated(SHARD))
+    tried = []
+    while (work := suspects.next()).rows is not None:
+        tried.append(work.rows)
+        suspects.survived(work)
+    assert tried == [(40, 44), (44, 46), (46, 47), (47, 48)]
+    assert (work, len(suspects), suspects.quarantined(SHARD)) == (Isolated(SHARD), 0, frozenset())
+
+
+def test_what_did_not_run_to_its_end_comes_first_and_a_trial_is_made_anew():
+    suspects = Suspects()
+    suspects.died_alone(Isolated(OTHER))
+    suspects.put_back(Isolated(SHARD, (40, 44)))
+    assert suspects.next() == Isolated(SHARD, (40, 44))
+    suspects.put_back(Suspects.trial(SHARD))
+    assert suspects.next() == Isolated(OTHER, (48, 52))
+
+
+def test_a_trial_is_of_a_few_rows_and_says_nothing_of_them():
+    assert Suspects.trial(Shard(1, 100, 200)) == Isolated(Shard(1, 100, 200), (100, 108), trial=True)
+    assert Suspects.trial(Shard(1, 100, 103)).rows == (100, 103)
+    suspects = Suspects()
+    suspects.survived(Suspects.trial(SHARD))
+    assert len(suspects) == 0
