@@ -89,7 +89,9 @@ def test_engines_are_added_as_there_is_room_for_them_and_work():
     assert scheduler.grow(2) == [], "what is lost is replaced, so fewer changes nothing"
     for engine in range(3):
         assert len(dispatched(scheduler.engine_ready(engine, 1))) == 2
-    assert scheduler.grow(9) == [StartEngine(3), StartEngine(4)], "two shards are left"
+    assert scheduler.engine_lost(1, "gone", machine=True)[:2] == [KillEngine(1), StartEngine(3)], "as is what is lost"
+    assert len(dispatched(scheduler.engine_ready(3, 1))) == 2
+    assert scheduler.grow(9) == [StartEngine(4), StartEngine(5)], "two shards are left"
 
 
 def test_late_answers_of_a_lost_engine_change_nothing():
@@ -622,6 +624,46 @@ def test_failures_between_which_an_engine_does_something_are_not_its_own():
     scheduler.shard_failed(1, 3, "x")
     scheduler.shard_done(1, 5)
     assert not [a for a in scheduler.shard_failed(1, 6, "x") if isinstance(a, KillEngine)]
+
+
+def test_trials_count_as_long_as_they_fail_in_a_row():
+    scheduler = Scheduler(shards(60), 1)
+    scheduler.start()
+    scheduler.engine_ready(0, 1)
+    scheduler.shard_done(0, 0)
+    scheduler.engine_lost(0, "died at work")
+    engine = 1
+    for _ in range(3):
+        for _ in range(2):
+            (trial,) = dispatched(scheduler.engine_ready(engine, 1))
+            assert trial == (engine, 0)
+            scheduler.engine_lost(engine, "died in its trial")
+            engine += 1
+        scheduler.engine_ready(engine, 1)
+        assert dispatched(scheduler.probe_done(engine, 0)), "this one is good"
+        scheduler.engine_lost(engine, "died at work")
+        engine += 1
+    assert not scheduler.finished
+    for _ in range(3):
+        scheduler.engine_ready(engine, 1)
+        actions = scheduler.engine_lost(engine, "died in its trial")
+        engine += 1
+    assert start_error(actions).startswith("engines died 3 times in a row on rows that are sound")
+
+
+def test_what_another_engine_does_makes_no_failed_trial_good():
+    scheduler = two_at_work(60)
+    scheduler.engine_lost(1, "died at work")
+    for engine, done in ((2, 1), (3, 4)):
+        scheduler.engine_placed(engine)
+        assert len(dispatched(scheduler.engine_ready(engine, 1))) == 1
+        assert StartEngine(engine + 1) in scheduler.engine_lost(engine, "died in its trial")
+        scheduler.shard_done(0, done)
+    scheduler.engine_placed(4)
+    scheduler.engine_ready(4, 1)
+    actions = scheduler.engine_lost(4, "died in its trial")
+    assert not [action for action in actions if isinstance(action, StartEngine)], "its place stays empty for a while"
+    assert not scheduler.finished
 
 
 def test_a_trial_that_fails_is_the_engine_s_fault_and_no_attempt_at_its_shard():
