@@ -73,17 +73,12 @@ def plan_run(job: Job, trust_remote_code: bool = False) -> tuple[Plan, Seeds]:
     return plan.with_versions(_check_models(job, trust_remote_code)), seeds
 
 
-def _models_used(job: Job) -> list[str | None]:
-    """The models that engines are started for: the job's own (None), and the further ones that steps name."""
-    return [None, *dict.fromkeys(step.model for step in job.steps if step.model is not None)]
-
-
 def _check_models(job: Job, trust_remote_code: bool) -> dict[str | None, ModelVersion]:
     """The versions of the models that are used, by name."""
     versions = {}
-    for name in _models_used(job):
+    for name, model in job.used_models.items():
         steps = [step for step in job.steps if step.model == name]
-        versions[name] = _check_model(job.model if name is None else job.models[name], steps, trust_remote_code)
+        versions[name] = _check_model(model, steps, trust_remote_code)
     for index, step in enumerate(job.steps):
         structure = job.step_sampling(step).get("structured_outputs")
         model = job.model_of(step)
@@ -225,8 +220,7 @@ def _check_installed(job: Job) -> None:
     Raises:
         ModelError: says which, and how to get it.
     """
-    for name in _models_used(job):
-        model = job.model if name is None else job.models[name]
+    for name, model in job.used_models.items():
         if model.path != "chaos" and (message := missing(model.backend)) is not None:
             raise ModelError(f"{'model' if name is None else f'models.{name}'}.backend: {message}")
 

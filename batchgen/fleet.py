@@ -88,7 +88,7 @@ def place_engines(job: Job, machines: Sequence[int], local: bool) -> Placement:
         UserError: there is no room for them.
     """
     # A chaos engine takes a GPU too, so that placement on a cluster can be rehearsed with it.
-    here = [model for model in (job.model, *job.models.values()) if model.backend != "openai"]
+    here = [model for model in job.used_models.values() if model.backend != "openai"]
     if here and job.wait_for_gpus:
         return _waiting_placement(job, max(model.gpus for model in here), machines, local)
     if not here or not any(machines):
@@ -107,9 +107,8 @@ def place_engines(job: Job, machines: Sequence[int], local: bool) -> Placement:
         )
     if placement.engines > room:
         wait = "" if local else " (wait_for_gpus: true has them wait for more machines)"
-        raise UserError(
-            f"engines: {job.engines} engines take {placement.gpus} GPUs each; the cluster has room for {room}{wait}"
-        )
+        gpus = "1 GPU" if placement.gpus == 1 else f"{placement.gpus} GPUs"
+        raise UserError(f"engines: {job.engines} engines take {gpus} each; the cluster has room for {room}{wait}")
     return placement if job.engines else replace(placement, engines=room)
 
 

@@ -30,7 +30,7 @@ class EngineHost:
         self._config = config
         self._store_outage = Outage(config.job.outage_seconds)
         self._outages = [self._store_outage]
-        specs = {name: config.engine_spec(name) for name in (None, *(step.model for step in config.job.steps))}
+        specs = {name: config.engine_spec(name) for name in config.job.used_models}
         # Servers first, as they are asked in no time: where one does not answer, no model has been loaded for nothing.
         order = sorted(specs, key=lambda name: specs[name].backend != "openai")
         self._engines = {name: self._build(specs[name]) for name in order}

@@ -266,6 +266,12 @@ class Job(Part):
         number: int = step.sampling.get("n") or (self.sampling.get("n") if step.num_generations == 1 else None) or 1
         return max(number, step.num_generations)
 
+    @property
+    def used_models(self) -> dict[str | None, Model]:
+        """The models that engines are started for: the job's own (None), and the further ones that steps name."""
+        named = dict.fromkeys(step.model for step in self.steps if step.model is not None)
+        return {None: self.model, **{name: self.models[name] for name in named}}
+
     def model_of(self, step: Step) -> Model:
         """The model that a step runs on."""
         return self.models[step.model] if step.model is not None else self.model

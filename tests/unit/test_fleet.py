@@ -31,6 +31,7 @@ def job(engine: dict[str, Any] | None = None, **more: Any) -> Job:
         ({}, {}, [2], True, Placement(2, 1)),
         ({}, {}, [0, 8, 8], False, Placement(16, 1, elastic=True)),
         ({}, {"engines": 5}, [0, 8, 8], False, Placement(5, 1)),
+        ({}, {"engines": 16}, [0, 8, 8], False, Placement(16, 1)),
         ({"tensor_parallel_size": 2}, {}, [3, 3], False, Placement(2, 2, elastic=True)),
         ({"tensor_parallel_size": 2, "pipeline_parallel_size": 2}, {}, [8], True, Placement(2, 4)),
         ({}, {"wait_for_gpus": True, "engines": 9}, [0, 8], False, Placement(9, 1)),
@@ -47,12 +48,12 @@ def test_an_engine_a_gpu_or_as_many_as_fit(engine, more, machines, local, placem
     ("engine", "more", "machines", "message"),
     [
         ({}, {}, [0, 0], "engines: the cluster has no GPU, at least not yet"),
-        ({"tensor_parallel_size": 4}, {}, [2, 2], "an engine takes 4 GPUs of one machine; none has more than 2"),
+        ({"tensor_parallel_size": 4}, {}, [2, 3], "an engine takes 4 GPUs of one machine; none has more than 3"),
         (
             {"tensor_parallel_size": 2},
             {"engines": 2},
             [3, 1],
-            "2 engines take 2 GPUs each; .* has room for 1 ",
+            r"2 engines take 2 GPUs each; .* has room for 1 \(wait_for_gpus: true has them wait for more machines\)$",
         ),
     ],
 )
@@ -62,6 +63,8 @@ def test_no_room_is_told_before_anything_starts(engine, more, machines, message)
 
 
 def test_on_one_machine_there_is_nothing_to_wait_for():
+    with pytest.raises(UserError, match=r"3 engines take 1 GPU each; the cluster has room for 2$"):
+        place_engines(job(engines=3), [2], local=True)
     with pytest.raises(UserError, match="wait_for_gpus: no machine joins a run on this machine alone"):
         place_engines(job(wait_for_gpus=True), [2], local=True)
 
@@ -69,7 +72,9 @@ def test_on_one_machine_there_is_nothing_to_wait_for():
 def test_models_of_one_job_share_an_engine_s_gpus_and_servers_take_none():
     judge = {"path": "judge", "backend": "openai", "engine": {"base_url": "http://localhost:1/v1"}}
     models = {"big": {"path": "embedded", "engine": {"tensor_parallel_size": 2}}, "judge": judge}
-    assert place_engines(job(models=models), [4], local=True) == Placement(2, 2)
+    steps = [{"task": "magpie", "only_instruction": True}, {"task": "text_generation", "model": "big"}]
+    assert place_engines(job(models=models, steps=steps), [4], local=True) == Placement(2, 2)
+    assert place_engines(job(models=models), [4], local=True) == Placement(4, 1), "no step runs on the big one"
     assert place_engines(job(model=judge, steps=[{"task": "genstruct"}]), [4], local=False) == Placement(1)
 
 
