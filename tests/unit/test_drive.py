@@ -136,7 +136,8 @@ def test_an_engine_that_comes_up_when_all_is_handed_out_takes_over_what_has_not_
     manifests, plan, _ = drive(job, engines=2, fleets=RecordingFleet)
     assert len(manifests) == len(plan.shards)
     answers = Counter(RecordingFleet.last.answers)
-    assert answers[0, "returned"] == answers[1, "done"] >= 4, "all were the first engine's"
+    # One that comes back when the first engine has less left than the second goes to the first again.
+    assert answers[0, "returned"] >= answers[1, "done"] >= 4, "all were the first engine's"
     assert answers[0, "done"] + answers[1, "done"] == len(plan.shards)
 
 
