@@ -17,7 +17,8 @@ from batchgen.plan import Plan
 from batchgen.rows import REJECTED
 from batchgen.store.base import ObjectStore
 
-# Committed seed rows at which it looks. The last look takes seconds and 20 MB; the next one would take minutes.
+# Committed seed rows at which it looks. A look at 100,000 short rows took a second; a merge of a million takes half a
+# minute (`python -m tests.bench merge`), too much beside a run.
 LOOKS = (1_000, 10_000, 100_000)
 # Of the rows that it reads: so many duplicates are worth a word about what they cost.
 _MANY = 0.2

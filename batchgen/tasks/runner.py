@@ -106,7 +106,7 @@ class TaskRunner:
             if bare(kind) == "conversation":
                 value = _conversation(value)
             elif self._task is not None and bare(kind) in _TEXT_LISTS:
-                _check_texts(value, self._columns[task_input])
+                _check_texts(value, is_required(kind), self._columns[task_input])
             inputs[task_input] = copy.deepcopy(value)
         texts = [inputs[name] for name, kind in self._kinds.items() if kind == "text"]
         if texts and not any(text.strip() for text in texts):
@@ -152,13 +152,13 @@ def _build(name: str, spec: TaskSpec, parameters: TaskParameters, llm: EngineLLM
     return task
 
 
-def _check_texts(value: Sequence[Any], column: str) -> None:
+def _check_texts(value: Sequence[Any], required: bool, column: str) -> None:
     """Refuses a list of texts, or of such lists, that a prompt could not show: a null would stand there as "None".
 
     Raises:
         RowRejected: says why.
     """
-    if not value:
+    if required and not value:
         raise RowRejected("empty_input")
     if any(item is None or (not isinstance(item, str) and None in item) for item in value):
         raise RowRejected(f"missing_input:{column}")

@@ -128,6 +128,19 @@ def test_a_seed_value_that_a_task_cannot_read_rejects_its_row_alone(tmp_path: Pa
     assert (result.progress.ok, result.progress.reasons) == (1, {"invalid_conversation": 2})
 
 
+def test_a_list_that_may_be_absent_may_be_empty_too(tmp_path: Path):
+    entry = own_task(
+        Shout, inputs={"word": "text", "hints": "list[text]?"}, outputs={"shout": "text", "length": "number"}
+    )
+    hints = (["loud"], [], None, [None, "loud"])
+    job = {
+        **tree(tmp_path / "run"),
+        "source": {"rows": [{"word": str(index), "hints": each} for index, each in enumerate(hints)]},
+    }
+    progress = run(job, in_process=True, tasks={"shout": entry}).progress
+    assert (progress.ok, dict(progress.reasons)) == (3, {"missing_input:hints": 1})
+
+
 def test_yaml_alone_knows_no_own_task(tmp_path: Path):
     with pytest.raises(JobError, match="unknown task 'shout'"):
         Job.of(tree(tmp_path))
