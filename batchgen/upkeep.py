@@ -16,7 +16,6 @@ from batchgen.commit import (
     current_generations,
     manifest_key,
     parse_manifest,
-    read_manifest,
     revocation_key,
 )
 from batchgen.errors import CorruptShard, PlanMismatch, StoreError, UserError
@@ -159,17 +158,21 @@ def garbage(store: ObjectStore, plan: Plan) -> Iterator[tuple[str, int]]:
     # Read once: a shard that is committed after this is none whose attempts could be garbage.
     current = current_generations(store)
     by_name = {shard.name: shard for shard in plan.shards}
+    shards = [
+        (by_name[name], number)
+        for name, generation in current.items()
+        if name in by_name  # else not ours
+        for number in range(generation + 1)
+    ]
     named: set[str] = set()
-    for name, generation in current.items():
-        if name not in by_name:
-            continue  # not ours
-        for number in range(generation + 1):
-            try:
-                manifest = read_manifest(store, plan, by_name[name], number)
-            except CorruptShard:
-                manifest = None
-            # Of one that is torn, or not in sight just now, whatever it names is kept: all of the shard's files.
-            named |= {manifest.key} if manifest else {key for key in attempts if key.split("/")[1] == name}
+    manifests = store.read_many([manifest_key(shard, number) for shard, number in shards])
+    for (shard, _), data in zip(shards, manifests, strict=True):
+        try:
+            manifest = parse_manifest(data, plan, shard) if data is not None else None
+        except CorruptShard:
+            manifest = None
+        # Of one that is torn, or not in sight just now, whatever it names is kept: all of the shard's files.
+        named |= {manifest.key} if manifest else {key for key in attempts if key.split("/")[1] == shard.name}
     for key in attempts:
         if key not in named and key.split("/")[1] in current.keys() & by_name:
             yield key, store.size(key)

@@ -45,7 +45,10 @@ class S3Store:
     def __init__(self, location: str) -> None:
         match = _LOCATION.fullmatch(location.rstrip("/"))
         if match is None:
-            raise UserError(f"{location!r} is not an S3 location; it must read s3://bucket/prefix")
+            raise UserError(
+                f"{location!r} is not an S3 location; it must read s3://bucket/prefix, where the bucket's name has "
+                "3 to 63 of a-z, 0-9, '.' and '-'"
+            )
         self._bucket, self._prefix = match[1], match[2] or None
         self.location = location.rstrip("/")
         self._opened: Any = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import threading
 from dataclasses import replace
@@ -104,8 +105,15 @@ def test_rejected_rows_are_kept_with_their_reason(run):
     assert (first["outcome"], first["reason"], first["instruction"]) == ("rejected", "empty_completion", None)
 
 
-@pytest.mark.parametrize("break_", ["missing", "twice", "foreign"])
-def test_rows_that_are_not_conserved_are_never_written(run, break_: str):
+@pytest.mark.parametrize(
+    ("break_", "told"),
+    [
+        ("missing", "1 missing, 0 foreign, 0 twice"),
+        ("twice", "0 missing, 0 foreign, 1 twice"),
+        ("foreign", "0 missing, 1 foreign, 0 twice"),
+    ],
+)
+def test_rows_that_are_not_conserved_are_never_written(run, break_: str, told: str):
     plan, shard, rows, store = run
     made = results(rows)
     made = {
@@ -113,7 +121,7 @@ def test_rows_that_are_not_conserved_are_never_written(run, break_: str):
         "twice": [*made, made[-1]],
         "foreign": [*made, replace(made[0], seed=SeedRow("f" * 32, 9, {}))],
     }[break_]
-    with pytest.raises(BatchgenError, match="not conserved"):
+    with pytest.raises(BatchgenError, match=f"not conserved: {told}"):
         commit_shard(store, plan, shard, new_attempt(), rows, made)
     assert list(store.list("attempts")) == []
     check_conservation(rows, results(rows))
@@ -217,6 +225,34 @@ def test_damaged_bytes_are_named_and_never_read(run, kind: str):
     damage(store.path(manifest.key), kind)
     with pytest.raises(CorruptShard, match="shard 000000"):
         read_shard(store, plan, manifest)
+
+
+def test_rows_that_are_not_those_of_their_manifest_are_never_read(run):
+    plan, shard, rows, store = run
+    manifest, _ = commit_shard(store, plan, shard, new_attempt(), rows, results(rows))
+    with pytest.raises(CorruptShard, match=r"shard 000000: .* has other rows or columns"):
+        read_shard(store, plan, replace(manifest, rows=manifest.rows + 1))
+    with pytest.raises(CorruptShard, match="shard 000000: its rows are not those that its manifest counts"):
+        read_shard(store, plan, replace(manifest, ok=manifest.ok - 1, rejected=manifest.rejected + 1))
+    renamed(store.path(manifest.key)).close()
+    data = store.read(manifest.key)
+    sealed = replace(manifest, size=len(data), sha256=hashlib.sha256(data).hexdigest())
+    with pytest.raises(CorruptShard, match=r"shard 000000: .* has other rows or columns"):
+        read_shard(store, plan, sealed)
+
+
+class OccupiedStore(LocalStore):
+    """In which a manifest is there to a write and gone to a read, as that of a shard revoked in between."""
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        return False
+
+
+def test_a_manifest_that_is_gone_when_its_winner_is_asked_for_loses_nothing(run):
+    plan, shard, rows, store = run
+    with pytest.raises(StoreError, match="exists and cannot be read"):
+        commit_shard(OccupiedStore(store.root), plan, shard, new_attempt(), rows, results(rows))
+    assert len(list(store.list("attempts"))) == 1
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import hashlib
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,10 +24,11 @@ from batchgen.merge import latest_version, merge_run, version
 from batchgen.merge.version import Version
 from batchgen.plan import Plan, Shard, read_plan
 from batchgen.records import RecordError, read_record
-from batchgen.store import LocalStore
+from batchgen.store import LocalStore, open_store
 from batchgen.upkeep import collect, verify
 from tests.faults import ledger
 from tests.helpers import chaos_job, resealed
+from tests.s3server import environment, s3_server
 
 
 @pytest.fixture
@@ -360,6 +363,41 @@ def test_a_shard_that_is_revoked_under_a_run_is_generated_by_the_same_command(tm
     assert revoked == [0]
     assert run(job, in_process=True).version.kept > 0
     assert verify(*store_and_plan(job)).good
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda store, plan, job: committed(store, plan),
+        lambda store, plan, job: verify(store, plan),
+        lambda store, plan, job: merge_run(store, plan, job),
+        lambda store, plan, job: collect(store, plan),
+    ],
+    ids=["status", "verify", "merge", "gc"],
+)
+def test_no_command_reads_a_bucket_s_manifests_one_by_one(command, monkeypatch: pytest.MonkeyPatch):
+    """A read is a journey of some 50 ms: a quarter of an hour for 20,000 shards."""
+    with s3_server() as server:
+        for name, value in environment(server).items():
+            monkeypatch.setenv(name, value)
+        job = chaos_job("s3://bucket/run", shard_rows=8)
+        run(job, in_process=True)
+        store = open_store(job.output)
+        plan = read_plan(store)
+        under_way: list[int] = [0]
+        lock = threading.Lock()
+
+        def count(method: str, key: str) -> None:
+            if method == "GET" and "/commits/" in key:
+                with lock:
+                    under_way.append(under_way[-1] + 1)
+                time.sleep(0.05)
+                with lock:
+                    under_way.append(under_way[-1] - 1)
+
+        server.fault = count
+        command(store, plan, job)
+        assert max(under_way) > 1
 
 
 def test_gc_keeps_all_that_a_manifest_out_of_sight_may_name(job):
