@@ -153,8 +153,12 @@ class Fleet(Protocol):
     async def stop_waiting(self, engine: int) -> None:
         """Has an engine give up what waits for a store or a server that is out of reach. Never raises."""
 
-    async def progress(self, engine: int) -> Progress | None:
-        """What an engine has done since its start; None where it does not say."""
+    async def progress(self, engine: int, draining: bool = False) -> Progress | None:
+        """What an engine has done since its start; None where it does not say.
+
+        Args:
+            draining: whether there is nothing left to hand out, which the engine is told by the way.
+        """
 
     async def kill(self, engine: int) -> None:
         """Ends an engine at once; never raises."""

@@ -49,20 +49,20 @@ class _Held:
     worked: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Begun:
     """A seed row that runs.
 
     Args:
         held: its shard, or what stands for one where it is only tried.
-        number: of rows that this engine began before it. What began earlier goes first: the next turn of a
-            conversation then comes while the engine still has the turns before it, and shards end one by one, where
-            all rows in flight would otherwise take turns.
+        number: of rows that this engine began before it.
+        calls: completions that it has had.
     """
 
     seed: SeedRow
     held: _Held
     number: int
+    calls: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,9 @@ class Worker:
     Args:
         engine: of the job's model, started.
         others: of the job's further models, by name, started.
+
+    Attributes:
+        draining: whether no shard is to come, as far as is known; for whoever hands them out to set.
     """
 
     def __init__(
@@ -124,10 +127,13 @@ class Worker:
             if (gate := self._runners[index].gate) is not None
         ]
         # First come, first served: a shard begins when all that came before it have.
-        self._rows = asyncio.Semaphore(max(2, int(self.slots * ROWS_PER_SLOT)))
+        self._most_rows = max(2, int(self.slots * ROWS_PER_SLOT))
+        self._rows = asyncio.Semaphore(self._most_rows)
+        self._to_begin = 0
         self._numbers = itertools.count()
+        self.draining = False
         # How often each row in flight waits for that engine.
-        self._waits = Counter[int]()
+        self._waits = Counter[_Begun]()
         self._held: dict[int, _Held] = {}
         self._done: set[int] = set()
         # Shards that were given back: they have not ended yet, or not come.
@@ -171,7 +177,19 @@ class Worker:
         """
         if held.worked or held.first is None:
             return held.worked
-        return sum(waits for number, waits in self._waits.items() if number < held.first) < self._first.slots
+        before = sum(waits for row, waits in self._waits.items() if self._priority(row) < held.first)
+        return before < self._first.slots
+
+    def _priority(self, row: _Begun) -> int:
+        """Of a row's next request.
+
+        What began earlier goes first: the next turn of a conversation then comes while the engine still has the turns
+        before it, and shards end one by one, where all rows in flight would otherwise take turns. Once the last rows
+        have begun, those go first that have come least far: else they would run through all their calls while more and
+        more slots are empty.
+        """
+        last = self.draining and not self._to_begin
+        return row.number + row.calls * self._most_rows * last
 
     def learn(self, texts: Texts) -> None:
         """Tells the gates what rows that ran elsewhere have brought."""
@@ -240,19 +258,25 @@ class Worker:
 
     async def _through(self, seed: SeedRow, held: _Held) -> list[ResultRow]:
         """One seed row through all steps: at least one result, whatever happens to it."""
-        async with self._rows:
-            row = _Begun(seed, held, next(self._numbers))
-            if held.first is None:
-                held.first = row.number
-            self.in_flight += 1
-            try:
-                return await self._advance(row, 0, Branch("", dict(seed.data)))
-            finally:
-                self.in_flight -= 1
+        self._to_begin += 1
+        try:
+            await self._rows.acquire()
+        finally:
+            self._to_begin -= 1
+        row = _Begun(seed, held, next(self._numbers))
+        if held.first is None:
+            held.first = row.number
+        self.in_flight += 1
+        try:
+            return await self._advance(row, 0, Branch("", dict(seed.data)))
+        finally:
+            self.in_flight -= 1
+            self._rows.release()
 
-    def _count(self, held: _Held, completion: Completion) -> None:
+    def _count(self, row: _Begun, completion: Completion) -> None:
         """Tokens are progress as they come: a row of many calls may take minutes."""
-        held.worked = True
+        row.held.worked = True
+        row.calls += 1
         self._tally.input_tokens += completion.input_tokens
         self._tally.output_tokens += completion.output_tokens
 
@@ -293,7 +317,8 @@ class Worker:
         seed = row.seed
         parts = (seed.id, branch.path, index) if number is None else (seed.id, branch.path, index, number)
         key = f"{seed.id}-{branch.path}-{index}-{row.held.attempt[:8]}" + (f"-g{number}" if number is not None else "")
-        log = CallLog(key, random_seed(self._job.seed, *parts), row.number, watch=partial(self._count, row.held))
+        seeded = random_seed(self._job.seed, *parts)
+        log = CallLog(key, seeded, partial(self._priority, row), watch=partial(self._count, row))
         if self._runners[index].gate is not None:
             row.held.worked = True
         try:
@@ -307,13 +332,13 @@ class Worker:
     @contextmanager
     def _waiting_of(self, row: _Begun) -> Iterator[None]:
         """Counts a row among those that wait for the engine of first requests."""
-        self._waits[row.number] += 1
+        self._waits[row] += 1
         try:
             yield
         finally:
-            self._waits[row.number] -= 1
-            if not self._waits[row.number]:
-                del self._waits[row.number]
+            self._waits[row] -= 1
+            if not self._waits[row]:
+                del self._waits[row]
 
     def _result(self, seed: SeedRow, branch: Branch) -> ResultRow:
         # Said as rows come: the merger drops these, unless it is told not to.

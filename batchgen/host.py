@@ -89,6 +89,11 @@ class EngineHost:
         for outage in self._outages:
             outage.give_up()
 
+    def drain(self, draining: bool) -> None:
+        """Tells whether no shard is to come, as far as is known."""
+        if self._worker is not None:
+            self._worker.draining = draining
+
     @property
     def progress(self) -> Progress:
         """What the worker has done since it started."""
@@ -195,10 +200,12 @@ class LocalFleet:
         if (host := self._hosts.get(engine)) is not None:
             host.stop_waiting()
 
-    async def progress(self, engine: int) -> Progress | None:
+    async def progress(self, engine: int, draining: bool = False) -> Progress | None:
         """What an engine has done since its start."""
-        host = self._hosts.get(engine)
-        return host.progress if host else None
+        if (host := self._hosts.get(engine)) is None:
+            return None
+        host.drain(draining)
+        return host.progress
 
     async def kill(self, engine: int) -> None:
         """Ends an engine at once."""

@@ -68,6 +68,11 @@ class Scheduler:
         return self._stopping is not None
 
     @property
+    def draining(self) -> bool:
+        """Whether what engines hold is all that is left, unless some of it comes back."""
+        return self.stopping or not self._open
+
+    @property
     def engines_ready(self) -> int:
         """Engines that take shards."""
         return sum(engine.ready for engine in self._engines.values())

@@ -101,7 +101,8 @@ class _Actor:
     async def stop_waiting(self) -> None:
         self._host.stop_waiting()
 
-    async def progress(self) -> Progress:
+    async def progress(self, draining: bool) -> Progress:
+        self._host.drain(draining)
         return self._host.progress
 
     async def stop(self) -> None:
@@ -280,14 +281,14 @@ class RayFleet:
             with contextlib.suppress(RayError):
                 await actor.stop_waiting.remote()
 
-    async def progress(self, engine: int) -> Progress | None:
+    async def progress(self, engine: int, draining: bool = False) -> Progress | None:
         """What an engine has done since its start; None where it does not say in time."""
         actor = self._actors.get(engine)
         if actor is None:
             return None
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
-                progress: Progress = await actor.progress.remote()
+                progress: Progress = await actor.progress.remote(draining)
         except (TimeoutError, RayError):
             return None
         return progress

@@ -26,7 +26,7 @@ class CallLog:
     Args:
         key: names the row, step and attempt; request ids are made from it.
         seed: of this row in this step.
-        priority: of its requests.
+        priority: gives that of a request which is made now.
         calls: engine calls so far.
         finish_reason: "length" where any completion was cut, else the last one's.
         known: the last prompt with its completion, for the next turn of the same conversation.
@@ -40,7 +40,7 @@ class CallLog:
 
     key: str
     seed: int
-    priority: int = 0
+    priority: Callable[[], int] = lambda: 0
     calls: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
@@ -151,7 +151,7 @@ class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilab
                 stop_token_ids=stop_token_ids,
                 key=f"{log.key}-{number}",
                 messages=messages,
-                priority=log.priority,
+                priority=log.priority(),
             )
         )
         log.add(completion)

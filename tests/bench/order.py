@@ -55,7 +55,7 @@ async def _rows(engine: FixedLengths, rows: int) -> None:
 
     async def row(number: int) -> None:
         async with gate:
-            await runner.run({}, CallLog(f"o-{time.monotonic_ns()}-{number}", number, number))
+            await runner.run({}, CallLog(f"o-{time.monotonic_ns()}-{number}", number, lambda: number))
 
     await asyncio.gather(*(row(number) for number in range(rows)))
 

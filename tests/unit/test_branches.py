@@ -18,7 +18,7 @@ def generation(
     notes: tuple[str, ...] = (),
     last: str | None = None,
 ) -> Generation:
-    log = CallLog("key", 0, 0, 1, input_tokens, output_tokens, finish_reason, notes=list(notes), last=last)
+    log = CallLog("key", 0, lambda: 0, 1, input_tokens, output_tokens, finish_reason, notes=list(notes), last=last)
     return Generation(log, {} if text is None else {"generation": text}, reason)
 
 

@@ -269,6 +269,21 @@ def test_an_actor_makes_a_call_once_however_often_it_is_asked_for(fleet, monkeyp
     asyncio.run(go())
 
 
+@pytest.mark.parametrize("draining", [False, True])
+def test_an_actor_is_told_whether_more_is_to_come_as_it_is_asked_how_far_it_is(fleet, draining: bool):
+    class Host:
+        progress = Progress(ok=3)
+
+        def drain(self, draining: bool) -> None:
+            self.draining = draining
+
+    actor = object.__new__(fleets._Actor)
+    actor._host = Host()  # type: ignore[assignment]
+    asked = fleet("alive", progress=SimpleNamespace(remote=actor.progress))
+    assert asyncio.run(asked.progress(0, draining)) == Progress(ok=3)
+    assert actor._host.draining is draining
+
+
 def test_the_death_of_an_actor_is_told_in_a_line():
     died = (
         "The actor died unexpectedly before finishing this task.\n\tclass_name: _Actor\n"

@@ -173,11 +173,38 @@ def test_an_engine_that_dies_as_it_is_handed_a_shard_is_asked_for_nothing_more(t
     assert any("scripted" in note for note in notes)
 
 
+class ToldFleet(LocalFleet):
+    """Notes what its engine is told, and how many shards it holds then."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.told: list[tuple[bool, int]] = []
+        ToldFleet.last = self
+
+    async def progress(self, engine: int, draining: bool = False) -> Progress | None:
+        progress = await super().progress(engine, draining)
+        worker = self._hosts[engine]._worker if engine in self._hosts else None
+        if worker is not None:
+            assert worker.draining == draining
+            self.told.append((draining, len(worker._held)))
+        return progress
+
+
+def test_an_engine_is_told_that_nothing_more_is_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("batchgen.drive.POLL_SECONDS", 0.02)
+    model = {"path": "chaos", "engine": {"latency": 0.02, "slots": 4}}
+    drive(chaos_job(tmp_path, source={"count": 120}, shard_rows=8, model=model), fleets=ToldFleet)
+    told = [draining for draining, _ in ToldFleet.last.told]
+    assert told == sorted(told), "first not, then always"
+    assert {False, True} == set(told)
+    assert max(held for draining, held in ToldFleet.last.told if draining) > 1
+
+
 class SilentFleet(LocalFleet):
     """Its first engine takes work and never says a word again, as a process does that is stopped."""
 
-    async def progress(self, engine: int) -> Progress | None:
-        return None if engine == 0 else await super().progress(engine)
+    async def progress(self, engine: int, draining: bool = False) -> Progress | None:
+        return None if engine == 0 else await super().progress(engine, draining)
 
     async def run(self, engine: int, work: Work) -> Answer:
         return await (asyncio.Event().wait() if engine == 0 else super().run(engine, work))
@@ -466,8 +493,8 @@ def test_a_store_that_is_away_for_a_while_is_waited_for_and_its_engine_does_not_
     way.write_text("in the way")
 
     class Watched(RecordingFleet):
-        async def progress(self, engine: int) -> Progress | None:
-            progress = await super().progress(engine)
+        async def progress(self, engine: int, draining: bool = False) -> Progress | None:
+            progress = await super().progress(engine, draining)
             if progress is not None and progress.waiting:
                 self.waited = getattr(self, "waited", 0) + 1
                 if self.waited == 3:
@@ -751,8 +778,8 @@ def test_an_engine_that_starts_waits_for_a_store_that_is_out_of_reach(tmp_path: 
         async def place(self, engine: int) -> None:
             close()
 
-        async def progress(self, engine: int) -> Progress | None:
-            progress = await super().progress(engine)
+        async def progress(self, engine: int, draining: bool = False) -> Progress | None:
+            progress = await super().progress(engine, draining)
             if progress is not None and progress.waiting and kept.exists() and self._config.job.outage_seconds > 1:
                 way.rmdir()
                 kept.rename(way)

@@ -13,7 +13,7 @@ import pytest
 
 from batchgen import Result, run
 from batchgen.commit import committed, new_attempt, read_shard
-from batchgen.engines.base import EngineSpec
+from batchgen.engines.base import Completion, EngineSpec, Request
 from batchgen.engines.chaos import ChaosEngine
 from batchgen.errors import EngineDead
 from batchgen.generate import Done, Worker
@@ -451,6 +451,79 @@ def test_rows_that_began_earlier_go_first(tmp_path: Path):
     # its own. Where all rows in flight take turns it is 1.5 times as many (measured).
     seen = sum(numbers[-1] - numbers[0] + 1 for numbers in calls.values()) / rows
     assert seen < 1.2 * 2 * turns * engine.slots
+
+
+class Stepped(ScriptedEngine):
+    """An engine that answers as many requests at a time as it has slots, those of the lowest priority first."""
+
+    slots = 4
+
+    def __init__(self) -> None:
+        super().__init__(lambda prompt, number: "text")
+        self.waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self.came = itertools.count()
+        self.times = 0
+
+    async def generate(self, request: Request) -> Completion:
+        turn = asyncio.get_running_loop().create_future()
+        self.waiting.append((request.priority, next(self.came), turn))
+        await turn
+        return await super().generate(request)
+
+    async def serve(self) -> None:
+        while True:
+            await asyncio.sleep(0.02)
+            self.waiting.sort()
+            served, self.waiting = self.waiting[: self.slots], self.waiting[self.slots :]
+            self.times += bool(served)
+            for _, _, turn in served:
+                turn.set_result(None)
+
+
+@pytest.mark.parametrize(("rows", "draining", "times"), [(6, False, 8), (6, True, 6), (14, False, 16), (14, True, 14)])
+def test_the_last_rows_take_turns_so_that_slots_are_not_left_empty(
+    tmp_path: Path, rows: int, draining: bool, times: int
+):
+    """Four calls a row on four slots: where two rows are left at the end, they would have them alone for four calls."""
+    steps = [{"task": "magpie", "n_turns": 2}]
+    job, engine = chaos_job(tmp_path, source={"count": rows}, shard_rows=rows, steps=steps), Stepped()
+
+    async def go() -> None:
+        worker, plan, seeds, _ = worker_on(engine, job)
+        worker.draining = draining
+        serving = asyncio.create_task(engine.serve())
+        await worker.shard(plan.shards[0], new_attempt(), seeds.slice(0, rows))
+        serving.cancel()
+
+    asyncio.run(go())
+    assert (len(engine.prompts), engine.times) == (4 * rows, times)
+
+
+def test_a_shard_of_last_rows_goes_first_and_is_kept_therefore(tmp_path: Path):
+    job = chaos_job(tmp_path, source={"count": 4}, shard_rows=2)
+    engine = Stepped()
+    engine.slots = 2
+
+    async def go() -> None:
+        worker, plan, seeds, _ = worker_on(engine, job)
+        shards = [
+            asyncio.create_task(worker.shard(shard, new_attempt(), seeds.slice(shard.start, shard.stop)))
+            for shard in plan.shards
+        ]
+        serving = asyncio.create_task(engine.serve())
+        while not engine.times:
+            await asyncio.sleep(0)
+        serving.cancel()
+        while len(engine.waiting) < 4:
+            await asyncio.sleep(0)
+        worker.draining = True
+        assert not worker.give_back(1), "the two rows of the first shard have had a call each"
+        worker.draining = False
+        assert worker.give_back(1)
+        shards[0].cancel()
+        await asyncio.gather(*shards, return_exceptions=True)
+
+    asyncio.run(go())
 
 
 def test_a_slow_engine_of_one_step_is_full_beside_a_quick_one_with_few_slots(tmp_path: Path):
