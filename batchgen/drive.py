@@ -304,7 +304,7 @@ class Driver:
             await asyncio.sleep(POLL_SECONDS)
 
     async def _look_at(self, engine: int, pulse: Pulse) -> None:
-        progress = await self._fleet.progress(engine, self._scheduler.draining)
+        progress = await self._fleet.progress(engine, self._scheduler.drains(engine))
         if engine not in self._up:
             return
         pulse.felt(progress, time.monotonic())

@@ -157,7 +157,8 @@ class Fleet(Protocol):
         """What an engine has done since its start; None where it does not say.
 
         Args:
-            draining: whether there is nothing left to hand out, which the engine is told by the way.
+            draining: whether it is to finish what it holds, with nothing to come and nothing to go to others, which
+                the engine is told by the way.
         """
 
     async def kill(self, engine: int) -> None:

@@ -86,7 +86,8 @@ class Worker:
         others: of the job's further models, by name, started.
 
     Attributes:
-        draining: whether no shard is to come, as far as is known; for whoever hands them out to set.
+        draining: whether, as things are, no shard is to come and none to be given back; for whoever hands them out to
+            set.
     """
 
     def __init__(

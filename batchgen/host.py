@@ -90,7 +90,7 @@ class EngineHost:
             outage.give_up()
 
     def drain(self, draining: bool) -> None:
-        """Tells whether no shard is to come, as far as is known."""
+        """Tells whether, as things are, no shard is to come and none to be given back."""
         if self._worker is not None:
             self._worker.draining = draining
 

@@ -67,10 +67,15 @@ class Scheduler:
         """Whether nothing more is handed out."""
         return self._stopping is not None
 
-    @property
-    def draining(self) -> bool:
-        """Whether what engines hold is all that is left, unless some of it comes back."""
-        return self.stopping or not self._open
+    def drains(self, number: int) -> bool:
+        """Whether an engine, as things are, is to finish what it holds and no other engine to take any of it."""
+        if self.stopping or number not in self._engines:
+            return True
+        if self._open:
+            return False
+        engine = self._engines[number]
+        others = [e for other, e in self._engines.items() if other != number and e.placed]
+        return not any(not e.ready or e.is_better_for(shard, engine) for shard in engine.recallable() for e in others)
 
     @property
     def engines_ready(self) -> int:
@@ -321,9 +326,9 @@ class Scheduler:
             givers = [(e.load, number) for number, e in self._engines.items() if e is not taker and e.recallable()]
             if not givers:
                 break
-            load, number = max(givers)
+            _, number = max(givers)
             shard = self._engines[number].recallable()[0]
-            if taker.load + (shard.stop - shard.start) / max(1, taker.slots) < load:
+            if taker.is_better_for(shard, self._engines[number]):
                 actions.append(self._recall(number, shard))
         return actions
 

@@ -437,6 +437,46 @@ def test_an_engine_with_enough_to_do_gets_nothing_of_another_s():
     assert scheduler.shard_returned(0, 4) == [Dispatch(1, shards(6)[4])], "four are left there, two are enough here"
 
 
+def test_an_engine_drains_once_there_is_nothing_left_to_hand_out():
+    scheduler = Scheduler(shards(20), 1)
+    scheduler.start()
+    scheduler.engine_ready(0, slots=1)
+    assert not scheduler.drains(0)
+    scheduler.stop("interrupted")
+    assert scheduler.drains(0)
+    scheduler = Scheduler(shards(2), 1)
+    scheduler.start()
+    scheduler.engine_ready(0, slots=1)
+    assert scheduler.drains(0)
+    scheduler.engine_lost(0, "died", machine=True)
+    assert scheduler.drains(0), "it is gone"
+    scheduler.engine_ready(1, slots=1)
+    scheduler.shard_failed(1, 0, "x")
+    assert scheduler.drains(1), "what failed is handed out again, to the same engine"
+
+
+def test_an_engine_of_whose_shards_another_would_take_one_does_not_drain():
+    """Its rows would all begin, and none of its shards could be taken back any more."""
+    scheduler = Scheduler(shards(5), 2)
+    scheduler.start()
+    scheduler.engine_ready(0, slots=10)
+    assert scheduler.drains(0), "the other waits for a place, perhaps for ever"
+    scheduler.engine_placed(1)
+    assert not scheduler.drains(0), "the other is coming"
+    assert scheduler.engine_ready(1, slots=10) == [Recall(0, 4)]
+    assert (scheduler.drains(0), scheduler.drains(1)) == (False, True)
+    scheduler.shard_returned(0, 4)
+    assert (scheduler.drains(0), scheduler.drains(1)) == (False, True), "three and one"
+    scheduler.shard_returned(0, 3)
+    assert (scheduler.drains(0), scheduler.drains(1)) == (True, True), "three and two"
+    assert scheduler.shard_done(1, 4) == [Recall(0, 2)]
+    assert (scheduler.drains(0), scheduler.drains(1)) == (True, True), "two, as one is asked back, and one"
+    scheduler.shard_done(1, 3)
+    assert not scheduler.drains(0)
+    scheduler.recall_refused(0, 2)
+    assert scheduler.drains(0), "all of it has begun"
+
+
 def test_a_shard_that_had_begun_and_failed_may_be_asked_back_again():
     scheduler = Scheduler(shards(6), 2)
     scheduler.start()
