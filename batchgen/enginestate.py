@@ -52,7 +52,7 @@ class EngineState:
         return self.free and (len(self.shards) < HELD_SHARDS or self.load < HELD_ROWS_PER_SLOT)
 
     def is_better_for(self, shard: Shard, holder: EngineState) -> bool:
-        """Whether a shard that an engine holds and has not begun ends sooner here, as far as loads tell."""
+        """Whether a shard that another engine holds and has not begun ends sooner here, as far as loads tell."""
         return self.load + (shard.stop - shard.start) / max(1, self.slots) < holder.load
 
     def recallable(self) -> list[Shard]:

@@ -75,7 +75,8 @@ class Scheduler:
             return False
         engine = self._engines[number]
         others = [e for other, e in self._engines.items() if other != number and e.placed]
-        return not any(not e.ready or e.is_better_for(shard, engine) for shard in engine.recallable() for e in others)
+        next_taken = engine.recallable()[:1]
+        return not any(not e.ready or e.is_better_for(shard, engine) for shard in next_taken for e in others)
 
     @property
     def engines_ready(self) -> int:
