@@ -22,6 +22,9 @@ from batchgen.store.local import flush
 
 _DAY = 24 * 3600.0
 
+# `load_dataset` takes the one for a choice of characters, the other for a chain of file systems.
+_UNLOADABLE = re.compile(r"\[.+\]|::")
+
 
 def publish_folder(store: ObjectStore, version: Version, folder: str | Path) -> Path:
     """Puts a version's files into a folder, all at once, in the place of an earlier version.
@@ -123,9 +126,11 @@ def check_target(folder: str | Path) -> Path:
     """The folder that a dataset may be put into.
 
     Raises:
-        UserError: it holds something that is no dataset.
+        UserError: it holds something that is no dataset, or `load_dataset` would not find it.
     """
     target = resolved(folder)
+    if found := _UNLOADABLE.search(str(target)):
+        raise UserError(f"{target}: load_dataset opens no folder with {found[0]!r} in its path; choose another one")
     if not _replaceable(target):
         raise UserError(f"{folder}: exists and is not a published dataset; it was left as it is")
     return target

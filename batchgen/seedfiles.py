@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import itertools
 import json
+import os
 from array import array
 from bisect import bisect_right
 from collections import Counter
@@ -65,9 +66,17 @@ def read_files(patterns: Sequence[str], base: Path, wanted: Sequence[str] | None
     return parts
 
 
+def find_files(pattern: str, base: Path = Path()) -> list[str]:
+    """Names of the files that match, in order: the one of just this name, if there is one, as `a[1].jsonl` may be."""
+    name = str(expanded(pattern))
+    if os.path.isfile(base / name):  # noqa: PTH113  # pathlib's raises where a folder may not be looked into
+        return [name]
+    return sorted(glob.glob(name, root_dir=base, recursive=True))
+
+
 def _in_folder(pattern: str, base: Path) -> Iterator[tuple[str, Path]]:
     """Names and paths of the files that match."""
-    names = sorted(glob.glob(str(expanded(pattern)), root_dir=base, recursive=True))
+    names = find_files(pattern, base)
     if not names:
         raise SeedError(f"source.path: no file matches {pattern!r} (looked in {base.resolve()})")
     for name in names:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import glob
 import logging
 import os
 import shutil
@@ -21,7 +20,7 @@ import yaml
 import batchgen
 from batchgen.errors import BatchgenError, Stopped, UserError
 from batchgen.job import Job, Source
-from batchgen.paths import expanded
+from batchgen.seedfiles import find_files
 from batchgen.seeds import load_seeds
 from batchgen.store import is_remote
 
@@ -132,7 +131,7 @@ def _copy_seeds(source: Source, folder: Path) -> list[str]:
         if is_remote(pattern):
             names.append(pattern)
             continue
-        for path in sorted(glob.glob(str(expanded(pattern)), recursive=True)):
+        for path in find_files(pattern):
             # The order of the files is the order of the rows.
             name = f"{len(names):05d}-{Path(path).name}"
             shutil.copyfile(path, folder / name)

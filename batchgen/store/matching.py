@@ -14,7 +14,7 @@ _WILD = re.compile(r"[*?\[]")
 def find_objects(pattern: str) -> tuple[S3Store, list[str]]:
     """The bucket of a pattern like `s3://bucket/seeds/**/*.jsonl`, and the keys there that match it, in order.
 
-    A pattern without wild cards is a key, which may not be there.
+    A pattern without wild cards is a key, which may not be there; one that is itself a key is that one alone.
 
     Raises:
         UserError: it names no bucket.
@@ -27,7 +27,8 @@ def find_objects(pattern: str) -> tuple[S3Store, list[str]]:
         return store, [key]
     folder = key[: wild.start()].rpartition("/")[0]
     wanted = key.split("/")
-    return store, [found for found in store.list(folder) if _matches(found.split("/"), wanted)]
+    keys = [*store.list(folder)]
+    return store, [key] if key in keys else [found for found in keys if _matches(found.split("/"), wanted)]
 
 
 def _matches(parts: Sequence[str], wanted: Sequence[str]) -> bool:

@@ -132,6 +132,7 @@ def test_ultrafeedback_reads_ratings_however_they_are_set_out(answer: str):
         PLAIN.replace("Text 1", "Text 3"),
         PLAIN.replace("Rating: 2", "Rating: 9"),
         PLAIN.replace("Rating: 2", "Rating: N/A"),
+        PLAIN.replace("Rationale: Short", "Rating: 4"),
         PLAIN + "\n\n#### Output for Text 3\nRating: 1\nRationale: None.",
         PLAIN.replace("Text 1", "Text 0").replace("Text 2", "Text 1").replace("Text 0", "Text 2"),
         "Rating: 4",
@@ -216,6 +217,9 @@ def test_prometheus_results(mode: str, answer: str, row: tuple[str, Any] | None)
         ("It fits well. Score: 4", 4.0, "It fits well."),
         ("A score: 1 would be harsh.\n\n**Score: <4>**", 4.0, "A score: 1 would be harsh."),
         ("Score: 4\n\nIt fits.", 4.0, "It fits."),
+        ("It fits.\n\nScore: 5", 5.0, "It fits."),
+        ("It fits.\n\nScore: 1", 1.0, "It fits."),
+        ("It fits.\n\nScore: 0", None, ""),
         ("It fits.\n\nScore: 10", None, ""),
         ("It fits.", None, ""),
     ],
@@ -242,6 +246,11 @@ def test_backtranslation_takes_the_last_score(answer: str, score: float | None, 
 def test_clair_splits_at_the_solution_s_heading(answer: str):
     row = {"task": "1 + 2?", "student_solution": "4"}
     assert run_task("clair", row, ScriptedEngine([answer])) == {"revision": "-3", "rational": "Off by one."}
+
+
+def test_clair_without_a_solution_rejects_the_row():
+    with pytest.raises(RowRejected, match="invalid_output"):
+        run_task("clair", {"task": "1 + 2?", "student_solution": "4"}, ScriptedEngine(["It is off by one."]))
 
 
 def test_clair_s_reasoning_may_speak_of_the_solution():

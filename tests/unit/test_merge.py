@@ -434,6 +434,17 @@ def test_publish_replaces_a_dataset_and_nothing_else(tmp_path: Path):
     assert list(tmp_path.glob(".*")) == []
 
 
+@pytest.mark.parametrize("name", ["of[1]", "a::b"])
+def test_a_dataset_goes_where_load_dataset_finds_it(tmp_path: Path, name: str):
+    result = answered(tmp_path, ["a b c"])
+    store = LocalStore(result.run)
+    with pytest.raises(UserError, match=r"load_dataset opens no folder with '(\[1\]|::)' in its path"):
+        publish_folder(store, result.version, tmp_path / name / "dataset")
+    assert not (tmp_path / name).exists()
+    whole = publish_folder(store, result.version, tmp_path / "a[b *?#%20{c}: d" / "dataset")
+    assert load_dataset(str(whole), split="train", cache_dir=str(tmp_path / "cache")).num_rows == 1
+
+
 def test_in_a_store_the_card_comes_after_the_data_and_what_was_there_goes_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -138,6 +138,15 @@ def test_a_missing_file_is_named_with_the_folder(tmp_path: Path):
         load_seeds(Source(path="seeds/*.jsonl"), tmp_path)
 
 
+def test_a_file_of_just_that_name_is_meant_before_those_that_match(tmp_path: Path):
+    for name in ("a[1].jsonl", "a1.jsonl", "a2.jsonl"):
+        (tmp_path / name).write_text(f'{{"x": "{name}"}}\n')
+    wanted = {"a[1]": ["a[1].jsonl"], "a[2]": ["a2.jsonl"], "a[12]": ["a1.jsonl", "a2.jsonl"]}
+    for pattern, found in wanted.items():
+        seeds = load_seeds(Source(path=f"{pattern}.jsonl"), tmp_path)
+        assert [row.data["x"] for row in seeds.slice(0, 9)] == found
+
+
 def test_files_with_other_columns_are_refused(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"x": "1"}\n')
     (tmp_path / "b.jsonl").write_text('{"y": "1"}\n')
@@ -338,7 +347,7 @@ def test_a_bucket_has_the_rows_that_files_have(server: S3Server, tmp_path: Path,
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    for name in ("b.jsonl", "a.jsonl", "deep/er/c.jsonl", "deep/d.csv", "other.txt"):
+    for name in ("b.jsonl", "a.jsonl", "deep/er/c.jsonl", "deep/d.csv", "other.txt", "b[1].jsonl", "b1.jsonl"):
         data = b"x\r\n%s\r\n" % name.encode() if name.endswith("csv") else b'\n{"x": "%s"}\n' % name.encode()
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(data)
@@ -346,7 +355,16 @@ def test_a_bucket_has_the_rows_that_files_have(server: S3Server, tmp_path: Path,
         server.objects[f"bucket/seeds2/{name}"] = b"of another folder"
     pq.write_table(pa.table({"x": ["e"]}), tmp_path / "e.parquet")
     server.objects["bucket/seeds/e.parquet"] = (tmp_path / "e.parquet").read_bytes()
-    for pattern in ("*.jsonl", "[a]*.jsonl", "**/*.jsonl", "deep/**/*.[cj]*", "?.jsonl", "e.parquet", "d*/d.csv"):
+    for pattern in (
+        "*.jsonl",
+        "[a]*.jsonl",
+        "**/*.jsonl",
+        "deep/**/*.[cj]*",
+        "?.jsonl",
+        "e.parquet",
+        "d*/d.csv",
+        "b[1].jsonl",
+    ):
         there, here = (
             load_seeds(Source(path=f"s3://bucket/seeds/{pattern}")),
             load_seeds(Source(path=pattern), tmp_path),

@@ -98,7 +98,7 @@ def test_a_cluster_that_never_answers_again_is_told():
     "source",
     [
         "{rows: [{instruction: a, day: 2024-01-02, at: 2024-01-02T03:04:05, raw: !!binary /w==, text: '2024-01-02'}]}",
-        "{path: [b/*.jsonl, a.csv]}",
+        "{path: [b/*.jsonl, a.csv, 'c[1].csv']}",
         "{count: 9}",
     ],
 )
@@ -108,6 +108,7 @@ def test_a_submitted_job_is_the_same_job(source: str, tmp_path: Path, monkeypatc
     (tmp_path / "b" / "2.jsonl").write_text('{"instruction": "two"}\n')
     (tmp_path / "b" / "1.jsonl").write_text('{"instruction": "one"}\n')
     (tmp_path / "a.csv").write_text("instruction\nthree\n")
+    (tmp_path / "c[1].csv").write_text("instruction\nfour\n")
     task = "magpie" if "count" in source else "text_generation"
     (tmp_path / "mine.yaml").write_text(
         f"name: n\nsource: {source}\nmodel: {{path: chaos}}\nsteps: [{{task: {task}}}]\noutput: /shared/run\n"
