@@ -57,6 +57,11 @@ _NO_DEVICE = (
     "vLLM finds no device here that it could run on: its build for GPUs is installed, and the driver shows it none; "
     "does nvidia-smi list one? Without a GPU: make setup, which installs vLLM's CPU build"
 )
+# There the kernel that hands each draft token its request's temperature writes into a copy, which is thrown away.
+_SPECULATION = (
+    "model.engine: speculative_config: vLLM's CPU build accepts drafts that the model would not have written; "
+    "leave it out on a machine without a GPU"
+)
 
 
 class VllmEngine:
@@ -254,6 +259,8 @@ def _async_llm(spec: EngineSpec, model: Repository) -> Any:
         "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
     }
     if current_platform.is_cpu():
+        if spec.arguments.get("speculative_config") is not None:
+            raise EngineStartError(_SPECULATION, final=True)
         # Has one process less, which starts 15 s earlier and needs no 400 MB in /dev/shm, of which a container
         # has 64. `nobind` above is what makes a worker of its own unnecessary.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")

@@ -156,12 +156,26 @@ def test_mappings_of_a_job_become_vllm_s_configs(monkeypatch: pytest.MonkeyPatch
         reasoning_parser="granite",
         eplb_config={"window_size": 10},
         compilation_config={"mode": 0},
-        speculative_config={"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3},
     )
     assert config.structured_outputs_config.reasoning_parser == "granite"
     assert config.structured_outputs_config.disable_any_whitespace
     assert config.parallel_config.eplb_config.window_size == 10
-    assert config.speculative_config.num_speculative_tokens == 2
+
+
+def test_a_cpu_s_drafts_are_refused_as_it_accepts_what_the_model_would_not_write():
+    """Where this fails because the kernel writes what it should, the refusal can go."""
+    import torch
+    from vllm.platforms import current_platform
+    from vllm.utils.cpu_triton_utils import _expand_kernel_impl
+
+    current_platform.import_kernels()
+    temperatures = torch.full((3,), 7.0)
+    _expand_kernel_impl(temperatures, torch.tensor([1.0, 0.5]), torch.tensor([1, 3]), 0, 1)
+    assert temperatures.tolist() != [1.0, 0.5, 0.5]
+    arguments = {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}}
+    with pytest.raises(EngineStartError, match=r"model\.engine: speculative_config: vLLM's CPU build") as caught:
+        asyncio.run(build_engine(EngineSpec("embedded", arguments=arguments, seed=1)).start())
+    assert caught.value.final
 
 
 @pytest.mark.parametrize(
