@@ -1,0 +1,210 @@
+"""Every task beside distilabel's own: the same prompts, and the same columns of completions that are read right there.
+
+What is made of other completions is in tests/unit.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from batchgen.engines.chat import byte_chat
+from batchgen.tasks.distilabel_api import LLM, MagpieChatTemplateMixin, tasks
+from batchgen.tasks.table import TASKS
+from tests.helpers import ScriptedEngine, run_task
+from tests.task_examples import EXAMPLES
+
+Answers = Callable[[int], str]
+CHAT = byte_chat()
+
+
+class PeerLLM(LLM, MagpieChatTemplateMixin):
+    """An LLM of distilabel's that renders prompts as `ScriptedEngine` sees them, and answers by the call's number."""
+
+    answers: Any
+    prompts: list[str]
+    structured_output: Any = None
+
+    @property
+    def model_name(self) -> str:
+        return "peer"
+
+    def generate(self, inputs: list[Any], num_generations: int = 1, **kwargs: Any) -> list[Any]:
+        """A completion for every input."""
+        made = []
+        for given in inputs:
+            messages = given[0] if isinstance(given, tuple) else given
+            if isinstance(messages, str):
+                prompt = messages
+            else:
+                opens_user_turn = self.use_magpie_template and (not messages or messages[-1]["role"] != "user")
+                rendered = CHAT.user_prompt(messages) if opens_user_turn else CHAT.prompt(messages)
+                prompt = bytes(rendered.token_ids).decode()
+            text = self.answers(len(self.prompts))
+            self.prompts.append(prompt)
+            statistics = {"input_tokens": [1], "output_tokens": [1]}
+            made.append({"generations": [text], "statistics": statistics})
+        return made
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task with parameters.
+
+    Args:
+        answers: in the form that distilabel reads; by default the example's.
+        renamed: parameters as distilabel calls them, where it does otherwise.
+        columns: whether what is made of the answers is compared, too.
+    """
+
+    task: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    row: Mapping[str, Any] = field(default_factory=dict)
+    answers: Answers | str | None = None
+    renamed: Mapping[str, Any] | None = None
+    columns: bool = True
+
+
+def evolving(number: int) -> str:
+    """An answer unlike all others, so that no evolution is eliminated."""
+    return f"Answer {number} is about {('cats', 'dogs', 'birds', 'whales', 'ants')[number % 5]}."
+
+
+RATED = "#### Output for Text 1\nRating: 2\nRationale: Short.\n\n#### Output for Text 2\nRating: 5\nRationale: Right."
+TYPED = "\n\n".join(f"#### Output for Text {n}\nType: 1\nRationale: A.\nRating: {n}\nRationale: B." for n in (1, 2))
+STORED = {"num_evolutions": 2, "store_evolutions": True}
+UNFENCED = '[{"query": "Add.", "answers": [{"name": "add", "arguments": {"a": 1}}]}]'
+PAIR = {"generations": ["a", "b"]}
+# In place of the examples' answers, which are there to show what distilabel does not read.
+ANSWERS: Mapping[str, Answers | str] = {
+    "apigen_generator": UNFENCED,
+    "complexity_scorer": "[1] score: 2\n[2] score: 5",
+    "evol_complexity": evolving,
+    "evol_instruct": evolving,
+    "evol_quality": evolving,
+    "magpie": evolving,
+    "self_instruct": "Add.\nSort.",
+    "ultrafeedback": RATED,
+}
+# Columns of another name or shape, each for a reason that the table's entry gives.
+OTHER_COLUMNS = {"instruction_backtranslation", "math_shepherd_completer"}
+CASES = [
+    *(
+        Case(name, EXAMPLES[name].parameters, columns=name not in OTHER_COLUMNS)
+        for name, spec in sorted(TASKS.items())
+        # Below: with that task's default structured output distilabel needs `outlines`.
+        if spec.distilabel and name != "text_classification"
+    ),
+    Case("apigen_generator", {"use_tools": True}, {"tools": json.dumps([{"name": "add"}])}),
+    Case(
+        "bitext_retrieval_generator",
+        {"target_language": "German", "unit": "phrase", "difficulty": "college", "high_score": "4.5", "low_score": "3"},
+    ),
+    Case("clair", {"system_prompt": "Be strict."}),
+    *(
+        Case("embedding_task_generator", {"category": category})
+        for category in ("text-matching-short", "text-matching-long", "text-classification")
+    ),
+    Case("evol_complexity", {**STORED, "generate_answers": True}),
+    Case("evol_instruct", {"num_evolutions": 3}),
+    Case("evol_instruct", {**STORED, "generate_answers": True, "include_original_instruction": True}),
+    Case("evol_quality", {**STORED, "include_original_response": True}),
+    *(
+        Case("generate_sentence_pair", {"action": action, "triplet": True, "hard_negative": hard, "context": "Pets."})
+        for action in ("paraphrase", "semantically-similar", "query", "answer")
+        for hard in (False, True)
+    ),
+    Case("generate_sentence_pair", {"action": "query"}),
+    Case(
+        "generate_text_retrieval_data",
+        {
+            "language": "German",
+            "query_type": "common",
+            "query_length": "5 to 15 words",
+            "difficulty": "PhD",
+            "clarity": "clear",
+            "num_words": 100,
+        },
+    ),
+    Case("magpie", {"n_turns": 2, "system_prompt": "Be kind.", "include_system_prompt": True}),
+    Case("magpie", {"n_turns": 2, "end_with_user": True}),
+    Case("magpie", {"only_instruction": True}),
+    Case("magpie", {"system_prompt": ["A.", "B.", "C."]}, renamed={"system_prompt": ["A.", "B.", "C."]}),
+    Case("math_shepherd_generator", {"M": 3, "extra_rules": "- Be short.", "few_shots": "None."}),
+    *(
+        Case("prometheus_eval", {"mode": "absolute", "rubric": rubric})
+        for rubric in ("harmlessness", "honesty", "factual-validity", "reasoning")
+    ),
+    Case("prometheus_eval", {"mode": "relative", "rubric": "honesty"}, PAIR, "Feedback: Good. [RESULT] A"),
+    Case("prometheus_eval", {"mode": "absolute", "rubric": "honesty", "reference": True}, {"reference": "3"}),
+    Case("self_instruct", {"criteria_for_query_generation": "Be short.", "application_description": "A shop."}),
+    Case("text_classification", {"use_default_structured_output": False}),
+    Case(
+        "text_classification",
+        {
+            "use_default_structured_output": False,
+            "n": 2,
+            "available_labels": {"sport": "games", "law": "courts"},
+            "context": "News.",
+            "examples": ["A goal: sport"],
+            "default_label": "law",
+            "query_title": "Article",
+        },
+        answers='{"labels": ["sport", "law"]}',
+    ),
+    Case("text_generation", {"system_prompt": "Be brief."}),
+    Case("text_generation", {}, {"system_prompt": "Be brief."}, renamed={"use_system_prompt": True}),
+    Case(
+        "text_generation", {"template": "Do {{ instruction }} now."}, renamed={"template": "Do {{ instruction }} now."}
+    ),
+    *(Case("ultrafeedback", {"aspect": aspect}) for aspect in ("honesty", "instruction-following", "overall-rating")),
+    *(Case("ultrafeedback", {"aspect": aspect}, answers=TYPED) for aspect in ("helpfulness", "truthfulness")),
+]
+
+
+@pytest.fixture(autouse=True)
+def no_chance(monkeypatch: pytest.MonkeyPatch):
+    """Whoever chooses, and however the generators are seeded, takes the second."""
+
+    def second(items: Any, *arguments: Any, **options: Any) -> Any:
+        return (range(items) if isinstance(items, int) else list(items))[1]
+
+    monkeypatch.setattr(random, "choice", second)
+    monkeypatch.setattr(random, "choices", lambda items, weights=None, k=1: [second(items)] * k)
+    monkeypatch.setattr(np.random, "choice", second)
+    monkeypatch.setattr(np.random, "randint", lambda low, high=None, size=None: 1)
+
+
+def beside(case: Case, row: Mapping[str, Any], answers: Answers) -> tuple[dict[str, Any], list[str]]:
+    """(columns, prompts) of distilabel's own task."""
+    spec = TASKS[case.task]
+    parameters = spec.parameters.model_validate(case.parameters)
+    given = parameters.for_distilabel() if case.renamed is None else case.renamed
+    given = {name: value for name, value in given.items() if name != "eliminate"}  # ours alone
+    magpie = {"use_magpie_template": True, "magpie_pre_query_template": "qwen2"} if spec.user_turns else {}
+    llm = PeerLLM(answers=answers, prompts=[], **magpie)
+    task = getattr(tasks, str(spec.distilabel))(name="peer", llm=llm, **given)
+    task.load()
+    made = next(task.process()) if spec.generator else next(task.process([dict(row)]))
+    [columns] = made[0] if isinstance(made, tuple) else made
+    return {name: columns.get(name) for name in spec.outputs(parameters)}, llm.prompts
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.task} {' '.join(map(str, case.parameters.values()))}")
+def test_a_task_asks_and_reads_as_distilabel_s_own(case: Case):
+    row = {**EXAMPLES[case.task].row, **case.row}
+    said = case.answers or ANSWERS.get(case.task, EXAMPLES[case.task].answer)
+    answers: Answers = said if callable(said) else lambda number: said
+    engine = ScriptedEngine(lambda prompt, number: answers(number))
+    ours = run_task(case.task, row, engine, **case.parameters)
+    theirs, prompts = beside(case, row, answers)
+    assert engine.prompts == prompts
+    assert prompts
+    if case.columns:
+        assert ours == theirs
