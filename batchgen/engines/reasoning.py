@@ -22,25 +22,21 @@ class ReasoningMarks:
     close: str | None = None
     special: bool = False
 
-    def split(self, prompt: str, text: str, cut: bool) -> tuple[str | None, str | None]:
+    def split(self, prompt: str, text: str, formed: bool = False) -> tuple[str | None, str | None]:
         """(thoughts, answer) of a completion; no thoughts where it has none, no answer where it ends before one.
 
         Args:
             prompt: what the model went on from: a template may have opened the thoughts.
-            cut: whether the completion was cut off at its length.
+            formed: whether it is a whole structured output, which leaves no room for thoughts that a template opened.
         """
         body = text.lstrip()
-        opened = prompt.rstrip().endswith(self.start)
         if body.startswith(self.start):
             body = body[len(self.start) :]
         elif body.startswith(self.end):
             return None, body[len(self.end) :]
-        elif not opened:
+        elif not prompt.rstrip().endswith(self.start) or (formed and self.end not in body):
             return None, text
         thoughts, found, answer = body.partition(self.end)
-        if not found and opened and not cut:
-            # Structured outputs leave no room for thoughts, even where the template has opened them.
-            return None, text
         if self.close is not None:
             thoughts = thoughts.partition(self.close)[0]
         return thoughts.strip(), answer.strip() if found else None

@@ -158,7 +158,8 @@ class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilab
         if completion.finish_reason == "repetition":
             raise RowRejected("repetitive_completion")
         if not opens_user_turn:
-            completion = _answer(given, marks, prompt.text if prompt else "", completion, log)
+            structured = "structured_outputs" in sampling
+            completion = _answer(given, marks, prompt.text if prompt else "", completion, structured, log)
         if engine.chat is not None and prompt is not None:
             log.known = engine.chat.continued(prompt, completion)
         if not completion.text.strip():
@@ -171,14 +172,17 @@ class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilab
         return completion
 
 
-def _answer(given: _Given, marks: ReasoningMarks, prompt: str, completion: Completion, log: CallLog) -> Completion:
+def _answer(
+    given: _Given, marks: ReasoningMarks, prompt: str, completion: Completion, structured: bool, log: CallLog
+) -> Completion:
     """A completion as its task reads it: without the thoughts, unless they are to be kept."""
     cut = completion.finish_reason == "length"
-    thoughts, answer = marks.split(prompt, completion.text, cut)
+    thoughts, answer = marks.split(prompt, completion.text, structured and not cut)
     if thoughts is None and completion.reasoning is not None:
         thoughts, answer = completion.reasoning.strip(), completion.text.strip() or (None if cut else "")
     log.reasoning = thoughts
-    if thoughts is not None and answer == "":
+    unfinished = thoughts is not None and answer is None and cut
+    if thoughts is not None and not answer and not unfinished:
         raise RowRejected("empty_completion")
     text = answer or ""
     if thoughts is not None and given.reasoning == "keep":
@@ -187,8 +191,8 @@ def _answer(given: _Given, marks: ReasoningMarks, prompt: str, completion: Compl
     elif thoughts is not None:
         if thoughts and given.reasoning == "drop" and "reasoning_dropped" not in log.notes:
             log.notes.append("reasoning_dropped")
-        if answer is None:
-            raise RowRejected("truncated_reasoning" if cut else "empty_completion")
+        if unfinished:
+            raise RowRejected("truncated_reasoning")
     if marks.special and given.engine.chat is not None:
         text = given.engine.chat.without_special(text)
     return _with_text(completion, text, token_ids=())

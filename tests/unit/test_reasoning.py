@@ -21,7 +21,7 @@ HARMONY = "<|channel|>analysis<|message|>A sum.<|end|><|start|>assistant<|channe
 
 
 @pytest.mark.parametrize(
-    ("prompt", "text", "cut", "split"),
+    ("prompt", "text", "formed", "split"),
     [
         ("assistant\n", "<think>\nA sum.\n</think>\n\nIt is 4.", False, ("A sum.", "It is 4.")),
         ("assistant\n<think>\n", "A sum.\n</think>\n\nIt is 4.", False, ("A sum.", "It is 4.")),
@@ -30,21 +30,22 @@ HARMONY = "<|channel|>analysis<|message|>A sum.<|end|><|start|>assistant<|channe
         ("assistant\n<think>\n\n</think>\n\n", "It is 4.", False, (None, "It is 4.")),
         ("assistant\n", "It is 4.", False, (None, "It is 4.")),
         ("assistant\n", "Write <think>a</think> around it.", False, (None, "Write <think>a</think> around it.")),
-        ("assistant\n", "<think>\nA sum of", True, ("A sum of", None)),
-        ("assistant\n<think>\n", "A sum of", True, ("A sum of", None)),
-        ("assistant\n<think>\n", '{"answer": 4}', False, (None, '{"answer": 4}')),
+        ("assistant\n", "<think>\nA sum of", False, ("A sum of", None)),
+        ("assistant\n<think>\n", "A sum of", False, ("A sum of", None)),
+        ("assistant\n<think>\n", '{"answer": 4}', True, (None, '{"answer": 4}')),
+        ("assistant\n<think>\n", 'A sum.\n</think>\n\n{"answer": 4}', True, ("A sum.", '{"answer": 4}')),
         ("assistant\n", "<think>a</think>b</think>c", False, ("a", "b</think>c")),
     ],
 )
-def test_thoughts_are_told_from_the_answer(prompt: str, text: str, cut: bool, split: tuple):
-    assert THINK.split(prompt, text, cut) == split
+def test_thoughts_are_told_from_the_answer(prompt: str, text: str, formed: bool, split: tuple):
+    assert THINK.split(prompt, text, formed) == split
 
 
 def test_channels_of_gpt_oss_are_told_apart():
     marks = marks_of({"<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>"})
-    assert marks.split("<|start|>assistant", HARMONY, False) == ("A sum.", "It is 4.<|return|>")
-    assert marks.split("<|start|>assistant", "<|channel|>final<|message|>Hi.", False) == (None, "Hi.")
-    assert marks.split("<|start|>assistant", "<|channel|>analysis<|message|>A s", True) == ("A s", None)
+    assert marks.split("<|start|>assistant", HARMONY) == ("A sum.", "It is 4.<|return|>")
+    assert marks.split("<|start|>assistant", "<|channel|>final<|message|>Hi.") == (None, "Hi.")
+    assert marks.split("<|start|>assistant", "<|channel|>analysis<|message|>A s") == ("A s", None)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +155,24 @@ def test_a_thought_without_an_answer_rejects_the_row():
     for reasoning in ("drop", "keep", "column"):
         with pytest.raises(RowRejected, match=r"^empty_completion$"):
             run_task("text_generation", {"instruction": "q"}, _Thinker("<think>\nHm.\n</think>\n"), reasoning=reasoning)
+
+
+@pytest.mark.parametrize("reasoning", ["drop", "keep", "column"])
+def test_thoughts_that_a_template_opened_and_no_mark_closed_are_no_answer(reasoning: str):
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_PATH)
+    opening = "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}"
+
+    def answered(text: str, **given: Any) -> dict[str, Any]:
+        engine = ScriptedEngine([text])
+        engine.chat = chat_from_tokenizer(tokenizer)
+        engine.decode = lambda ids: tokenizer.decode(ids)
+        return run_task("text_generation", {"instruction": "2 + 2?"}, engine, reasoning=reasoning, **given)
+
+    tokenizer.chat_template += opening
+    with pytest.raises(RowRejected, match=r"^empty_completion$"):
+        answered("Two and two. Hm.")
+    row = answered('{"sum": 4}', sampling={"structured_outputs": {"json": {"type": "object"}}})
+    assert row["generation"] == '{"sum": 4}'
 
 
 class _Server(ScriptedEngine):
