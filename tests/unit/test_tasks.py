@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
+from batchgen.engines.base import Completion, Request
 from batchgen.errors import RowRejected
 from batchgen.tasks.llm import CallLog
 from batchgen.tasks.runner import TaskRunner, fitted
@@ -113,6 +115,20 @@ def test_magpie_rejects_a_truncated_instruction_before_its_answer_is_paid_for():
     with pytest.raises(RowRejected, match="truncated_instruction"):
         run_task("magpie", {}, engine)
     assert len(engine.prompts) == 1
+
+
+@pytest.mark.parametrize("cut", [1, 3])
+def test_a_row_is_cut_where_any_of_its_answers_was(cut: int):
+    class Cutting(ScriptedEngine):
+        async def generate(self, request: Request) -> Completion:
+            completion = await super().generate(request)
+            return replace(completion, finish_reason="length" if len(self.prompts) == cut + 1 else "stop")
+
+    log, spec = CallLog("row", 0), TASKS["magpie"]
+    given = spec.parameters.model_validate({"n_turns": 2})
+    runner = TaskRunner("magpie", spec, given, {}, {}, Cutting(["q1", "a1", "q2", "a2"]), {})
+    asyncio.run(runner.run({}, log))
+    assert (log.calls, log.finish_reason) == (4, "length")
 
 
 # Fault 2: an empty assistant header stands before the user header.
