@@ -8,8 +8,11 @@ import sys
 from dataclasses import replace
 
 import pytest
+from transformers import AutoTokenizer
 
+from batchgen.embedded import MODEL_PATH
 from batchgen.engines.base import Completion, Request
+from batchgen.engines.chat import chat_from_tokenizer
 from batchgen.errors import RowRejected
 from batchgen.tasks.llm import CallLog
 from batchgen.tasks.runner import TaskRunner, fitted
@@ -129,6 +132,24 @@ def test_a_row_is_cut_where_any_of_its_answers_was(cut: int):
     runner = TaskRunner("magpie", spec, given, {}, {}, Cutting(["q1", "a1", "q2", "a2"]), {})
     asyncio.run(runner.run({}, log))
     assert (log.calls, log.finish_reason) == (4, "length")
+
+
+def test_a_turn_goes_on_from_the_tokens_that_the_engine_generated():
+    """As the model wrote them, letter by letter here, and not as its tokenizer would write the same text."""
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_PATH)
+
+    class Spelling(ScriptedEngine):
+        async def generate(self, request: Request) -> Completion:
+            completion = await super().generate(request)
+            return replace(completion, token_ids=[tokenizer(letter)["input_ids"][0] for letter in completion.text])
+
+    engine = Spelling(["why", "because", "so", "yes"])
+    engine.chat, engine.decode = chat_from_tokenizer(tokenizer), tokenizer.decode
+    assert run_task("magpie", {}, engine, n_turns=2)["conversation"][3]["content"] == "yes"
+    spelled = [tokenizer(letter)["input_ids"][0] for letter in "because"]
+    assert len(tokenizer("because")["input_ids"]) < len(spelled)
+    for request in engine.requests[2:]:
+        assert any(list(request.token_ids[at : at + 7]) == spelled for at in range(len(request.token_ids)))
 
 
 # Fault 2: an empty assistant header stands before the user header.
