@@ -5,20 +5,29 @@ What is made of other completions is in tests/unit.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from batchgen import from_pipeline
 from batchgen.engines.chat import byte_chat
 from batchgen.tasks.distilabel_api import LLM, MagpieChatTemplateMixin, tasks
 from batchgen.tasks.table import TASKS
+from tests.contract.pipelines import PIPELINES, pipeline
 from tests.helpers import ScriptedEngine, run_task
 from tests.task_examples import EXAMPLES
+from tests.unit.test_openai import Server, server
+
+__all__ = ["server"]
 
 Answers = Callable[[int], str]
 CHAT = byte_chat()
@@ -199,8 +208,8 @@ def beside(case: Case, row: Mapping[str, Any], answers: Answers) -> tuple[dict[s
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.task} {' '.join(map(str, case.parameters.values()))}")
 def test_a_task_asks_and_reads_as_distilabel_s_own(case: Case):
     row = {**EXAMPLES[case.task].row, **case.row}
-    said = case.answers or ANSWERS.get(case.task, EXAMPLES[case.task].answer)
-    answers: Answers = said if callable(said) else lambda number: said
+    given = case.answers or ANSWERS.get(case.task, EXAMPLES[case.task].answer)
+    answers: Answers = given if callable(given) else lambda number: given
     engine = ScriptedEngine(lambda prompt, number: answers(number))
     ours = run_task(case.task, row, engine, **case.parameters)
     theirs, prompts = beside(case, row, answers)
@@ -208,3 +217,44 @@ def test_a_task_asks_and_reads_as_distilabel_s_own(case: Case):
     assert prompts
     if case.columns:
         assert ours == theirs
+
+
+def said(messages: list[Any]) -> str:
+    """What the server says: something that depends on the messages, in the form that they ask for."""
+    asked = "\n".join(message["content"] for message in messages)
+    words = [hashlib.sha256(f"{number} {asked}".encode()).hexdigest()[:8] for number in range(3)]
+    if "Output for Text" in asked:
+        ratings = [
+            f"#### Output for Text {n}\nRating: {int(words[n], 16) % 5 + 1}\nRationale: {words[n]}." for n in (1, 2)
+        ]
+        return "\n\n".join(ratings)
+    if "[RESULT]" in asked:
+        return f"Feedback: {words[0]}. [RESULT] {int(words[1], 16) % 5 + 1}"
+    if "## Positive" in asked:
+        return f"## Positive\n\n{words[0]}.\n\n## Negative\n\n{words[1]}."
+    return "\n".join(f"What is {word}?" for word in words)
+
+
+def test_pipelines_give_the_rows_that_distilabel_s_own_run_gives(server: Server, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    server.answers = said
+    command = [sys.executable, "-m", "tests.contract.pipelines", server.url, str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    theirs = json.loads((tmp_path / "rows.json").read_text())
+    assert set(theirs) == set(PIPELINES)
+    for name, configs in theirs.items():
+        made = pipeline(name, server.url, tmp_path / "cache")
+        distiset = from_pipeline(made, tmp_path / name, in_process=True)
+        assert set(distiset) == set(configs)
+        for config, rows in configs.items():
+            ours = distiset[config]["train"].to_list()
+            # Columns that the README says are not kept, and the answer that a conversation ends in here.
+            kept = [column for column in rows[0] if column not in ("distilabel_metadata", "model_name", "instructions")]
+            if name == "chat":
+                rows = [
+                    {**row, "messages": [*row["messages"], {"role": "assistant", "content": row["generation"]}]}
+                    for row in rows
+                ]
+            assert [{column: row[column] for column in kept} for row in ours] == [
+                {column: row[column] for column in kept} for row in rows
+            ], (name, config)

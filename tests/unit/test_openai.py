@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class Server:
 
     `statuses` are given to the next requests (0: no answer), then 200, and `listing` to those for its models; `raw` is
     what it answers in place of either; `unknown` is a parameter that it refuses, `loose` whether it refuses schemas
-    that are to be followed to the letter, and `poison` a text at which it fails.
+    that are to be followed to the letter, and `poison` a text at which it fails; `answers` makes a text of messages.
     """
 
     def __init__(self) -> None:
@@ -43,6 +43,7 @@ class Server:
         self.poisoned = 500
         self.closing = threading.Event()
         self.told: dict[str, Any] = {}
+        self.answers: Callable[[list[Any]], str] = lambda messages: "A fine answer."
         self.finish: str | None = "stop"
         self.raw: tuple[str, bytes] | None = None
         self.requests: list[dict[str, Any]] = []
@@ -94,7 +95,7 @@ class Server:
                 if server.raw is not None:
                     self.send_raw(*server.raw)
                     return
-                message = {"role": "assistant", "content": "A fine answer.", **server.told}
+                message = {"role": "assistant", "content": server.answers(body["messages"]), **server.told}
                 choice = {"index": 0, "message": message, "finish_reason": server.finish, "logprobs": None}
                 if body.get("logprobs"):
                     choice["logprobs"] = {
@@ -102,7 +103,7 @@ class Server:
                     }
                 usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
                 answer = {"id": "x", "object": "chat.completion", "created": 1, "model": "judge"}
-                self.send(200, {**answer, "choices": [choice], "usage": usage})
+                self.send(200, {**answer, "choices": [choice] * body.get("n", 1), "usage": usage})
 
             def send(self, status: int, data: dict[str, Any]) -> None:
                 self.send_raw("application/json", json.dumps(data).encode(), status)

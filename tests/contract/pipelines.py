@@ -1,0 +1,99 @@
+"""Pipelines written for distilabel; as a command, what distilabel itself makes of one, as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from distilabel.models import OpenAILLM
+from distilabel.pipeline import Pipeline
+from distilabel.steps import ExpandColumns, LoadDataFromDicts
+from distilabel.steps.tasks import (
+    ChatGeneration,
+    GenerateSentencePair,
+    PrometheusEval,
+    SelfInstruct,
+    TextGeneration,
+    UltraFeedback,
+)
+
+ROWS = [{"instruction": f"Do thing {number}.", "topic": f"topic {number}", "number": number} for number in range(6)]
+
+
+def _llm(url: str) -> OpenAILLM:
+    return OpenAILLM(model="judge", base_url=url, generation_kwargs={"max_new_tokens": 64})
+
+
+def chain(url: str) -> Any:
+    """Two steps, the second of which reads what the first one wrote in the place of its input."""
+    first = TextGeneration(llm=_llm(url), output_mappings={"generation": "instruction"}, system_prompt="Be brief.")
+    second = TextGeneration(llm=_llm(url), output_mappings={"generation": "response"})
+    return LoadDataFromDicts(data=ROWS) >> first >> second
+
+
+def branches(url: str) -> Any:
+    """One step, whose answers two others read."""
+    answer = TextGeneration(
+        llm=_llm(url), template="{{ instruction }} On {{ topic }}.", columns=["instruction", "topic"]
+    )
+    judge = PrometheusEval(name="judge", llm=_llm(url), mode="absolute", rubric="honesty")
+    pair = GenerateSentencePair(
+        name="pair", llm=_llm(url), action="paraphrase", triplet=True, input_mappings={"anchor": "generation"}
+    )
+    return LoadDataFromDicts(data=ROWS) >> answer >> [judge, pair]
+
+
+def spread(url: str) -> Any:
+    """A list, of which every item becomes a row."""
+    write = SelfInstruct(llm=_llm(url), num_instructions=3, input_mappings={"input": "topic"})
+    expand = ExpandColumns(columns={"instructions": "question"})
+    answer = TextGeneration(llm=_llm(url), input_mappings={"instruction": "question"})
+    return LoadDataFromDicts(data=ROWS) >> write >> expand >> answer
+
+
+def rated(url: str) -> Any:
+    """Several answers to a row in a list, and a judge of them."""
+    mappings = {"generation": "generations"}
+    answer = TextGeneration(llm=_llm(url), num_generations=2, group_generations=True, output_mappings=mappings)
+    return LoadDataFromDicts(data=ROWS) >> answer >> UltraFeedback(llm=_llm(url), aspect="overall-rating")
+
+
+def several(url: str) -> Any:
+    """Several rows of one, each with an answer."""
+    return LoadDataFromDicts(data=ROWS) >> TextGeneration(llm=_llm(url), num_generations=2)
+
+
+def chat(url: str) -> Any:
+    """Conversations to be gone on with."""
+    rows = [
+        {"messages": [{"role": "system", "content": "Hm."}, {"role": "user", "content": row["topic"]}]} for row in ROWS
+    ]
+    return LoadDataFromDicts(data=rows) >> ChatGeneration(llm=_llm(url))
+
+
+PIPELINES: Mapping[str, Callable[[str], Any]] = {
+    make.__name__: make for make in (chain, branches, spread, rated, several, chat)
+}
+
+
+def pipeline(name: str, url: str, cache: Path) -> Any:
+    """A pipeline by its name, on a server."""
+    with Pipeline(name=name, cache_dir=cache) as made:
+        PIPELINES[name](url)
+    return made
+
+
+def main(url: str, folder: str) -> None:
+    """Runs all of them; writes rows by pipeline and config."""
+    rows = {}
+    for name in PIPELINES:
+        distiset = pipeline(name, url, Path(folder) / "cache").run(use_cache=False)
+        rows[name] = {config: distiset[config]["train"].to_list() for config in distiset}
+    (Path(folder) / "rows.json").write_text(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
