@@ -94,6 +94,7 @@ def test_a_bos_of_the_template_is_not_doubled(tokenizer):
     [
         (NO_USER, "drops or changes user messages"),
         (BARE, "does not mark where a user turn ends"),
+        ("{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}", "writes nothing before a user turn"),
         ("{{ raise_exception('chat is off') }}", "chat is off"),
     ],
 )
