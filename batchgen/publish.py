@@ -23,7 +23,7 @@ from batchgen.store.local import flush
 _DAY = 24 * 3600.0
 
 # `load_dataset` takes the one for a choice of characters, the other for a chain of file systems.
-_UNLOADABLE = re.compile(r"\[.+\]|::")
+_UNLOADABLE = re.compile(r"\[[^/\]]+\]|::")
 
 
 def publish_folder(store: ObjectStore, version: Version, folder: str | Path) -> Path:
