@@ -96,7 +96,7 @@ class S3Store:
                     time.sleep(0.05 * 2**attempt)
                 else:
                     return True
-        raise StoreError(f"cannot write {self.location}/{key}: another writer keeps getting in the way")
+        raise StoreError(f"cannot write {self.location}/{key}: another writer keeps getting in the way", busy=True)
 
     def put(self, key: str, data: bytes) -> None:
         """Creates or replaces an object, all at once."""

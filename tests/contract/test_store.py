@@ -364,6 +364,24 @@ def test_a_lost_answer_does_not_hide_another_s_success(server: S3Server):
     assert not open_store("s3://bucket/run").put_if_absent("commits/000001/0000.json", b"mine")
 
 
+@pytest.mark.parametrize("status", [409, 412])
+def test_a_conflict_that_nobody_won_is_no_other_s_success(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch, status: int
+):
+    """S3 may refuse a conditional write for one beside it that came to nothing either."""
+    monkeypatch.setattr("batchgen.store.s3._RETRY_SECONDS", 0)
+    server.fault = first_time(status, "PUT")
+    assert open_store("s3://bucket/run").put_if_absent("commits/000001/0000.json", b"mine")
+    assert server.objects["bucket/run/commits/000001/0000.json"] == b"mine"
+    monkeypatch.setattr("batchgen.store.s3._CONFLICTS", 3)
+    server.requests.clear()
+    server.fault = lambda method, key: status if method == "PUT" else None
+    with pytest.raises(StoreError, match="another writer keeps getting in the way") as caught:
+        open_store("s3://bucket/run").put_if_absent("commits/000002/0000.json", b"mine")
+    assert caught.value.busy, "it may pass"
+    assert sum(method == "PUT" for method, _ in server.requests) == 3
+
+
 @pytest.mark.parametrize("fault", [500, 503, SLOW])
 def test_a_store_that_fails_now_and_then_or_is_slow_is_asked_again(server: S3Server, fault: int | str):
     store = open_store("s3://bucket/run")
