@@ -158,7 +158,7 @@ class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilab
         if completion.finish_reason == "repetition":
             raise RowRejected("repetitive_completion")
         if not opens_user_turn:
-            structured = "structured_outputs" in sampling
+            structured = bool(sampling.get("structured_outputs"))
             completion = _answer(given, marks, prompt.text if prompt else "", completion, structured, log)
         if engine.chat is not None and prompt is not None:
             log.known = engine.chat.continued(prompt, completion)
