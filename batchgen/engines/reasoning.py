@@ -22,19 +22,19 @@ class ReasoningMarks:
     close: str | None = None
     special: bool = False
 
-    def split(self, prompt: str, text: str, formed: bool = False) -> tuple[str | None, str | None]:
+    def split(self, prompt: str, text: str, structured: bool = False) -> tuple[str | None, str | None]:
         """(thoughts, answer) of a completion; no thoughts where it has none, no answer where it ends before one.
 
         Args:
             prompt: what the model went on from: a template may have opened the thoughts.
-            formed: whether it is a whole structured output, which leaves no room for thoughts that a template opened.
+            structured: whether it is a whole structured output, which has no room for thoughts that a template opened.
         """
         body = text.lstrip()
         if body.startswith(self.start):
             body = body[len(self.start) :]
         elif body.startswith(self.end):
             return None, body[len(self.end) :]
-        elif not prompt.rstrip().endswith(self.start) or (formed and self.end not in body):
+        elif not prompt.rstrip().endswith(self.start) or (structured and self.end not in body):
             return None, text
         thoughts, found, answer = body.partition(self.end)
         if self.close is not None:

@@ -57,7 +57,7 @@ _NO_DEVICE = (
     "vLLM finds no device here that it could run on: its build for GPUs is installed, and the driver shows it none; "
     "does nvidia-smi list one? Without a GPU: make setup, which installs vLLM's CPU build"
 )
-# There the kernel that hands each draft token its request's temperature writes into a copy, which is thrown away.
+# On a CPU what hands each draft token its request's temperature writes into a copy, which is thrown away.
 _SPECULATION = (
     "model.engine: speculative_config: vLLM's CPU build accepts drafts that the model would not have written; "
     "leave it out on a machine without a GPU"

@@ -24,10 +24,8 @@ from batchgen.tasks.distilabel_api import LLM, MagpieChatTemplateMixin, tasks
 from batchgen.tasks.table import TASKS
 from tests.contract.pipelines import PIPELINES, pipeline
 from tests.helpers import ScriptedEngine, run_task
+from tests.openaiserver import openai_server
 from tests.task_examples import EXAMPLES
-from tests.unit.test_openai import Server, server
-
-__all__ = ["server"]
 
 Answers = Callable[[int], str]
 CHAT = byte_chat()
@@ -177,7 +175,7 @@ CASES = [
 ]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def no_chance(monkeypatch: pytest.MonkeyPatch):
     """Whoever chooses, and however the generators are seeded, takes the second."""
 
@@ -205,6 +203,7 @@ def beside(case: Case, row: Mapping[str, Any], answers: Answers) -> tuple[dict[s
     return {name: columns.get(name) for name in spec.outputs(parameters)}, llm.prompts
 
 
+@pytest.mark.usefixtures("no_chance")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.task} {' '.join(map(str, case.parameters.values()))}")
 def test_a_task_asks_and_reads_as_distilabel_s_own(case: Case):
     row = {**EXAMPLES[case.task].row, **case.row}
@@ -235,26 +234,26 @@ def said(messages: list[Any]) -> str:
     return "\n".join(f"What is {word}?" for word in words)
 
 
-def test_pipelines_give_the_rows_that_distilabel_s_own_run_gives(server: Server, tmp_path: Path, monkeypatch):
+def test_pipelines_give_the_rows_that_distilabel_s_own_run_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OPENAI_API_KEY", "none")
-    server.answers = said
-    command = [sys.executable, "-m", "tests.contract.pipelines", server.url, str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
-    theirs = json.loads((tmp_path / "rows.json").read_text())
-    assert set(theirs) == set(PIPELINES)
+    with openai_server() as server:
+        server.answers = said
+        command = [sys.executable, "-m", "tests.contract.pipelines", server.url, str(tmp_path)]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        theirs = json.loads((tmp_path / "rows.json").read_text())
+        ours = {
+            name: from_pipeline(pipeline(name, server.url, tmp_path / "cache"), tmp_path / name, in_process=True)
+            for name in PIPELINES
+        }
+    assert {name: set(configs) for name, configs in theirs.items()} == {name: set(made) for name, made in ours.items()}
     for name, configs in theirs.items():
-        made = pipeline(name, server.url, tmp_path / "cache")
-        distiset = from_pipeline(made, tmp_path / name, in_process=True)
-        assert set(distiset) == set(configs)
         for config, rows in configs.items():
-            ours = distiset[config]["train"].to_list()
-            # Columns that the README says are not kept, and the answer that a conversation ends in here.
-            kept = [column for column in rows[0] if column not in ("distilabel_metadata", "model_name", "instructions")]
             if name == "chat":
-                rows = [
-                    {**row, "messages": [*row["messages"], {"role": "assistant", "content": row["generation"]}]}
-                    for row in rows
-                ]
-            assert [{column: row[column] for column in kept} for row in ours] == [
+                for row in rows:
+                    row["messages"].append({"role": "assistant", "content": row["generation"]})
+            # Those that the README says are not kept.
+            kept = set(rows[0]) - {"distilabel_metadata", "model_name", "instructions"}
+            made = ours[name][config]["train"].to_list()
+            assert [{column: row[column] for column in kept} for row in made] == [
                 {column: row[column] for column in kept} for row in rows
             ], (name, config)

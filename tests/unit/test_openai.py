@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,118 +15,18 @@ from batchgen.engines.openai import OpenAIEngine
 from batchgen.errors import EngineDead, EngineStartError, EngineUnavailable, RowRejected
 from tests.faults import ledger
 from tests.helpers import chaos_job
-
-SECRET = "sk-canary-0815"
-
-
-class _Http(ThreadingHTTPServer):
-    request_queue_size = 128
-
-
-class Server:
-    """An OpenAI-compatible server.
-
-    `statuses` are given to the next requests (0: no answer), then 200, and `listing` to those for its models; `raw` is
-    what it answers in place of either; `unknown` is a parameter that it refuses, `loose` whether it refuses schemas
-    that are to be followed to the letter, and `poison` a text at which it fails; `answers` makes a text of messages.
-    """
-
-    def __init__(self) -> None:
-        self.statuses: list[int] = []
-        self.listing: list[int] = []
-        self.unknown: str | None = None
-        self.loose = False
-        self.poison: str | None = None
-        self.poisoned = 500
-        self.closing = threading.Event()
-        self.told: dict[str, Any] = {}
-        self.answers: Callable[[list[Any]], str] = lambda messages: "A fine answer."
-        self.finish: str | None = "stop"
-        self.raw: tuple[str, bytes] | None = None
-        self.requests: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
-        self.at_once = self.most = 0
-        self.lock = threading.Lock()
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_: Any) -> None: ...
-
-            def do_GET(self) -> None:
-                status = server.listing.pop(0) if server.listing else 200
-                if status == 0:
-                    server.closing.wait(20)
-                    return
-                if server.raw is not None:
-                    self.send_raw(*server.raw)
-                    return
-                self.send(status, {"object": "list", "data": [{"id": "judge", "object": "model"}]})
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with server.lock:
-                    server.at_once += 1
-                    server.most = max(server.most, server.at_once)
-                    server.requests.append(body)
-                    server.keys.append(self.headers.get("Authorization"))
-                    status = server.statuses.pop(0) if server.statuses else 200
-                threading.Event().wait(0.01)
-                with server.lock:
-                    server.at_once -= 1
-                strict = body.get("response_format", {}).get("json_schema", {}).get("strict")
-                if server.unknown in body or (server.loose and strict):
-                    param = server.unknown if server.unknown in body else "response_format"
-                    refusal = {"message": SECRET, "code": "unsupported_parameter", "param": param}
-                    self.send(400, {"error": refusal})
-                    return
-                if server.poison and server.poison in str(body["messages"]):
-                    status = server.poisoned
-                if status == 0:
-                    server.closing.wait(20)
-                    return
-                if status != 200:
-                    self.send(status, {"error": {"message": f"refused, and quoting {body['messages']} {SECRET}"}})
-                    return
-                if server.raw is not None:
-                    self.send_raw(*server.raw)
-                    return
-                message = {"role": "assistant", "content": server.answers(body["messages"]), **server.told}
-                choice = {"index": 0, "message": message, "finish_reason": server.finish, "logprobs": None}
-                if body.get("logprobs"):
-                    choice["logprobs"] = {
-                        "content": [{"token": "A", "logprob": -0.5, "bytes": None, "top_logprobs": []}]
-                    }
-                usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
-                answer = {"id": "x", "object": "chat.completion", "created": 1, "model": "judge"}
-                self.send(200, {**answer, "choices": [choice] * body.get("n", 1), "usage": usage})
-
-            def send(self, status: int, data: dict[str, Any]) -> None:
-                self.send_raw("application/json", json.dumps(data).encode(), status)
-
-            def send_raw(self, kind: str, raw: bytes, status: int = 200) -> None:
-                self.send_response(status)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(raw)))
-                self.end_headers()
-                self.wfile.write(raw)
-
-        self.http = _Http(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+from tests.openaiserver import SECRET, OpenAIServer, openai_server
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.closing.set()
-    server.http.shutdown()
-    server.http.server_close()
+def server() -> Iterator[OpenAIServer]:
+    with openai_server() as server:
+        yield server
 
 
-def ask(server: Server, count: int = 1, path: str = "judge", sampling: dict[str, Any] | None = None, **options: Any):
+def ask(
+    server: OpenAIServer, count: int = 1, path: str = "judge", sampling: dict[str, Any] | None = None, **options: Any
+):
     """Starts an engine on the server and asks it."""
     arguments = {"base_url": server.url, "max_retries": 2, **options}
     engine = OpenAIEngine(EngineSpec(path, backend="openai", arguments=arguments))
@@ -146,18 +43,18 @@ def ask(server: Server, count: int = 1, path: str = "judge", sampling: dict[str,
     return asyncio.run(go())
 
 
-def test_a_conversation_is_completed_and_its_tokens_counted(server: Server):
+def test_a_conversation_is_completed_and_its_tokens_counted(server: OpenAIServer):
     assert ask(server) == [Completion("A fine answer.", "stop", 7, 3, logprobs=[])]
     assert server.requests[0]["messages"] == [{"role": "user", "content": "Is it good?"}]
 
 
 @pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
-def test_thoughts_that_the_server_tells_apart_are_told_apart_here(server: Server, name: str):
+def test_thoughts_that_the_server_tells_apart_are_told_apart_here(server: OpenAIServer, name: str):
     server.told = {name: "Is it? It is."}
     assert ask(server) == [Completion("A fine answer.", "stop", 7, 3, logprobs=[], reasoning="Is it? It is.")]
 
 
-def test_sampling_parameters_go_where_the_server_reads_them(server: Server):
+def test_sampling_parameters_go_where_the_server_reads_them(server: OpenAIServer):
     sampling = {"temperature": 0.5, "max_tokens": 9, "top_k": 3, "logprobs": 0, "stop": ["x"]}
     schema = {"type": "object"}
     (completion,) = ask(server, sampling={**sampling, "structured_outputs": {"json": schema}})
@@ -180,14 +77,14 @@ def test_sampling_parameters_go_where_the_server_reads_them(server: Server):
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
-def test_a_busy_server_is_asked_again(server: Server, status: int):
+def test_a_busy_server_is_asked_again(server: OpenAIServer, status: int):
     server.statuses = [status, status]
     assert ask(server)[0].text == "A fine answer."
     assert len(server.requests) == 3
 
 
 @pytest.mark.parametrize("status", [429, 500, 401, 403])
-def test_a_server_that_stays_away_stops_the_run_and_quotes_nothing(server: Server, status: int, monkeypatch):
+def test_a_server_that_stays_away_stops_the_run_and_quotes_nothing(server: OpenAIServer, status: int, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     server.statuses = [status] * 10
     with pytest.raises(EngineUnavailable) as caught:
@@ -198,13 +95,13 @@ def test_a_server_that_stays_away_stops_the_run_and_quotes_nothing(server: Serve
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
-def test_a_request_that_the_server_refuses_rejects_its_row_alone(server: Server, status: int):
+def test_a_request_that_the_server_refuses_rejects_its_row_alone(server: OpenAIServer, status: int):
     server.statuses = [status]
     with pytest.raises(RowRejected, match="refused_by_server"):
         ask(server)
 
 
-def test_an_answer_that_a_filter_broke_off_is_none(server: Server):
+def test_an_answer_that_a_filter_broke_off_is_none(server: OpenAIServer):
     server.finish = "content_filter"
     with pytest.raises(RowRejected, match="content_filter"):
         ask(server)
@@ -225,7 +122,7 @@ PAGE = ("text/html", b"<html>We are back in a minute.</html>")
         ("application/json", b"null"),
     ],
 )
-def test_an_answer_without_a_completion_is_the_server_s_fault(server: Server, raw: tuple[str, bytes]):
+def test_an_answer_without_a_completion_is_the_server_s_fault(server: OpenAIServer, raw: tuple[str, bytes]):
     async def go() -> None:
         engine = OpenAIEngine(EngineSpec("judge", backend="openai", arguments={"base_url": server.url}))
         await engine.start()
@@ -238,14 +135,14 @@ def test_an_answer_without_a_completion_is_the_server_s_fault(server: Server, ra
 
 
 @pytest.mark.parametrize("raw", [PAGE, ("application/json", b"[1]"), ("application/json", b"{")])
-def test_an_address_that_is_no_api_s_is_said_at_once(server: Server, raw: tuple[str, bytes]):
+def test_an_address_that_is_no_api_s_is_said_at_once(server: OpenAIServer, raw: tuple[str, bytes]):
     server.raw = raw
     with pytest.raises(EngineStartError, match=f"{server.url} answers, but not as an API does") as caught:
         ask(server)
     assert caught.value.final
 
 
-def test_an_engine_that_is_stopped_rejects_no_row(server: Server):
+def test_an_engine_that_is_stopped_rejects_no_row(server: OpenAIServer):
     async def go() -> None:
         engine = OpenAIEngine(EngineSpec("judge", backend="openai", arguments={"base_url": server.url}))
         await engine.start()
@@ -257,14 +154,14 @@ def test_an_engine_that_is_stopped_rejects_no_row(server: Server):
 
 
 @pytest.mark.parametrize("thinking", [[{"type": "text", "text": "A sum."}], "A sum."])
-def test_a_message_in_parts_is_its_text(server: Server, thinking: Any):
+def test_a_message_in_parts_is_its_text(server: OpenAIServer, thinking: Any):
     parts = [{"type": "thinking", "thinking": thinking}, {"type": "text", "text": "It is "}, None, {"text": "4."}]
     server.told = {"content": parts}
     completion = ask(server)[0]
     assert (completion.text, completion.reasoning) == ("It is 4.", "A sum.")
 
 
-def test_tokens_that_a_server_does_not_count_are_none(server: Server):
+def test_tokens_that_a_server_does_not_count_are_none(server: OpenAIServer):
     message = '{"choices": [{"index": 0, "message": {"content": "4"}, "finish_reason": "stop"}], "usage": {}}'
     completions = []
 
@@ -279,7 +176,7 @@ def test_tokens_that_a_server_does_not_count_are_none(server: Server):
 
 
 @pytest.mark.parametrize("finish", ["abort", "error", "insufficient_system_resource"])
-def test_an_answer_that_the_server_broke_off_is_asked_for_again(server: Server, finish: str):
+def test_an_answer_that_the_server_broke_off_is_asked_for_again(server: OpenAIServer, finish: str):
     server.finish = finish
     with pytest.raises(EngineUnavailable, match=f"{server.url} broke a completion off: {finish}") as caught:
         ask(server)
@@ -291,12 +188,12 @@ def test_an_answer_that_the_server_broke_off_is_asked_for_again(server: Server, 
     ("finish", "reason"),
     [("model_length", "length"), ("max_tokens", "length"), ("length", "length"), ("stop", "stop"), (None, "stop")],
 )
-def test_an_answer_that_is_cut_says_so_in_one_way(server: Server, finish: str | None, reason: str):
+def test_an_answer_that_is_cut_says_so_in_one_way(server: OpenAIServer, finish: str | None, reason: str):
     server.finish = finish
     assert ask(server)[0].finish_reason == reason
 
 
-def test_arguments_of_the_chat_template_are_sent(server: Server):
+def test_arguments_of_the_chat_template_are_sent(server: OpenAIServer):
     template = {"enable_thinking": False}
     spec = EngineSpec("judge", backend="openai", arguments={"base_url": server.url}, chat_template_kwargs=template)
 
@@ -310,13 +207,13 @@ def test_arguments_of_the_chat_template_are_sent(server: Server):
     assert server.requests[0]["chat_template_kwargs"] == template
 
 
-def test_a_server_that_has_another_name_for_the_limit_is_given_that(server: Server):
+def test_a_server_that_has_another_name_for_the_limit_is_given_that(server: OpenAIServer):
     server.unknown = "max_tokens"
     assert [completion.text for completion in ask(server, count=9)] == ["A fine answer."] * 9
     assert [body["max_completion_tokens"] for body in server.requests if "max_tokens" not in body] == [5] * 9
 
 
-def test_a_server_that_takes_no_strict_schema_is_given_a_loose_one(server: Server):
+def test_a_server_that_takes_no_strict_schema_is_given_a_loose_one(server: OpenAIServer):
     server.loose, server.unknown = True, "max_tokens"
     sampling = {"max_tokens": 5, "structured_outputs": {"json": {"type": "object"}}}
     assert [completion.text for completion in ask(server, sampling=sampling, count=9)] == ["A fine answer."] * 9
@@ -326,21 +223,21 @@ def test_a_server_that_takes_no_strict_schema_is_given_a_loose_one(server: Serve
     assert {body["max_completion_tokens"] for body in loose} == {5}
 
 
-def test_a_server_that_takes_no_schema_rejects_the_row(server: Server):
+def test_a_server_that_takes_no_schema_rejects_the_row(server: OpenAIServer):
     server.unknown = "response_format"
     with pytest.raises(RowRejected) as caught:
         ask(server, sampling={"max_tokens": 5, "structured_outputs": {"json": {"type": "object"}}})
     assert caught.value.reason == "refused_by_server:unsupported_parameter:response_format"
 
 
-def test_a_refusal_has_the_server_s_names_for_what_is_wrong_and_not_its_words(server: Server):
+def test_a_refusal_has_the_server_s_names_for_what_is_wrong_and_not_its_words(server: OpenAIServer):
     server.unknown = "temperature"
     with pytest.raises(RowRejected) as caught:
         ask(server, sampling={"max_tokens": 5, "temperature": 0.1})
     assert caught.value.reason == "refused_by_server:unsupported_parameter:temperature"
 
 
-def test_the_key_comes_from_the_environment(server: Server, monkeypatch):
+def test_the_key_comes_from_the_environment(server: OpenAIServer, monkeypatch):
     monkeypatch.setenv("JUDGE_API_KEY", SECRET)
     ask(server, api_key_env="JUDGE_API_KEY")
     assert server.keys == [f"Bearer {SECRET}"]
@@ -349,12 +246,12 @@ def test_the_key_comes_from_the_environment(server: Server, monkeypatch):
     assert SECRET not in str(server.keys[1])
 
 
-def test_requests_keep_to_the_limit(server: Server):
+def test_requests_keep_to_the_limit(server: OpenAIServer):
     ask(server, count=12, max_concurrency=3)
     assert server.most <= 3
 
 
-def test_a_model_that_the_server_does_not_have_is_named(server: Server):
+def test_a_model_that_the_server_does_not_have_is_named(server: OpenAIServer):
     with pytest.raises(EngineStartError, match=r"serves no model 'other'; it serves: judge") as caught:
         ask(server, path="other")
     assert caught.value.final
@@ -369,7 +266,7 @@ def test_a_server_that_is_not_there_is_named():
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_key_that_is_refused_at_the_start_is_not_tried_again(server: Server, tmp_path: Path, status: int):
+def test_a_key_that_is_refused_at_the_start_is_not_tried_again(server: OpenAIServer, tmp_path: Path, status: int):
     server.listing = [status] * 100
     with pytest.raises(EngineStartError, match=f"^{server.url} answers {status}; is OPENAI_API_KEY set and right"):
         run(judged(server, tmp_path), in_process=True)
@@ -385,7 +282,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("often")
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_server_that_comes_up_after_the_run_is_waited_for(server: Server, tmp_path: Path, status: int):
+def test_a_server_that_comes_up_after_the_run_is_waited_for(server: OpenAIServer, tmp_path: Path, status: int):
     ask(server)  # the client library takes a second or more to import, and nothing is told meanwhile
     server.listing = [status] * 30
     notes: list[str] = []
@@ -399,7 +296,7 @@ def test_a_server_that_comes_up_after_the_run_is_waited_for(server: Server, tmp_
 
 @pytest.mark.usefixtures("often")
 def test_a_server_that_takes_connections_and_is_not_up_yet_is_waited_for(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("batchgen.engines.openai._LIST_SECONDS", 0.3)
     server.listing = [0] * 3
@@ -410,7 +307,7 @@ def test_a_server_that_takes_connections_and_is_not_up_yet_is_waited_for(
 
 
 @pytest.mark.usefixtures("often")
-def test_a_server_that_never_comes_up_fails_the_run_after_one_wait(server: Server, tmp_path: Path):
+def test_a_server_that_never_comes_up_fails_the_run_after_one_wait(server: OpenAIServer, tmp_path: Path):
     server.listing = [503] * 1000
     waits = r" answers 503; it has been like this for 1 s \(outage_seconds\)$"
     with pytest.raises(EngineStartError, match=f"^{server.url}{waits}"):
@@ -419,7 +316,7 @@ def test_a_server_that_never_comes_up_fails_the_run_after_one_wait(server: Serve
 
 
 @pytest.mark.usefixtures("often")
-def test_a_server_that_has_been_there_stops_the_run_resumable(server: Server, tmp_path: Path):
+def test_a_server_that_has_been_there_stops_the_run_resumable(server: OpenAIServer, tmp_path: Path):
     server.statuses = [200] * 10 + [401] * 1000
     tree = judged(server, tmp_path, shard_rows=4).tree()
     tree["model"]["engine"] |= {"max_concurrency": 1}  # one row after the other, so that shards are done
@@ -433,7 +330,7 @@ def test_a_server_that_has_been_there_stops_the_run_resumable(server: Server, tm
     assert run(judged(server, tmp_path, shard_rows=4), in_process=True).progress.ok == 20
 
 
-def judged(server: Server, tmp_path: Path, **changes: Any) -> Job:
+def judged(server: OpenAIServer, tmp_path: Path, **changes: Any) -> Job:
     """A job whose only step runs on the server."""
     judge = {"path": "judge", "backend": "openai", "engine": {"base_url": server.url, "max_retries": 0}}
     return chaos_job(
@@ -446,7 +343,7 @@ def judged(server: Server, tmp_path: Path, **changes: Any) -> Job:
     )
 
 
-def test_a_server_that_is_away_for_a_while_is_waited_for(server: Server, tmp_path: Path):
+def test_a_server_that_is_away_for_a_while_is_waited_for(server: OpenAIServer, tmp_path: Path):
     server.statuses = [503] * 30
     notes: list[str] = []
     result = run(judged(server, tmp_path), in_process=True, watch=lambda status: notes.extend(status.notes))
@@ -455,7 +352,7 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(server: Server, tmp_pat
     ledger.record("model server away for a while", 1, tmp_path / "run", 20)
 
 
-def test_a_server_that_stays_away_stops_the_run_which_goes_on_later(server: Server, tmp_path: Path):
+def test_a_server_that_stays_away_stops_the_run_which_goes_on_later(server: OpenAIServer, tmp_path: Path):
     server.statuses = [503] * 1000
     with pytest.raises(Stopped, match=r"; it has been like this for 1 s \(outage_seconds\)"):
         run(judged(server, tmp_path, outage_seconds=1), in_process=True)
@@ -464,7 +361,7 @@ def test_a_server_that_stays_away_stops_the_run_which_goes_on_later(server: Serv
     ledger.record("model server stays away", 1, tmp_path / "run", 20)
 
 
-def test_a_server_that_takes_requests_and_does_not_answer_is_waited_for(server: Server, tmp_path: Path):
+def test_a_server_that_takes_requests_and_does_not_answer_is_waited_for(server: OpenAIServer, tmp_path: Path):
     server.statuses = [0] * 30
     notes: list[str] = []
     job = judged(server, tmp_path, stall_seconds=2)
@@ -475,7 +372,7 @@ def test_a_server_that_takes_requests_and_does_not_answer_is_waited_for(server: 
     assert notes == [f"engine 0 waits: {server.url} has not answered within 0.5 s"]
 
 
-def test_a_key_that_is_refused_on_the_way_is_not_waited_for(server: Server, tmp_path: Path):
+def test_a_key_that_is_refused_on_the_way_is_not_waited_for(server: OpenAIServer, tmp_path: Path):
     server.statuses = [200] * 5 + [401] * 1000
     with pytest.raises(Stopped, match="answers 401; is OPENAI_API_KEY set and right"):
         run(judged(server, tmp_path), in_process=True)
@@ -483,7 +380,7 @@ def test_a_key_that_is_refused_on_the_way_is_not_waited_for(server: Server, tmp_
 
 @pytest.mark.parametrize(("status", "reason"), [(500, "500"), (0, "timeout")])
 def test_a_row_at_which_the_server_fails_again_and_again_is_rejected_alone(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, reason: str
+    server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, reason: str
 ):
     monkeypatch.setattr("batchgen.outage._PAUSES", (0.05,))
     server.poisoned = status

@@ -21,7 +21,7 @@ HARMONY = "<|channel|>analysis<|message|>A sum.<|end|><|start|>assistant<|channe
 
 
 @pytest.mark.parametrize(
-    ("prompt", "text", "formed", "split"),
+    ("prompt", "text", "structured", "split"),
     [
         ("assistant\n", "<think>\nA sum.\n</think>\n\nIt is 4.", False, ("A sum.", "It is 4.")),
         ("assistant\n<think>\n", "A sum.\n</think>\n\nIt is 4.", False, ("A sum.", "It is 4.")),
@@ -37,8 +37,8 @@ HARMONY = "<|channel|>analysis<|message|>A sum.<|end|><|start|>assistant<|channe
         ("assistant\n", "<think>a</think>b</think>c", False, ("a", "b</think>c")),
     ],
 )
-def test_thoughts_are_told_from_the_answer(prompt: str, text: str, formed: bool, split: tuple):
-    assert THINK.split(prompt, text, formed) == split
+def test_thoughts_are_told_from_the_answer(prompt: str, text: str, structured: bool, split: tuple):
+    assert THINK.split(prompt, text, structured) == split
 
 
 def test_channels_of_gpt_oss_are_told_apart():

@@ -1,0 +1,122 @@
+"""A small OpenAI-compatible server over real HTTP, which answers as it is told."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+SECRET = "sk-canary-0815"
+
+
+class _Http(ThreadingHTTPServer):
+    request_queue_size = 128
+
+
+class OpenAIServer:
+    """An OpenAI-compatible server.
+
+    `statuses` are given to the next requests (0: no answer), then 200, and `listing` to those for its models; `raw` is
+    what it answers in place of either; `unknown` is a parameter that it refuses, `loose` whether it refuses schemas
+    that are to be followed to the letter, and `poison` a text at which it fails; `answers` makes a text of messages.
+    """
+
+    def __init__(self) -> None:
+        self.statuses: list[int] = []
+        self.listing: list[int] = []
+        self.unknown: str | None = None
+        self.loose = False
+        self.poison: str | None = None
+        self.poisoned = 500
+        self.closing = threading.Event()
+        self.told: dict[str, Any] = {}
+        self.answers: Callable[[list[Any]], str] = lambda messages: "A fine answer."
+        self.finish: str | None = "stop"
+        self.raw: tuple[str, bytes] | None = None
+        self.requests: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        self.at_once = self.most = 0
+        self.lock = threading.Lock()
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: Any) -> None: ...
+
+            def do_GET(self) -> None:
+                status = server.listing.pop(0) if server.listing else 200
+                if status == 0:
+                    server.closing.wait(20)
+                    return
+                if server.raw is not None:
+                    self.send_raw(*server.raw)
+                    return
+                self.send(status, {"object": "list", "data": [{"id": "judge", "object": "model"}]})
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with server.lock:
+                    server.at_once += 1
+                    server.most = max(server.most, server.at_once)
+                    server.requests.append(body)
+                    server.keys.append(self.headers.get("Authorization"))
+                    status = server.statuses.pop(0) if server.statuses else 200
+                threading.Event().wait(0.01)
+                with server.lock:
+                    server.at_once -= 1
+                strict = body.get("response_format", {}).get("json_schema", {}).get("strict")
+                if server.unknown in body or (server.loose and strict):
+                    param = server.unknown if server.unknown in body else "response_format"
+                    refusal = {"message": SECRET, "code": "unsupported_parameter", "param": param}
+                    self.send(400, {"error": refusal})
+                    return
+                if server.poison and server.poison in str(body["messages"]):
+                    status = server.poisoned
+                if status == 0:
+                    server.closing.wait(20)
+                    return
+                if status != 200:
+                    self.send(status, {"error": {"message": f"refused, and quoting {body['messages']} {SECRET}"}})
+                    return
+                if server.raw is not None:
+                    self.send_raw(*server.raw)
+                    return
+                message = {"role": "assistant", "content": server.answers(body["messages"]), **server.told}
+                choice = {"index": 0, "message": message, "finish_reason": server.finish, "logprobs": None}
+                if body.get("logprobs"):
+                    choice["logprobs"] = {
+                        "content": [{"token": "A", "logprob": -0.5, "bytes": None, "top_logprobs": []}]
+                    }
+                usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+                answer = {"id": "x", "object": "chat.completion", "created": 1, "model": "judge"}
+                self.send(200, {**answer, "choices": [choice] * body.get("n", 1), "usage": usage})
+
+            def send(self, status: int, data: dict[str, Any]) -> None:
+                self.send_raw("application/json", json.dumps(data).encode(), status)
+
+            def send_raw(self, kind: str, raw: bytes, status: int = 200) -> None:
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(raw)))
+                self.end_headers()
+                self.wfile.write(raw)
+
+        self.http = _Http(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+
+
+@contextmanager
+def openai_server() -> Iterator[OpenAIServer]:
+    """A server for as long as the context lasts."""
+    server = OpenAIServer()
+    try:
+        yield server
+    finally:
+        server.closing.set()
+        server.http.shutdown()
+        server.http.server_close()
