@@ -112,6 +112,10 @@ class Worker:
             )
             for step, of_step in zip(job.steps, engines, strict=True)
         ]
+        self._names = [
+            {} if step.model_column is None else {step.model_column: of_step.model_name}
+            for step, of_step in zip(job.steps, engines, strict=True)
+        ]
         called = [each for step, each in zip(job.steps, engines, strict=True) if step.spec.distilabel]
         # How many requests the engines of all steps work on at once: a row keeps one of them busy at a time.
         self.slots = sum(each.slots for each in {id(each): each for each in called}.values()) or engine.slots
@@ -296,6 +300,7 @@ class Worker:
         if index == len(self._job.steps):
             return [self._result(row.seed, branch)]
         step = self._job.steps[index]
+        branch = replace(branch, data={**branch.data, **self._names[index]}) if self._names[index] else branch
         many = self._job.generations(step)
         generations = await _together(
             [self._generation(row, index, branch, number if many > 1 else None) for number in range(many)]

@@ -126,6 +126,9 @@ class Merge(Part):
     drop_truncated: bool = Field(True, description="drop rows with a completion cut at max_tokens")
     prompt: str | None = Field(None, description="column of the user's message, where it is not the last step's")
     answer: str | None = Field(None, description="column of the assistant's message")
+    columns: list[str] | None = Field(
+        None, min_length=1, description="the dataset has only these, and batchgen's own; all by default"
+    )
 
     @field_validator("near", mode="before")
     @classmethod

@@ -16,7 +16,7 @@ from batchgen.errors import JobError, PlanMismatch, SeedError
 from batchgen.faultpoints import reach
 from batchgen.job import Job
 from batchgen.records import OtherFormat, RecordError, seal, unseal
-from batchgen.rows import META_NAMES, canonical_json, in_words, kind_of, shard_schema
+from batchgen.rows import CLUSTER_SIZE, MESSAGES, META_NAMES, canonical_json, in_words, kind_of, shard_schema
 from batchgen.seeds import Seeds
 from batchgen.step import Step
 from batchgen.store.base import ObjectStore
@@ -207,6 +207,9 @@ def check_merge_columns(job: Job, columns: Mapping[str, str]) -> None:
         fitting = {name: kind for name, kind in columns.items() if kind in kinds}
         if given is not None and given not in fitting:
             raise JobError(f"merge: no {' or '.join(kinds)} column {given!r}; {_existing(fitting, given)}")
+    for name in job.merge.columns or ():
+        if name not in (*columns, *META_NAMES, MESSAGES, CLUSTER_SIZE):
+            raise JobError(f"merge.columns: no column {name!r}; {_existing(columns, name)}")
 
 
 def _check_inputs(step: Step, columns: Mapping[str, str], where: str) -> None:
@@ -256,7 +259,8 @@ def _inputs(job: Job, seeds: Seeds) -> dict[str, Any]:
         "model": _model_inputs(tree["model"]),
         "models": {name: _model_inputs(model) for name, model in tree["models"].items()},
         "sampling": tree["sampling"],
-        "steps": tree["steps"],
+        # A key that came after the first runs: those without it can still be gone on with.
+        "steps": [{k: v for k, v in step.items() if (k, v) != ("model_name", False)} for step in tree["steps"]],
         "shard_rows": tree["shard_rows"],
     }
 

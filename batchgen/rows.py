@@ -29,6 +29,9 @@ META_FIELDS = (
     pa.field("failed_completion", pa.string()),
 )
 META_NAMES = frozenset(field.name for field in META_FIELDS)
+# Columns that a dataset has besides: the conversation that is made of others, and how many rows a kept one stands for.
+MESSAGES = "messages"
+CLUSTER_SIZE = "cluster_size"
 
 CONVERSATION = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
 _TYPES: Mapping[str, pa.DataType] = {

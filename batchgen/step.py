@@ -23,6 +23,8 @@ from batchgen.tasks.spec import Reasoning, TaskParameters, TaskSpec, bare
 from batchgen.tasks.table import TASKS
 
 OwnTasks = Mapping[str, TaskSpec]
+# The column that `model_name: true` adds.
+MODEL_NAME = "model_name"
 
 
 class Part(BaseModel):
@@ -45,6 +47,7 @@ class Step(Part):
     group_generations: bool = Field(False, description="one row with lists, instead of a row a generation")
     logprobs: bool = Field(False, description="adds the log-probabilities of the completion's tokens")
     reasoning: Reasoning = Field("drop", description="what becomes of a reasoning model's thoughts")
+    model_name: bool = Field(False, description="adds the name of the model that the step runs on")
     explode: str | None = None
     _spec: TaskSpec | None = PrivateAttr(None)
 
@@ -83,7 +86,11 @@ class Step(Part):
         check_mapping(self.output_mappings, self._task_outputs, "output_mappings", f"an output of {self.task}")
         check_columns([self.output_mappings.get(name, name) for name in self._task_outputs], "output_mappings")
         if self.spec.distilabel is None and (
-            self.model or self.num_generations > 1 or self.group_generations or self.reasoning != "drop"
+            self.model
+            or self.model_name
+            or self.num_generations > 1
+            or self.group_generations
+            or self.reasoning != "drop"
         ):
             raise complaint(f"{self.task} calls no model and generates nothing")
         if self.num_generations > 1 and self.sampling.get("n", 1) not in (1, self.num_generations):
@@ -112,15 +119,22 @@ class Step(Part):
     def _task_outputs(self) -> Mapping[str, str]:
         outputs = dict(self.spec.outputs(self.parameters))
         outputs |= {"logprobs": "list[number]"} if self.logprobs else {}
-        return outputs | ({"reasoning": "text"} if self.reasoning == "column" else {})
+        outputs |= {"reasoning": "text"} if self.reasoning == "column" else {}
+        return outputs | ({MODEL_NAME: "text"} if self.model_name else {})
 
     @property
     def outputs(self) -> Mapping[str, str]:
         """Columns that the step adds, with their kinds."""
-        form = "list[{}]" if self.group_generations else "{}"
-        return {
-            self.output_mappings.get(name, name): form.format(bare(kind)) for name, kind in self._task_outputs.items()
-        }
+        kinds = {name: bare(kind) for name, kind in self._task_outputs.items()}
+        if self.group_generations:
+            # All of them are one model's.
+            kinds = {name: kind if name == MODEL_NAME else f"list[{kind}]" for name, kind in kinds.items()}
+        return {self.output_mappings.get(name, name): kind for name, kind in kinds.items()}
+
+    @property
+    def model_column(self) -> str | None:
+        """The column of the model's name; None where it is not asked for."""
+        return self.output_mappings.get(MODEL_NAME, MODEL_NAME) if self.model_name else None
 
     @property
     def wants_structure(self) -> bool:

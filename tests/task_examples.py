@@ -95,6 +95,9 @@ EXAMPLES: Mapping[str, Example] = {
         {"user": "What is it?", "assistant": "A text."},
         {"title": "T", "content": "C"},
     ),
+    "group_columns": Example(
+        "", {"grouped": ["Yes.", "No."]}, {"b": "Yes.", "a": "No."}, parameters={"columns": ["b", "a"]}
+    ),
     "instruction_backtranslation": Example(
         "It fits well. Score: 4",
         {"score": 4.0, "score_reason": "It fits well."},

@@ -10,11 +10,9 @@ import pyarrow as pa
 from batchgen.errors import JobError
 from batchgen.job import Job
 from batchgen.plan import Plan, check_merge_columns
-from batchgen.rows import CONVERSATION, kind_of
+from batchgen.rows import CLUSTER_SIZE, CONVERSATION, MESSAGES, kind_of
 from batchgen.step import Step
 
-# The column that says how many rows a kept one stands for.
-CLUSTER_SIZE = "cluster_size"
 # Rows that are worked on at a time. Texts as Python objects take several times their size, and no Arrow array of
 # strings holds more than 2 GiB.
 _BATCH_ROWS = 4096
@@ -35,9 +33,21 @@ def chat_columns(job: Job, plan: Plan) -> ChatColumns | None:
     found = _found_columns(job, plan)
     if found is not None and CLUSTER_SIZE in plan.schema.names:
         raise JobError(f"column {CLUSTER_SIZE!r} is where the dataset counts duplicates; give yours another name")
-    if found is not None and "messages" in plan.schema.names and "messages" not in (found, found[0]):
+    if found is not None and MESSAGES in plan.schema.names and MESSAGES not in (found, found[0]):
         raise JobError("column 'messages' is where the dataset has the conversation; give yours another name")
+    if (
+        MESSAGES in (job.merge.columns or ())
+        and MESSAGES not in plan.schema.names
+        and not has_messages(job, plan, found)
+    ):
+        raise JobError("merge.columns: the rows of this job have no 'messages'")
     return found
+
+
+def has_messages(job: Job, plan: Plan, chat: ChatColumns | None) -> bool:
+    """Whether the dataset has a column of conversations made of others; TRL refuses to read one beside preferences."""
+    wanted = job.merge.columns is None or MESSAGES in job.merge.columns
+    return wanted and chat is not None and not _is_preference(plan)
 
 
 def _found_columns(job: Job, plan: Plan) -> ChatColumns | None:
@@ -45,9 +55,12 @@ def _found_columns(job: Job, plan: Plan) -> ChatColumns | None:
     check_merge_columns(job, kinds)
     if job.merge.prompt:
         return job.merge.prompt, job.merge.answer
-    if is_preference(plan):
+    if _is_preference(plan):
         return "prompt", None
+    alternatives: set[str] = set()
     for step in reversed(job.steps):
+        if step.spec.groups:
+            alternatives |= {_column(step, name) for name in step.inputs}
         mapped = step.output_mappings.get("conversation", "conversation")
         if step.outputs.get(mapped) == "conversation" and "conversation" in step.spec.outputs(step.parameters):
             return mapped
@@ -56,16 +69,16 @@ def _found_columns(job: Job, plan: Plan) -> ChatColumns | None:
             continue
         prompt = _column(step, chat[0])
         answer = _column(step, chat[1]) if chat[1] else None
-        # A grouped answer is a list of them.
-        if kinds.get(prompt) in ("text", "conversation") and (answer is None or kinds.get(answer) == "text"):
+        # An answer may be a list of them, or go into one.
+        is_text = kinds.get(answer) == "text" and answer not in alternatives
+        if kinds.get(prompt) in ("text", "conversation") and (answer is None or is_text):
             return prompt, job.merge.answer or answer
     if job.merge.answer:
         raise JobError("merge.answer is given, but no step has a prompt that it would answer; give merge.prompt")
     return None
 
 
-def is_preference(plan: Plan) -> bool:
-    """Whether the rows are preference pairs, which TRL refuses to read beside `messages`."""
+def _is_preference(plan: Plan) -> bool:
     return {"prompt", "chosen", "rejected"} <= set(plan.schema.names)
 
 

@@ -9,10 +9,10 @@ import pyarrow as pa
 
 from batchgen.commit import Manifest
 from batchgen.job import Job
-from batchgen.merge.conversations import CLUSTER_SIZE, ChatColumns, batches, chat_columns, is_preference, messages
+from batchgen.merge.conversations import ChatColumns, batches, chat_columns, has_messages, messages
 from batchgen.merge.selection import Selection, Shards, select
 from batchgen.plan import Plan
-from batchgen.rows import CONVERSATION
+from batchgen.rows import CLUSTER_SIZE, CONVERSATION, MESSAGES, META_NAMES
 from batchgen.store.base import ObjectStore
 
 # Columns of a shard that say nothing about a row that was kept.
@@ -89,8 +89,11 @@ def merge_rows(store: ObjectStore, plan: Plan, job: Job, manifests: Mapping[int,
     selection = select(shards, chat, job.merge)
     # A list of the seeds that was spread over rows is in none of them.
     spread = {step.exploded[0] for step in job.steps if step.exploded is not None} - plan.step_columns.keys()
-    left_out = frozenset(spread | {name for name in _DROPPED_COLUMNS if name in plan.schema.names})
-    shown = None if is_preference(plan) else chat
+    unwanted: set[str] = set()
+    if job.merge.columns is not None:
+        unwanted = set(plan.schema.names) - META_NAMES - set(job.merge.columns)
+    left_out = frozenset(spread | unwanted | {name for name in _DROPPED_COLUMNS if name in plan.schema.names})
+    shown = chat if has_messages(job, plan, chat) else None
     schema = _finished(plan.schema.empty_table(), shown, left_out).schema
     if selection.cluster_sizes is not None:
         schema = schema.append(pa.field(CLUSTER_SIZE, pa.int64()))
@@ -103,6 +106,6 @@ def _finished(rows: pa.Table, chat: ChatColumns | None, left_out: frozenset[str]
     if chat is None:
         return finished
     repeated = chat if isinstance(chat, str) else chat[0]
-    if isinstance(chat, str) or repeated == "messages":
+    if (isinstance(chat, str) or repeated == MESSAGES) and repeated not in left_out:
         finished = finished.drop_columns([repeated])  # `messages` is that conversation, perhaps with its answer
-    return finished.add_column(0, pa.field("messages", CONVERSATION), messages(rows, chat))
+    return finished.add_column(0, pa.field(MESSAGES, CONVERSATION), messages(rows, chat))

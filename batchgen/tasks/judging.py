@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, PositiveInt
 
 from batchgen.errors import RowRejected
 from batchgen.tasks.generation import NoParameters
@@ -68,19 +67,6 @@ class Checker(TaskParameters):
     use_default_structured_output: bool = False
 
 
-class Preference(TaskParameters):
-    """Makes a preference pair out of rated answers."""
-
-    min_difference: float = Field(default=0.0, ge=0.0)
-
-    @field_validator("min_difference", mode="before")
-    @classmethod
-    def _number(cls, value: Any) -> Any:
-        if isinstance(value, bool):
-            raise PydanticCustomError("number", "must be a number")
-        return float(value) if isinstance(value, int) else value
-
-
 def _same_length(judged: str, *results: str) -> Callable[[Row, Any, list[str]], Row]:
     """Rejects a row whose results do not answer every judged text, one each."""
 
@@ -139,26 +125,6 @@ def _finish_labels(row: Row, parameters: TextClassification, notes: list[str]) -
         if not all(labels):
             raise RowRejected("unknown_label")
     return {"labels": labels if parameters.n > 1 else labels[0]}
-
-
-def _finish_preference(row: Row, parameters: Preference, notes: list[str]) -> Row:
-    generations, ratings = row["generations"], row["ratings"]
-    if len(generations) != len(ratings):
-        raise RowRejected("invalid_input")
-    rated = [(rating, text) for rating, text in zip(ratings, generations, strict=True) if rating is not None and text]
-    if len(rated) < 2:
-        raise RowRejected("no_preference")
-    # Of equal ratings the first generation counts, so that the choice depends on nothing else.
-    best, worst = max(rated, key=lambda pair: pair[0]), min(rated, key=lambda pair: pair[0])
-    if best[0] - worst[0] <= 0 or best[0] - worst[0] < parameters.min_difference:
-        raise RowRejected("no_preference")
-    return {
-        "prompt": [{"role": "user", "content": row["instruction"]}],
-        "chosen": [{"role": "assistant", "content": best[1]}],
-        "rejected": [{"role": "assistant", "content": worst[1]}],
-        "chosen_rating": best[0],
-        "rejected_rating": worst[0],
-    }
 
 
 JUDGING: Mapping[str, TaskSpec] = {
@@ -237,21 +203,5 @@ JUDGING: Mapping[str, TaskSpec] = {
         ),
         outputs=columns(keep_row_after_semantic_check="boolean", thought="text"),
         paper="2406.18518",
-    ),
-    "preference_pair": TaskSpec(
-        summary="makes `chosen` and `rejected` out of rated answers, as TRL's DPO trainer reads them",
-        distilabel=None,
-        parameters=Preference,
-        inputs=columns(instruction="text", generations="list[text]", ratings="list[number]"),
-        outputs=columns(
-            prompt="conversation",
-            chosen="conversation",
-            rejected="conversation",
-            chosen_rating="number",
-            rejected_rating="number",
-        ),
-        calls="0",
-        finish=_finish_preference,
-        single_call=False,
     ),
 }

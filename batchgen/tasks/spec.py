@@ -83,6 +83,7 @@ class TaskSpec:
         generator: whether distilabel's class makes its prompts without any input.
         chooses: whether it draws from `random` or numpy's global generator, for given parameters. Seeding both for the
             row came to 18 of the 75 us that a call took here, besides the engine's own.
+        groups: whether its inputs are alternatives, none of which is a row's answer from then on.
         gate: of an entry that reads one text and writes nothing; made once for every engine.
         example: parameters with which the columns are listed, where some have no default.
     """
@@ -102,6 +103,7 @@ class TaskSpec:
     stop: tuple[str, ...] = ()
     generator: bool = False
     chooses: Callable[[Any], bool] = _never
+    groups: bool = False
     gate: Callable[[Any], Gate] | None = None
     example: Mapping[str, Any] = field(default_factory=dict)
 

@@ -13,9 +13,10 @@ from batchgen.tasks.evolution import EVOLUTION
 from batchgen.tasks.gates import GATES
 from batchgen.tasks.generation import GENERATION
 from batchgen.tasks.judging import JUDGING
+from batchgen.tasks.reshaping import RESHAPING
 from batchgen.tasks.spec import TaskSpec
 
-_FAMILIES = (GENERATION, EVOLUTION, JUDGING, DOMAIN, GATES)
+_FAMILIES = (GENERATION, EVOLUTION, JUDGING, DOMAIN, RESHAPING, GATES)
 TASKS: Mapping[str, TaskSpec] = MappingProxyType(dict(sorted(entry for each in _FAMILIES for entry in each.items())))
 
 # Classes of `distilabel.steps.tasks` that are no entry, and why.

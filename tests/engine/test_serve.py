@@ -1,4 +1,4 @@
-"""The openai engine against `vllm serve` of the embedded model on loopback, and the recipe with a judge on it."""
+"""The openai engine against `vllm serve` of the embedded model on loopback, and the recipes that use one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ from batchgen.job import Job
 from tests.helpers import planned
 
 pytestmark = pytest.mark.engine
-JOB = Path(__file__).parents[2] / "jobs" / "judge_openai.yaml"
+JOBS = Path(__file__).parents[2] / "jobs"
 QUESTION = [{"role": "user", "content": "What is the capital of Japan?"}]
 
 
@@ -119,25 +120,52 @@ def test_a_prompt_that_is_too_long_rejects_its_row(served: str):
         asyncio.run(go())
 
 
-def test_the_recipe_with_a_judge_on_a_server(served: str, vllm_engine: Engine, loop_thread, tmp_path: Path):
-    overrides = ["model.path=embedded", "model.engine={max_model_len: 2048}", "source.count=12"]
-    overrides += ["models.judge.path=tiny", f"models.judge.engine.base_url={served}", f"output={tmp_path / 'run'}"]
-    job = Job.load(JOB, overrides)
+@pytest.fixture
+def rows_of(
+    served: str, vllm_engine: Engine, loop_thread, tmp_path: Path
+) -> Callable[[str, str], list[dict[str, Any]]]:
+    """Runs a recipe on the embedded model, with its other model on the server; gives the rows that are committed."""
 
-    async def go():
-        judge = build_engine(EngineSpec("tiny", backend="openai", arguments=job.models["judge"].engine))
-        await judge.start()
-        plan, seeds, store = planned(job)
-        worker = Worker(job, plan, store, vllm_engine, {"judge": judge})
-        try:
-            await asyncio.gather(*(worker.shard(s, new_attempt(), seeds.slice(s.start, s.stop)) for s in plan.shards))
-        finally:
-            await judge.stop()
-        manifests = committed(store, plan)
-        return [row for i in sorted(manifests) for row in read_shard(store, plan, manifests[i]).to_pylist()]
+    def run(recipe: str, other: str) -> list[dict[str, Any]]:
+        overrides = ["model.path=embedded", "model.engine={max_model_len: 2048}", "source.count=12"]
+        overrides += [f"models.{other}.path=tiny", f"models.{other}.engine.base_url={served}"]
+        job = Job.load(JOBS / f"{recipe}.yaml", [*overrides, f"output={tmp_path / 'run'}"])
 
-    rows = loop_thread.run(go())
+        async def go():
+            engine = build_engine(EngineSpec("tiny", backend="openai", arguments=job.models[other].engine))
+            await engine.start()
+            plan, seeds, store = planned(job)
+            worker = Worker(job, plan, store, vllm_engine, {other: engine})
+            try:
+                shards = (worker.shard(s, new_attempt(), seeds.slice(s.start, s.stop)) for s in plan.shards)
+                await asyncio.gather(*shards)
+            finally:
+                await engine.stop()
+            manifests = committed(store, plan)
+            return [row for i in sorted(manifests) for row in read_shard(store, plan, manifests[i]).to_pylist()]
+
+        return loop_thread.run(go())
+
+    return run
+
+
+def test_the_recipe_with_a_judge_on_a_server(rows_of):
+    rows = rows_of("judge_openai", "judge")
     assert len(rows) == 12
     good = [row for row in rows if row["outcome"] == "ok"]
     assert len(good) >= 8, [row["reason"] for row in rows]
     assert all(len(row["scores"]) == len(row["responses"]) for row in good)
+
+
+def test_the_recipe_with_the_answers_of_two_models(rows_of):
+    rows = rows_of("preference_models", "teacher")
+    assert len(rows) == 12
+    # The tiny model rates at random, and equal ratings make no pair.
+    assert {row["reason"] for row in rows} <= {None, "no_preference"}
+    good = [row for row in rows if row["outcome"] == "ok"]
+    assert good
+    for row in good:
+        answers = [row["generation_here"], row["generation_of_teacher"]]
+        assert row["generations"] == answers
+        pair = [row["chosen"][-1]["content"], row["rejected"][-1]["content"]]
+        assert pair == answers if row["ratings"][0] > row["ratings"][1] else pair == answers[::-1]

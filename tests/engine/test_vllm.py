@@ -26,8 +26,9 @@ from batchgen.publish import publish_folder
 from tests.helpers import worker_on
 
 pytestmark = pytest.mark.engine
-# The recipe with a judge on a server is in test_serve.py.
-JOBS = [path for path in sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml")) if path.stem != "judge_openai"]
+# The recipes with a model on a server are in test_serve.py.
+RECIPES = sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))
+JOBS = [path for path in RECIPES if "backend: openai" not in path.read_text()]
 
 
 def test_the_frozen_arguments_are_those_of_the_installed_vllm():

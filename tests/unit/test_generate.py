@@ -706,6 +706,43 @@ def test_a_step_runs_on_the_model_that_it_names(tmp_path: Path):
     assert (len(writer.prompts), len(judge.prompts)) == (1, 1)
 
 
+def test_answers_of_several_models_are_a_list_beside_the_models_names(tmp_path: Path):
+    def answer(name: str, **changes: object) -> dict:
+        mappings = {"generation": f"by_{name}", "model_name": f"model_{name}"}
+        return {"task": "text_generation", "model_name": True, "output_mappings": mappings, **changes}
+
+    steps = [
+        answer("own"),
+        answer("other", model="other", num_generations=2, group_generations=True),
+        answer("second", model="other"),
+        {"task": "group_columns", "columns": ["by_second", "by_own"], "output_mappings": {"grouped": "generations"}},
+        {"task": "group_columns", "columns": ["by_other"], "kind": "list[text]"},
+    ]
+    job = chaos_job(tmp_path, source={"rows": [{"instruction": "x"}]}, steps=steps, models={"other": {"path": "chaos"}})
+    own, other = ScriptedEngine(["mine"]), ScriptedEngine(["a", "b", "c"])
+    own.model_name, other.model_name = "org/own", "org/other"
+    plan, seeds, store = planned(job)
+    worker = Worker(job, plan, store, own, {"other": other})
+    asyncio.run(worker.shard(plan.shards[0], new_attempt(), seeds.slice(0, 1)))
+    (row,) = read_shard(store, plan, committed(store, plan)[0]).to_pylist()
+    assert row["generations"] == ["c", "mine"]
+    assert row["grouped"] == [["a", "b"]]
+    assert [row[f"model_{name}"] for name in ("own", "other", "second")] == ["org/own", "org/other", "org/other"]
+    assert row["failed_completion"] is None
+
+
+def test_requests_of_a_run_have_names_of_their_own(tmp_path: Path):
+    engine = ScriptedEngine(lambda prompt, number: f"{number}")
+    steps = [
+        {"task": "magpie", "only_instruction": True, "num_generations": 2},
+        {"task": "text_generation", "num_generations": 3, "group_generations": True},
+    ]
+    run_all(chaos_job(tmp_path, source={"count": 3}, steps=steps), engine)
+    names = [request.key for request in engine.requests]
+    assert len(names) == 3 * (2 + 2 * 3)
+    assert len(set(names)) == len(names)
+
+
 def test_drivers_that_start_and_end_together_all_end_with_the_dataset(tmp_path: Path):
     for number in range(8):
         job = chaos_job(tmp_path / f"run-{number}", source={"count": 8}, shard_rows=2)

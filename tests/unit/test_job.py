@@ -366,6 +366,21 @@ def test_a_judge_may_be_another_model(tmp_path: Path):
             "num_generations: 2\n  - task: preference_pair\n    num_generations: 2",
             "preference_pair calls no model and generates nothing",
         ),
+        (
+            "model: judge\n    input_mappings: {responses: answers}",
+            "num_generations: 2\n  - task: preference_pair\n    model_name: true",
+            "preference_pair calls no model and generates nothing",
+        ),
+        (
+            "model: judge\n    input_mappings: {responses: answers}",
+            "num_generations: 2\n  - task: group_columns\n    columns: [answers, answers]",
+            "columns: name 'answers' twice",
+        ),
+        (
+            "model: judge\n    input_mappings: {responses: answers}",
+            "num_generations: 2\n  - task: group_columns\n    columns: [answers]\n    kind: texts",
+            "kind: input should be 'text', 'number', 'boolean'",
+        ),
         ("task: quality_scorer", "task: quality_score", "did you mean 'quality_scorer'"),
         ("only_instruction: true", "system_prompt: {a: [x, .inf]}", "weights must be numbers of 0 or more"),
         (

@@ -300,6 +300,63 @@ def test_a_list_that_was_spread_over_rows_is_no_column_of_the_dataset(tmp_path: 
     assert "items" not in dataset.column_names
 
 
+OWN = ["row_id", "branch", "model", "finish_reason", "input_tokens", "output_tokens", "notes"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "columns"),
+    [
+        (None, ["messages", *OWN, "instruction", "page", "generation", "cluster_size"]),
+        (["page", "messages"], ["messages", *OWN, "page", "cluster_size"]),
+        (["generation", "instruction", "model"], [*OWN, "instruction", "generation", "cluster_size"]),
+        (["messages"], ["messages", *OWN, "cluster_size"]),
+    ],
+)
+def test_a_dataset_has_the_columns_that_are_asked_for(tmp_path: Path, wanted: list[str] | None, columns: list[str]):
+    rows = [{"instruction": f"Say {word}.", "page": number} for number, word in enumerate("abc")]
+    job = chaos_job(
+        tmp_path, source={"rows": rows}, steps=[{"task": "text_generation"}], merge={"near": False, "columns": wanted}
+    )
+    dataset = load_dataset(run(job, in_process=True).dataset, split="train")
+    assert dataset.column_names == columns
+    assert len(dataset) == 3
+    if "messages" in columns:
+        assert [row["messages"][0]["content"] for row in dataset] == [row["instruction"] for row in rows]
+
+
+def test_a_conversation_that_is_not_asked_for_is_left_out_and_an_own_one_kept(tmp_path: Path):
+    rows = [{"messages": [{"role": "user", "content": f"Say {word}."}]} for word in "ab"]
+    step = {"task": "chat_generation"}
+    for wanted, columns in ((["generation"], [*OWN, "generation"]), (["messages"], ["messages", *OWN])):
+        job = chaos_job(tmp_path / wanted[0], source={"rows": rows}, steps=[step], merge={"columns": wanted})
+        dataset = load_dataset(run(job, in_process=True).dataset, split="train")
+        assert dataset.column_names == [*columns, "cluster_size"]
+    assert [len(row["messages"]) for row in dataset] == [2, 2], "the answer is a message of it"
+
+
+def test_answers_that_go_into_a_list_are_not_the_answer_of_messages(tmp_path: Path):
+    steps = [
+        {"task": "text_generation", "output_mappings": {"generation": "a"}},
+        {"task": "text_generation", "output_mappings": {"generation": "b"}},
+        {"task": "group_columns", "columns": ["a", "b"]},
+    ]
+    job = chaos_job(tmp_path / "all", source={"rows": [{"instruction": "Hm?"}]}, steps=steps)
+    (row,) = load_dataset(run(job, in_process=True).dataset, split="train")
+    assert "messages" not in row
+    assert row["grouped"] == [row["a"], row["b"]]
+    steps[2]["columns"] = ["b"]
+    job = chaos_job(tmp_path / "one", source={"rows": [{"instruction": "Hm?"}]}, steps=steps)
+    (row,) = load_dataset(run(job, in_process=True).dataset, split="train")
+    assert row["messages"][1]["content"] == row["a"]
+
+
+def test_messages_that_rows_do_not_have_are_not_asked_for(tmp_path: Path):
+    steps = [{"task": "group_columns", "columns": ["instruction"]}]
+    job = chaos_job(tmp_path, source={"rows": [{"instruction": "Hm?"}]}, steps=steps, merge={"columns": ["messages"]})
+    with pytest.raises(JobError, match=r"merge\.columns: the rows of this job have no 'messages'"):
+        run(job, in_process=True)
+
+
 def test_rows_are_worked_on_in_batches_and_that_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rng = random.Random(4)
     bases = [text(rng) for _ in range(12)]

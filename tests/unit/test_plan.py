@@ -163,6 +163,7 @@ def test_a_torn_or_changed_plan_is_refused(tmp_path: Path):
         ({"seed": 1}, "seed: 0 then, 1 now"),
         ({"sampling": {"temperature": 0.5}}, "sampling.temperature: absent then, 0.5 now"),
         ({"steps": [{"task": "magpie", "n_turns": 2}]}, "steps[0].n_turns: absent then, 2 now"),
+        ({"steps": [{"task": "magpie", "model_name": True}]}, "steps[0].model_name: absent then, true now"),
         ({"source": {"count": 41}}, "seeds: 40 rows then, 41 now"),
         ({"source": {"rows": [{"x": str(i)} for i in range(40)]}}, "seeds: 40 rows then, 40 now (other content)"),
         ({"shard_rows": 5}, "shard_rows: null then, 5 now"),
@@ -279,6 +280,7 @@ def test_a_list_of_the_seeds_keeps_its_name_though_it_is_spread_over_rows():
         ({"prompt": "tex"}, "merge: no text or conversation column 'tex'; did you mean 'text'"),
         ({"prompt": "page"}, "merge: no text or conversation column 'page'; available: text, generation"),
         ({"answer": "page"}, "merge: no text column 'page'; available: text, generation"),
+        ({"columns": ["text", "genration"]}, "merge.columns: no column 'genration'; did you mean 'generation'"),
     ],
 )
 def test_columns_of_the_merge_that_do_not_fit_are_refused(merge: dict, message: str):
