@@ -15,14 +15,13 @@ import pyarrow.parquet as pq
 from batchgen.api import Result, Watch, run
 from batchgen.errors import JobError, SeedError
 from batchgen.job import Source
-from batchgen.merge.conversations import CLUSTER_SIZE
 from batchgen.parquet import read_parquet
 from batchgen.publish import publish_configs
-from batchgen.rows import META_NAMES
 from batchgen.seeds import load_seeds
-from batchgen.segments import GENERATORS, Segment, segments_of, set_parameters
 from batchgen.store import is_remote
-from batchgen.translate import Translated, translate
+from batchgen.translation.segments import Segment, segments_of, set_parameters
+from batchgen.translation.steps import GENERATORS
+from batchgen.translation.translate import Translated, translate
 
 
 class PipelineResult(Mapping[str, Any]):
@@ -99,7 +98,10 @@ def from_pipeline(
         loaded = _load(root, steps[root])
     settings: dict[str, Any] = {"seed": seed, **({"engines": engines} if engines else {})}
     # Everything is translated before anything runs: a step that cannot be carried over costs no engine.
-    jobs = {segment: translate(segment, steps, folder, settings) for segment in segments}
+    jobs: dict[Segment, Translated] = {}
+    for segment in segments:
+        first = jobs[segment.parent].columns if segment.parent else loaded.column_names if loaded else ()
+        jobs[segment] = translate(segment, steps, first, folder, settings)
     tables: dict[Segment | None, pa.Table | None] = {None: loaded}
     results: dict[str, Result] = {}
     leaves = [segment for segment in segments if segment.leaf]
@@ -108,7 +110,7 @@ def from_pipeline(
         if (rows := tables[segment.parent]) is not None:
             _write_seeds(rows, translated.renamed, Path(str(translated.job.source.path)))
         result = run(translated.job, address, watch, in_process=in_process)
-        tables[segment] = _logical(_rows_of(result), translated)
+        tables[segment] = _rows_of(result).select(translated.columns)
         if segment.leaf:
             results["default" if len(leaves) == 1 else segment.name] = result
     dataset = publish_configs({name: Path(result.dataset) for name, result in results.items()}, folder / "dataset")
@@ -171,11 +173,3 @@ def _write_seeds(table: pa.Table, renamed: Mapping[str, str], path: Path) -> Non
 def _rows_of(result: Result) -> pa.Table:
     files = sorted((Path(result.dataset) / "data").glob("*.parquet"))
     return pa.concat_tables([read_parquet(file) for file in files])
-
-
-def _logical(table: pa.Table, translated: Translated) -> pa.Table:
-    """A segment's rows as distilabel has them: without batchgen's own columns and earlier versions of a column."""
-    own = {*META_NAMES, CLUSTER_SIZE, *translated.earlier}
-    if translated.adds_messages:
-        own.add("messages")
-    return table.select([name for name in table.column_names if name not in own])

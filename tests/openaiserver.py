@@ -20,13 +20,15 @@ class OpenAIServer:
     """An OpenAI-compatible server.
 
     `statuses` are given to the next requests (0: no answer), then 200, and `listing` to those for its models; `raw` is
-    what it answers in place of either; `unknown` is a parameter that it refuses, `loose` whether it refuses schemas
-    that are to be followed to the letter, and `poison` a text at which it fails; `answers` makes a text of messages.
+    what it answers in place of either; `models` are those that it serves; `unknown` is a parameter that it refuses,
+    `loose` whether it refuses schemas that are to be followed to the letter, and `poison` a text at which it fails;
+    `answers` makes a text of messages.
     """
 
     def __init__(self) -> None:
         self.statuses: list[int] = []
         self.listing: list[int] = []
+        self.models = ["judge"]
         self.unknown: str | None = None
         self.loose = False
         self.poison: str | None = None
@@ -55,7 +57,8 @@ class OpenAIServer:
                 if server.raw is not None:
                     self.send_raw(*server.raw)
                     return
-                self.send(status, {"object": "list", "data": [{"id": "judge", "object": "model"}]})
+                served = [{"id": name, "object": "model"} for name in server.models]
+                self.send(status, {"object": "list", "data": served})
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -10,7 +10,7 @@ from typing import Any
 
 from distilabel.models import OpenAILLM
 from distilabel.pipeline import Pipeline
-from distilabel.steps import ExpandColumns, LoadDataFromDicts
+from distilabel.steps import CombineOutputs, ExpandColumns, GroupColumns, KeepColumns, LoadDataFromDicts
 from distilabel.steps.tasks import (
     ChatGeneration,
     GenerateSentencePair,
@@ -23,8 +23,8 @@ from distilabel.steps.tasks import (
 ROWS = [{"instruction": f"Do thing {number}.", "topic": f"topic {number}", "number": number} for number in range(6)]
 
 
-def _llm(url: str) -> OpenAILLM:
-    return OpenAILLM(model="judge", base_url=url, generation_kwargs={"max_new_tokens": 64})
+def _llm(url: str, model: str = "judge") -> OpenAILLM:
+    return OpenAILLM(model=model, base_url=url, generation_kwargs={"max_new_tokens": 64})
 
 
 def chain(url: str) -> Any:
@@ -74,8 +74,36 @@ def chat(url: str) -> Any:
     return LoadDataFromDicts(data=rows) >> ChatGeneration(llm=_llm(url))
 
 
+def models(url: str) -> Any:
+    """The answers of two models in a list, with the models' names, and a judge of them."""
+    answers = [
+        TextGeneration(name="terse", llm=_llm(url), system_prompt="Be brief."),
+        TextGeneration(name="verbose", llm=_llm(url, "writer"), system_prompt="Tell all."),
+    ]
+    group = GroupColumns(columns=["generation", "model_name"], output_columns=["generations", "generation_models"])
+    judge = UltraFeedback(llm=_llm(url), aspect="overall-rating", output_mappings={"model_name": "rated_by"})
+    keep = KeepColumns(columns=["instruction", "generations", "generation_models", "ratings", "rated_by"])
+    return LoadDataFromDicts(data=ROWS) >> answers >> group >> judge >> keep
+
+
+def combined(url: str) -> Any:
+    """Branches that write the same column, and go on as one; after them, two leaves."""
+    first = TextGeneration(name="first", llm=_llm(url), output_mappings={"generation": "topic"})
+    again = TextGeneration(name="again", llm=_llm(url), input_mappings={"instruction": "topic"})
+    other = TextGeneration(name="other", llm=_llm(url, "writer"), output_mappings={"generation": "topic"})
+    last = TextGeneration(
+        name="last", llm=_llm(url), template="{{ topic }} {{ generation }}", columns=["topic", "generation"]
+    )
+    judge = PrometheusEval(name="judge", llm=_llm(url), mode="absolute", rubric="honesty")
+    begun = LoadDataFromDicts(data=ROWS)
+    combine = CombineOutputs()
+    begun >> first >> again >> combine
+    begun >> other >> combine
+    return combine >> [last, judge]
+
+
 PIPELINES: Mapping[str, Callable[[str], Any]] = {
-    make.__name__: make for make in (chain, branches, spread, rated, several, chat)
+    make.__name__: make for make in (chain, branches, spread, rated, several, chat, models, combined)
 }
 
 

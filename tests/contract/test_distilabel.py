@@ -238,6 +238,7 @@ def test_pipelines_give_the_rows_that_distilabel_s_own_run_gives(tmp_path: Path,
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     with openai_server() as server:
         server.answers = said
+        server.models.append("writer")
         command = [sys.executable, "-m", "tests.contract.pipelines", server.url, str(tmp_path)]
         subprocess.run(command, check=True, capture_output=True, timeout=300)
         theirs = json.loads((tmp_path / "rows.json").read_text())
@@ -252,7 +253,7 @@ def test_pipelines_give_the_rows_that_distilabel_s_own_run_gives(tmp_path: Path,
                 for row in rows:
                     row["messages"].append({"role": "assistant", "content": row["generation"]})
             # Those that the README says are not kept.
-            kept = set(rows[0]) - {"distilabel_metadata", "model_name", "instructions"}
+            kept = set(rows[0]) - {"distilabel_metadata", "instructions"}
             made = ours[name][config]["train"].to_list()
             assert [{column: row[column] for column in kept} for row in made] == [
                 {column: row[column] for column in kept} for row in rows

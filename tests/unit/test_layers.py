@@ -39,7 +39,7 @@ LAYERS = [
     ["problems"],
     ["step"],
     ["job"],
-    ["seedfiles", "draw", "segments", "translate"],
+    ["seedfiles", "draw", "translation"],
     ["seeds"],
     ["plan"],
     ["actions", "branches", "commit", "starts", "suspects"],

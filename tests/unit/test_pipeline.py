@@ -21,7 +21,9 @@ from distilabel.models import (
 )
 from distilabel.pipeline import Pipeline, routing_batch_function
 from distilabel.steps import (
+    CombineOutputs,
     ExpandColumns,
+    GroupColumns,
     KeepColumns,
     LoadDataFromDicts,
     LoadDataFromDisk,
@@ -43,12 +45,13 @@ from pydantic import BaseModel
 
 from batchgen import JobError, from_pipeline
 from batchgen.errors import UserError
-from batchgen.segments import segments_of
-from batchgen.translate import translate
+from batchgen.translation.segments import segments_of
+from batchgen.translation.translate import translate
 
 # `chaos` is a model here: the engine that needs none.
 ROWS = [{"instruction": f"Write question {number}."} for number in range(6)]
-
+# The columns of rows that are never loaded.
+FIRST = ("instruction", "input", "number", "text")
 
 LISTING = vLLM(model="chaos", extra_kwargs={"reply": "1. Who?\n2. Where?"})
 
@@ -60,8 +63,11 @@ def llm(**generation):
 def translated(pipeline) -> dict:
     """The jobs of a pipeline's segments, by name."""
     steps = {name: pipeline.dag.get_step(name)["step"] for name in pipeline.dag}
-    segments = segments_of(pipeline.dag, steps)
-    return {segment.name: translate(segment, steps, Path("out"), {}).job for segment in segments}
+    found: dict[Any, Any] = {}
+    for segment in segments_of(pipeline.dag, steps):
+        first = found[segment.parent].columns if segment.parent else FIRST
+        found[segment] = translate(segment, steps, first, Path("out"), {})
+    return {segment.name: each.job for segment, each in found.items()}
 
 
 def test_the_course_s_two_steps_run_with_the_last_line_changed(tmp_path: Path):
@@ -290,6 +296,18 @@ NAMESAKE = type("TextGeneration", (TextGeneration,), {"__module__": __name__})
 NAMESAKE_LLM = type("vLLM", (vLLM,), {"__module__": __name__})
 
 
+def answer(name: str, model: Any = None, **fields: Any) -> TextGeneration:
+    return TextGeneration(name=name, llm=model or llm(), **fields)
+
+
+def meet_unevenly(data) -> None:
+    """Three branches, of which two meet."""
+    combine = CombineOutputs(name="combine")
+    data >> [answer("a"), answer("b"), answer("c")]
+    for name in ("a", "b"):
+        data.pipeline.dag.get_step(name)["step"] >> combine
+
+
 def refused(build) -> str:
     with Pipeline() as pipeline:
         build(LoadDataFromDicts(data=ROWS, name="load"))
@@ -318,7 +336,48 @@ def refused(build) -> str:
             ),
             "'spread' (ExpandColumns): it is carried over where it alone follows a task",
         ),
-        (lambda data: data >> KeepColumns(columns=["instruction"], name="keep"), "'keep' (KeepColumns)"),
+        (
+            lambda data: data >> KeepColumns(columns=["instruction"], name="keep"),
+            "'keep' (KeepColumns): no task is in its branch",
+        ),
+        (
+            lambda data: data >> TextGeneration(llm=llm()) >> KeepColumns(columns=["answer"], name="keep"),
+            "'keep': reads column 'answer', which is not there; there are: instruction, generation",
+        ),
+        (
+            lambda data: (
+                data
+                >> TextGeneration(llm=llm())
+                >> KeepColumns(columns=["generation"])
+                >> EvolInstruct(llm=llm(), num_evolutions=1, name="late")
+            ),
+            "'late': reads column 'instruction', which is not there; there are: generation",
+        ),
+        (
+            lambda data: data >> [answer("a"), answer("b")] >> GroupColumns(columns=["response"], name="group"),
+            "'group': groups column 'response', which no step before it has",
+        ),
+        (
+            lambda data: (
+                data
+                >> [answer("a"), answer("b")]
+                >> GroupColumns(columns=["generation"], output_columns=["x", "y"], name="group")
+            ),
+            "'group' (GroupColumns): 1 columns, and 2 output_columns",
+        ),
+        (
+            lambda data: (
+                data
+                >> [answer("a"), answer("b")]
+                >> GroupColumns(columns=["generation"], output_mappings={"grouped_generation": "x"}, name="group")
+            ),
+            "'group' (GroupColumns): its mappings are not carried over",
+        ),
+        (
+            lambda data: data >> [answer("a", num_generations=2), answer("b")] >> CombineOutputs(name="combine"),
+            "'a' (TextGeneration): it makes several rows of one, and its branch meets others in 'combine'",
+        ),
+        (lambda data: meet_unevenly(data), "'combine' (CombineOutputs): several steps lead to it; batchgen carries"),
         (lambda data: data >> OwnTask(llm=llm(), name="mine"), "'mine' (OwnTask) cannot be carried over: it is a task"),
         (lambda data: data >> NAMESAKE(llm=llm(), name="alike"), "'alike' (TextGeneration) cannot be carried over"),
         (
@@ -409,11 +468,59 @@ def test_routing_functions_joins_and_generators_are_refused():
         b = TextGeneration(llm=llm(), name="b", output_mappings={"generation": "other"})
         data >> [a, b] >> TextGeneration(llm=llm(), name="both", output_mappings={"generation": "third"})
 
-    assert "several steps lead to it" in refused(joined)
+    assert "several steps lead to it; branches meet in GroupColumns or CombineOutputs" in refused(joined)
     with Pipeline() as pipeline:
         EvolInstructGenerator(llm=llm(), num_instructions=3, name="evolve") >> TextGeneration(llm=llm())
     with pytest.raises(JobError, match="use evol_instruct over seed rows"):
         from_pipeline(pipeline, "unused", in_process=True)
+
+
+def test_branches_meet_in_a_list(tmp_path: Path):
+    with Pipeline() as pipeline:
+        data = LoadDataFromDicts(data=ROWS)
+        other = vLLM(model="chaos", extra_kwargs={"reply": "Hm."})
+        draft = answer("draft", output_mappings={"generation": "instruction"})
+        branches = [draft, answer("other", other), answer("third")]
+        group = GroupColumns(columns=["generation", "model_name"], output_columns=["answers", "models"])
+        data >> branches[0] >> answer("own") >> group
+        data >> branches[1:] >> group >> answer("last", output_mappings={"model_name": "by"})
+    (job,) = translated(pipeline).values()
+    assert [step.task for step in job.steps] == ["text_generation"] * 4 + ["group_columns"] * 2 + ["text_generation"]
+    dataset = from_pipeline(pipeline, tmp_path / "out", in_process=True)["default"]["train"]
+    asked = [row["instruction"] for row in ROWS]
+    assert [row["instruction"] for row in dataset] == asked, "the last branch has the rows' own"
+    for row in dataset:
+        assert row["answers"] == [row["generation_of_own"], "Hm.", row["generation_of_third"]]
+        assert row["instruction_of_draft"] not in asked
+        assert row["models"] == ["chaos"] * 3
+        assert row["by"] == "chaos"
+
+
+def test_what_is_not_kept_is_not_published(tmp_path: Path):
+    with Pipeline() as pipeline:
+        draft = answer("draft", output_mappings={"generation": "instruction"})
+        keep = KeepColumns(columns=["number", "instruction"])
+        rows = [{**row, "number": number} for number, row in enumerate(ROWS)]
+        LoadDataFromDicts(data=rows) >> draft >> keep >> [answer("a"), EvolInstruct(llm=llm(), num_evolutions=1)]
+    distiset = from_pipeline(pipeline, tmp_path / "out", in_process=True)
+    dataset = distiset["a"]["train"]
+    assert "instruction_before_draft" not in dataset.column_names
+    assert {"number", "instruction", "generation", "model_name", "messages"} <= set(dataset.column_names)
+    assert sorted(dataset["number"]) == list(range(6))
+
+
+def test_a_branch_may_be_no_more_than_a_line(tmp_path: Path):
+    with Pipeline() as pipeline:
+        start = answer("start", output_mappings={"generation": "topic"})
+        combine = CombineOutputs(name="combine")
+        LoadDataFromDicts(data=ROWS) >> start
+        start >> answer("a") >> combine
+        start >> combine
+        combine >> EvolInstruct(llm=llm(), num_evolutions=1, name="evolve")
+    (job,) = translated(pipeline).values()
+    assert [step.task for step in job.steps] == ["text_generation", "text_generation", "evol_instruct"]
+    dataset = from_pipeline(pipeline, tmp_path / "out", in_process=True)["default"]["train"]
+    assert {"topic", "generation", "evolved_instruction"} <= set(dataset.column_names)
 
 
 def magpie_of_its_own(**parameters: Any) -> Pipeline:

@@ -1,0 +1,199 @@
+"""The chains of steps in a distilabel `Pipeline`, and what of it cannot be carried over."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from batchgen.errors import JobError
+from batchgen.tasks.table import LEFT_OUT
+from batchgen.translation.steps import (
+    BY_CLASS,
+    EXPAND,
+    GENERATORS,
+    GROUP,
+    JOINS,
+    KEEP,
+    LOADERS,
+    class_name,
+    is_task,
+    parameters_of,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Steps through which every row goes: a chain, in which branches that meet again stand one after the other.
+
+    Args:
+        steps: names of distilabel's steps, in order.
+        before: the steps that lead to each of them, in distilabel's order.
+        parent: the segment that it branches from; None where it starts from the loaded rows.
+        leaf: whether nothing comes after it.
+    """
+
+    steps: tuple[str, ...]
+    before: Mapping[str, tuple[str, ...]]
+    parent: Segment | None
+    leaf: bool
+
+    @property
+    def name(self) -> str:
+        """That of its last step, safe as a folder's name."""
+        return re.sub(r"[^A-Za-z0-9._-]", "_", self.steps[-1])
+
+
+def set_parameters(steps: Mapping[str, Any], parameters: Mapping[str, Mapping[str, Any]]) -> None:
+    """Sets runtime parameters as `pipeline.run` does, and refuses those of which distilabel only warns.
+
+    Raises:
+        JobError: names the step or parameter that there is not.
+    """
+    for name, given in parameters.items():
+        if name not in steps:
+            raise JobError(f"parameters: no step {name!r}; legal: {', '.join(sorted(steps))}")
+        _check_parameters(f"parameters[{name!r}]", steps[name], given)
+        steps[name].set_runtime_parameters(dict(given))
+
+
+def _check_parameters(where: str, part: Any, given: Mapping[str, Any]) -> None:
+    legal = part.runtime_parameters_names
+    for name, value in given.items():
+        if name not in legal:
+            raise JobError(f"{where}: no runtime parameter {name!r}; legal: {', '.join(sorted(legal))}")
+        if hasattr(inner := getattr(part, name), "set_runtime_parameters"):
+            _check_parameters(f"{where}[{name!r}]", inner, value)
+
+
+def segments_of(dag: Any, steps: Mapping[str, Any], loaded: bool = False) -> list[Segment]:
+    """The pipeline's chains, parents first.
+
+    Args:
+        loaded: whether the rows come from elsewhere, so that no step loads any.
+
+    Raises:
+        JobError: the graph is none that can be carried over.
+    """
+    roots = sorted(dag.root_steps)
+    makers = [name for name in roots if type(steps[name]).__name__ in (*LOADERS, *GENERATORS)]
+    if loaded and makers:
+        raise JobError(f"step {makers[0]!r}: it has rows of its own, and dataset is given too; use one of them")
+    if not loaded and len(roots) != 1:
+        raise JobError(
+            f"the pipeline has {len(roots)} first steps; batchgen carries over one that has rows, or give dataset"
+        )
+    for name in dag:
+        _check_step(name, steps[name], dag, is_root=not loaded and name == roots[0])
+    starts = loaded or type(steps[roots[0]]).__name__ in GENERATORS
+    segments: list[Segment] = []
+
+    def grow(parent: Segment | None, firsts: Sequence[str]) -> None:
+        for names in _chains(dag, steps, firsts):
+            while following := sorted(dag.get_step_successors(names[-1])):
+                chains = _chains(dag, steps, following)
+                if len(chains) > 1:
+                    break
+                names += chains[0]
+            before = {name: tuple(dag.get_step_predecessors(name)) for name in names}
+            segment = Segment(tuple(names), before, parent, leaf=not following)
+            if not any(is_task(steps[name]) for name in names):
+                raise JobError(f"step {names[0]!r} ({type(steps[names[0]]).__name__}): no task is in its branch")
+            segments.append(segment)
+            grow(segment, following)
+
+    grow(None, roots if starts else sorted(dag.get_step_successors(roots[0])))
+    if not segments:
+        raise JobError(f"step {roots[0]!r}: nothing comes after it; connect it with >>")
+    return segments
+
+
+def _chains(dag: Any, steps: Mapping[str, Any], firsts: Sequence[str]) -> list[list[str]]:
+    """The beginnings of the chains of steps that stand side by side; one chain, where all of them meet again.
+
+    Raises:
+        JobError: some of them meet.
+    """
+    found = [_branch(dag, name) for name in firsts]
+    joins = {join for _, join in found if join is not None}
+    if not joins:
+        return [[name] for name in firsts]
+    join = min(joins)
+    before = list(dag.get_step_predecessors(join))
+    if len(found) != len(before) or any(other != join for _, other in found):
+        raise JobError(
+            f"step {join!r} ({type(steps[join]).__name__}): several steps lead to it; batchgen carries that over where "
+            "the branches of one step, each of them a chain, all meet there"
+        )
+    for name in (name for names, _ in found for name in names):
+        kind, several = type(steps[name]).__name__, (getattr(steps[name], "num_generations", None) or 1) > 1
+        if kind == EXPAND or (several and not steps[name].group_generations):
+            raise JobError(
+                f"step {name!r} ({kind}): it makes several rows of one, and its branch meets others in {join!r}"
+            )
+    # A branch may be no more than a line from where the others begin.
+    ordered = sorted((names for names, _ in found if names), key=lambda names: before.index(names[-1]))
+    return [[*(name for names in ordered for name in names), join]]
+
+
+def _branch(dag: Any, first: str) -> tuple[list[str], str | None]:
+    """The steps of a branch, and the one in which it meets others; None where it does not, or branches itself."""
+    names: list[str] = []
+    following = [first]
+    while len(following) == 1:
+        (name,) = following
+        if len(list(dag.get_step_predecessors(name))) > 1:
+            return names, name
+        names.append(name)
+        following = list(dag.get_step_successors(name))
+    return names, None
+
+
+def _check_step(name: str, step: Any, dag: Any, is_root: bool) -> None:
+    kind, known = type(step).__name__, class_name(type(step))
+    if dag.get_step(name).get("routing_batch_function") is not None:
+        raise JobError(f"step {name!r}: a routing function follows it; batchgen cannot carry that over")
+    if is_root:
+        if known in GENERATORS:
+            if not step.num_rows:
+                raise JobError(f"step {name!r}: num_rows is not set; give it to the step or in parameters")
+        elif known not in LOADERS:
+            legal = f"a pipeline starts with one of {', '.join((*LOADERS, *GENERATORS))}, or dataset is given"
+            reason: str | None = LEFT_OUT.get(known, legal)
+            raise JobError(f"step {name!r} ({kind}) cannot be carried over: {reason}")
+        return
+    if len(list(dag.get_step_predecessors(name))) > 1 and known not in JOINS:
+        raise JobError(f"step {name!r} ({kind}): several steps lead to it; branches meet in {' or '.join(JOINS)}")
+    if known in (*JOINS, KEEP):
+        _check_column_step(name, step)
+    elif known == EXPAND:
+        _check_expand(name, step, dag)
+    elif known not in BY_CLASS:
+        reason = LEFT_OUT.get(known)
+        if reason is None:
+            reason = "a global step needs all rows at once" if getattr(step, "is_global", False) else "it is not a task"
+            if hasattr(step, "llm"):
+                reason = "it is a task of your own; run it with batchgen.run(job, tasks={...})"
+        raise JobError(f"step {name!r} ({kind}) cannot be carried over: {reason}")
+    else:
+        parameters_of(name, step)
+
+
+def _check_column_step(name: str, step: Any) -> None:
+    kind = type(step).__name__
+    if step.input_mappings or step.output_mappings:
+        raise JobError(f"step {name!r} ({kind}): its mappings are not carried over; use the tasks' before it")
+    outputs = getattr(step, "output_columns", None)
+    if kind == GROUP and outputs is not None and len(outputs) != len(step.columns):
+        raise JobError(f"step {name!r} ({kind}): {len(step.columns)} columns, and {len(outputs)} output_columns")
+
+
+def _check_expand(name: str, step: Any, dag: Any) -> None:
+    """A list is spread over rows as a task's `explode`."""
+    before = list(dag.get_step_predecessors(name))
+    follows_task = bool(before) and is_task(dag.get_step(before[0])["step"])
+    if not follows_task or len(list(dag.get_step_successors(before[0]))) > 1:
+        raise JobError(f"step {name!r} ({EXPAND}): it is carried over where it alone follows a task")
+    if len(step.columns) != 1 or step.encoded:
+        raise JobError(f"step {name!r} ({EXPAND}): it is carried over for one column, which is a list")

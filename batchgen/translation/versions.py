@@ -1,0 +1,173 @@
+"""The columns of a segment, of which one step after the other may write the same.
+
+distilabel lets a step write over a column, and branches that meet bring columns of the same name. A job keeps them all:
+every version has a name of its own, and the one that is there at the end keeps the column's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from batchgen.errors import JobError
+from batchgen.step import MODEL_NAME
+from batchgen.translation.segments import Segment
+from batchgen.translation.steps import COMBINE, EXPAND, GROUP, KEEP, expanded, kinds_of, reads_of
+
+
+@dataclass(frozen=True)
+class Version:
+    """A column as a step wrote it.
+
+    Args:
+        step: None for what the rows had from the beginning.
+    """
+
+    column: str
+    step: str | None
+
+
+# The columns that a row has at some place, each with the version that is there.
+View = Mapping[str, Version]
+
+
+def joined(views: Sequence[View]) -> View:
+    """What branches have that meet: of equal columns the last branch's, as in distilabel."""
+    return {column: version for view in views for column, version in view.items()}
+
+
+def names_of(written: Sequence[tuple[Version, Version | None]], last: View) -> dict[Version, str]:
+    """A name for every version of the columns that some step writes.
+
+    Args:
+        written: what steps wrote, in order, each with what it took the place of.
+        last: what there is at the end.
+    """
+    replaced: dict[Version, Version] = {}
+    for version, before in written:
+        # What the rows had from the beginning is there before the first that writes it, wherever that stands.
+        replaced.setdefault(Version(version.column, None), version)
+        if before is not None:
+            replaced.setdefault(before, version)
+    ends = Counter(version.column for version, _ in written if version not in replaced)
+    names = {}
+    for version in dict.fromkeys([*replaced, *(version for version, _ in written)]):
+        column = version.column
+        if last.get(column) == version:
+            names[version] = column
+        elif version in replaced:
+            names[version] = f"{column}_before_{replaced[version].step}"
+        elif column in last or ends[column] > 1:
+            names[version] = f"{column}_of_{version.step}"
+        else:
+            names[version] = column
+    return names
+
+
+class Columns:
+    """The columns of a segment's rows, step by step.
+
+    Args:
+        steps: distilabel's, by name.
+        first: columns of the rows that the segment starts from.
+
+    Raises:
+        JobError: a step reads a column that is not there.
+    """
+
+    def __init__(self, segment: Segment, steps: Mapping[str, Any], first: Iterable[str]) -> None:
+        self._segment = segment
+        self._first: View = {column: Version(column, None) for column in first}
+        self._after: dict[str, View] = {}
+        self._kinds: dict[Version, str] = {}
+        self._written: list[tuple[Version, Version | None]] = []
+        self._read: set[Version] = set()
+        for name in segment.steps:
+            self._after[name] = self._passed(name, steps[name])
+        self._last = self._after[segment.steps[-1]]
+        self._names = names_of(self._written, self._last)
+
+    @property
+    def last(self) -> list[str]:
+        """The columns at the segment's end."""
+        return [column for column, version in self._last.items() if not self._is_unasked(version)]
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """Columns of the first rows that some step writes over, with the names that they have in the job."""
+        return {version.column: name for version, name in self._names.items() if version.step is None}
+
+    def read(self, name: str, column: str) -> str:
+        """The name of the column that a step reads."""
+        return self._name(self._found(name, joined(self._views(name)), column))
+
+    def written(self, name: str, column: str) -> str:
+        """The name of the column that a step writes."""
+        return self._name(Version(column, name))
+
+    def grouped(self, name: str, column: str) -> list[str]:
+        """The names of the columns that branches bring to a `GroupColumns`, in their order."""
+        return [self._name(version) for version in self._brought(name, column)]
+
+    def kind(self, name: str, column: str) -> str:
+        """The kind of a column that a step writes."""
+        return self._kinds[Version(column, name)]
+
+    def wants_model_name(self, name: str, column: str) -> bool:
+        """Whether a task has to name its model in a column."""
+        return not self._is_unasked(Version(column, name))
+
+    def _is_unasked(self, version: Version) -> bool:
+        """Of the name of a model that every task writes: nobody renames it or reads it, and it is not there at the end.
+
+        A leaf's rows have the last one, as in distilabel.
+        """
+        if version.column != MODEL_NAME or version.step is None or version in self._read:
+            return False
+        return not self._segment.leaf or self._last.get(MODEL_NAME) != version
+
+    def _passed(self, name: str, step: Any) -> View:
+        """The columns after a step."""
+        view, kind, kinds = joined(self._views(name)), type(step).__name__, {}
+        gone: Iterable[str] = ()
+        if kind == KEEP:
+            view = {column: self._found(name, view, column) for column in step.columns}
+            self._read |= {*view.values()}
+        elif kind == GROUP:
+            for column, output in zip(step.columns, step.outputs, strict=True):
+                versions = self._brought(name, column)
+                self._read |= {*versions}
+                kinds[output] = f"list[{self._kinds.get(versions[0], 'text')}]"
+            gone = step.columns
+        elif kind == EXPAND:
+            column, item = expanded(step)
+            kinds[item] = self._kinds.get(self._found(name, view, column), "list[text]")[5:-1]
+            gone = [column]
+        elif kind != COMBINE:
+            self._read |= {self._found(name, view, column) for column in reads_of(step).values()}
+            kinds = kinds_of(step)
+        for column, of_column in kinds.items():
+            self._written.append((Version(column, name), view.get(column)))
+            self._kinds[Version(column, name)] = of_column
+        view = {column: version for column, version in view.items() if column not in gone}
+        return {**view, **{column: Version(column, name) for column in kinds}}
+
+    def _views(self, name: str) -> list[View]:
+        """The columns that every step before this one leaves; those of the first rows, where none is in the segment."""
+        return [self._after.get(before, self._first) for before in self._segment.before[name]] or [self._first]
+
+    def _found(self, name: str, view: View, column: str) -> Version:
+        if column not in view:
+            raise JobError(f"step {name!r}: reads column {column!r}, which is not there; there are: {', '.join(view)}")
+        return view[column]
+
+    def _brought(self, name: str, column: str) -> list[Version]:
+        versions = [view[column] for view in self._views(name) if column in view]
+        if not versions:
+            raise JobError(f"step {name!r}: groups column {column!r}, which no step before it has")
+        return versions
+
+    def _name(self, version: Version) -> str:
+        return self._names.get(version, version.column)
