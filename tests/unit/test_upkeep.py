@@ -418,17 +418,35 @@ def test_no_command_reads_a_bucket_s_manifests_one_by_one(command, monkeypatch: 
         assert max(under_way) > 1
 
 
-def test_gc_keeps_all_that_a_manifest_out_of_sight_may_name(job):
+OUT_OF_SIGHT = "commits/000001/0000.json"
+
+
+class Blind(LocalStore):
     """NFS may list a file that it does not find just then."""
+
+    def read(self, key: str) -> bytes | None:
+        return None if key == OUT_OF_SIGHT else super().read(key)
+
+
+def test_gc_keeps_all_that_a_manifest_out_of_sight_may_name(job):
     _, plan = store_and_plan(job)
-    out_of_sight = f"commits/{plan.shards[1].name}/0000.json"
-
-    class Blind(LocalStore):
-        def read(self, key: str) -> bytes | None:
-            return None if key == out_of_sight else super().read(key)
-
     assert collect(Blind(job.output), plan) == (0, 0)
     assert data_file(job).exists()
+
+
+def test_a_manifest_that_is_listed_and_not_there_is_named(job):
+    _, plan = store_and_plan(job)
+    found = verify(Blind(job.output), plan)
+    assert found.corrupt == ["shard 000001: its manifest is gone"]
+
+
+def test_gc_keeps_what_a_first_merge_has_uploaded(job, tmp_path: Path):
+    """It may be about to name it."""
+    store, plan = store_and_plan(job)
+    uploaded = [file.key for file in latest_version(store).files.values()]
+    (tmp_path / "run" / "versions" / "0001.json").unlink()
+    assert collect(store, plan) == (0, 0)
+    assert all(map(store.size, uploaded))
 
 
 def test_gc_keeps_all_that_a_torn_revoked_manifest_may_have_named(job, tmp_path: Path):
