@@ -100,7 +100,7 @@ def _check_model(model: Model, steps: Sequence[Step], trust_remote_code: bool) -
         raise ModelError(f"model.lora: the folder {model.lora!r} holds no LoRA adapter (it has no adapter_config.json)")
     repository = find_model(model.path, model.revision)
     tokenizer = load_tokenizer(repository, trust_remote_code, model.engine)
-    chatting = [step.task for step in steps if step.spec.distilabel is not None and not step.spec.plain]
+    chatting = [step.task for step in steps if step.spec.calls_model and not step.spec.plain]
     if chatting and not has_chat_template(tokenizer):
         raise ModelError(
             f"model.path: {model.path!r} has no chat template, which {chatting[0]} needs; tasks for such a base model: "

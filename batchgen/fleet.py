@@ -188,7 +188,7 @@ class HostConfig:
     def engine_spec(self, name: str | None = None) -> EngineSpec:
         """What an engine is built from: that of the job's model, or of one of its further models."""
         model = self.job.model if name is None else self.job.models[name]
-        calling = [(index, step) for index, step in enumerate(self.job.steps) if step.spec.distilabel]
+        calling = [(index, step) for index, step in enumerate(self.job.steps) if step.spec.calls_model]
         return EngineSpec(
             path=model.path,
             backend=model.backend,

@@ -116,7 +116,7 @@ class Worker:
             {} if step.model_column is None else {step.model_column: of_step.model_name}
             for step, of_step in zip(job.steps, engines, strict=True)
         ]
-        called = [each for step, each in zip(job.steps, engines, strict=True) if step.spec.distilabel]
+        called = [each for step, each in zip(job.steps, engines, strict=True) if step.spec.calls_model]
         # How many requests the engines of all steps work on at once: a row keeps one of them busy at a time.
         self.slots = sum(each.slots for each in {id(each): each for each in called}.values()) or engine.slots
         # The engine to which a row's first request goes, and the steps that call it.
@@ -124,7 +124,7 @@ class Worker:
         self._steps_of_first = {
             index
             for index, (step, each) in enumerate(zip(job.steps, engines, strict=True))
-            if step.spec.distilabel and each is self._first
+            if step.spec.calls_model and each is self._first
         }
         self._gates = [
             (column, gate)

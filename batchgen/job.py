@@ -184,7 +184,7 @@ class Job(Part):
             if model.backend == "transformers" and model.path != "chaos":
                 check_transformers(step.task, step.wants_structure, self.step_sampling(step), where)
             check_lengths(self.step_sampling(step), where)
-            if step.spec.distilabel and not step.spec.chooses(step.parameters):
+            if step.spec.calls_model and not step.spec.chooses(step.parameters):
                 # Numbered rows are empty: they bring the first step the same prompt.
                 equal_rows = (self.source.count or 1) if index == 0 else 1
                 check_varied(self.step_sampling(step), equal_rows, self.generations(step), where)
@@ -193,7 +193,7 @@ class Job(Part):
 
     def _check_used(self) -> None:
         """Refuses a job whose own model would be loaded for nothing."""
-        called = {step.model for step in self.steps if step.spec.distilabel}
+        called = {step.model for step in self.steps if step.spec.calls_model}
         if called and None not in called:
             others = ", ".join(repr(name) for name in sorted(name for name in called if name is not None))
             message = f"no step runs on it: all name others of `models` ({others}); make one of those the job's own"
@@ -264,7 +264,7 @@ class Job(Part):
 
         Each is a request of its own, with randomness of its own; vLLM computes their common prompt once.
         """
-        if step.spec.distilabel is None:
+        if not step.spec.calls_model:
             return 1
         number: int = step.sampling.get("n") or (self.sampling.get("n") if step.num_generations == 1 else None) or 1
         return max(number, step.num_generations)

@@ -17,10 +17,11 @@ from batchgen.errors import JobError, SeedError
 from batchgen.job import Source
 from batchgen.parquet import read_parquet
 from batchgen.publish import publish_configs
+from batchgen.rows import kind_of
 from batchgen.seeds import load_seeds
 from batchgen.store import is_remote
 from batchgen.translation.segments import Segment, segments_of, set_parameters
-from batchgen.translation.steps import GENERATORS
+from batchgen.translation.steps import GENERATORS, check_kinds
 from batchgen.translation.translate import Translated, translate
 
 
@@ -60,6 +61,7 @@ def from_pipeline(
     in_process: bool = False,
     parameters: Mapping[str, Mapping[str, Any]] | None = None,
     dataset: Any = None,
+    kinds: Mapping[str, str] | None = None,
 ) -> PipelineResult:
     """Runs a pipeline's tasks on batchgen's engines, or goes on with a run of it that was interrupted.
 
@@ -78,6 +80,8 @@ def from_pipeline(
         parameters: runtime parameters of steps by their names, as `pipeline.run` takes them.
         dataset: rows for a pipeline without a step that loads some, as `pipeline.run` takes them: a
             `datasets.Dataset`, a pandas `DataFrame`, or a list of dictionaries.
+        kinds: of the columns that tasks and steps of your own classes write, where they are no texts: `number`,
+            `boolean`, `conversation`, or `list[...]` of a kind.
 
     Raises:
         JobError: names the step that cannot be carried over, and why.
@@ -87,6 +91,7 @@ def from_pipeline(
         raise JobError(f"output: {str(output)!r}: a pipeline's output is a folder")
     steps = {name: pipeline.dag.get_step(name)["step"] for name in pipeline.dag}
     set_parameters(steps, parameters or {})
+    check_kinds(steps.values(), kinds or {})
     segments = segments_of(pipeline.dag, steps, loaded=dataset is not None)
     folder = Path(output) if output is not None else Path("runs") / re.sub(r"[^A-Za-z0-9._-]", "_", pipeline.name)
     root = next(iter(pipeline.dag.root_steps))
@@ -100,8 +105,8 @@ def from_pipeline(
     # Everything is translated before anything runs: a step that cannot be carried over costs no engine.
     jobs: dict[Segment, Translated] = {}
     for segment in segments:
-        first = jobs[segment.parent].columns if segment.parent else loaded.column_names if loaded else ()
-        jobs[segment] = translate(segment, steps, first, folder, settings)
+        first = jobs[segment.parent].columns if segment.parent else _kinds_of(loaded)
+        jobs[segment] = translate(segment, steps, first, folder, settings, kinds)
     tables: dict[Segment | None, pa.Table | None] = {None: loaded}
     results: dict[str, Result] = {}
     leaves = [segment for segment in segments if segment.leaf]
@@ -110,11 +115,16 @@ def from_pipeline(
         if (rows := tables[segment.parent]) is not None:
             _write_seeds(rows, translated.renamed, Path(str(translated.job.source.path)))
         result = run(translated.job, address, watch, in_process=in_process)
-        tables[segment] = _rows_of(result).select(translated.columns)
+        tables[segment] = _rows_of(result).select(list(translated.columns))
         if segment.leaf:
             results["default" if len(leaves) == 1 else segment.name] = result
     dataset = publish_configs({name: Path(result.dataset) for name, result in results.items()}, folder / "dataset")
     return PipelineResult(dataset, results)
+
+
+def _kinds_of(rows: pa.Table | None) -> dict[str, str]:
+    """The columns of loaded rows, with their kinds."""
+    return {field.name: kind_of(field.type) for field in rows.schema} if rows is not None else {}
 
 
 def _load(name: str, step: Any) -> pa.Table:

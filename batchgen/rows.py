@@ -42,6 +42,14 @@ _TYPES: Mapping[str, pa.DataType] = {
 }
 
 
+KINDS = "text, number, boolean, conversation, or list[...] of one of these"
+
+
+def is_kind(text: str) -> bool:
+    """Whether a text is the kind of a column."""
+    return text in _TYPES or (text.startswith("list[") and text.endswith("]") and is_kind(text[5:-1]))
+
+
 def arrow_type(kind: str) -> pa.DataType:
     """The Arrow type of a column's kind: `text`, `number`, `boolean`, `conversation`, or `list[...]` of a kind."""
     return pa.list_(arrow_type(kind[5:-1])) if kind.startswith("list[") else _TYPES[kind]

@@ -85,7 +85,7 @@ class Step(Part):
         check_mapping(self.input_mappings, self.inputs, "input_mappings", f"an input of {self.task}")
         check_mapping(self.output_mappings, self._task_outputs, "output_mappings", f"an output of {self.task}")
         check_columns([self.output_mappings.get(name, name) for name in self._task_outputs], "output_mappings")
-        if self.spec.distilabel is None and (
+        if not self.spec.calls_model and (
             self.model
             or self.model_name
             or self.num_generations > 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,7 +56,10 @@ class TaskRunner:
         self._chooses = spec.chooses(parameters)
         self.gate = spec.gate(parameters) if spec.gate is not None else None
         llm = EngineLLM.over(engine, sampling, reasoning)
-        self._task: Any = _build(name, spec, parameters, llm) if spec.distilabel is not None else None
+        self._task: Any = None
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", name)  # distilabel takes no others
+        if spec.distilabel is not None:
+            self._task = _build(name, spec, parameters, llm) if spec.calls_model else _plain(name, spec, parameters)
 
     async def run(self, row: Row, log: CallLog) -> Row:
         """The columns that the task adds to a row.
@@ -131,6 +135,10 @@ class TaskRunner:
     def _process(self, inputs: Row) -> Row:
         if self.spec.generator:
             ((batch, _),) = self._task.process()
+        elif not self.spec.calls_model:
+            (batch,) = self._task.process_applying_mappings([inputs])
+            if len(batch) != 1:
+                raise RowRejected("several_rows" if batch else "filtered")
         else:
             (batch,) = self._task.process([inputs])
         (finished,) = batch
@@ -150,6 +158,16 @@ def _build(name: str, spec: TaskSpec, parameters: TaskParameters, llm: EngineLLM
     if task.use_default_structured_output and (schema := task.get_structured_output()):
         llm.sampling["structured_outputs"] = {"json": schema}
     return task
+
+
+def _plain(name: str, spec: TaskSpec, parameters: TaskParameters) -> Any:
+    """A step of the user's own that uses no model."""
+    step: type = spec.distilabel  # type: ignore[assignment]  # the table has no such entry by name
+    given = parameters.for_distilabel()
+    made: Any = step(name=name, **given)
+    made.set_runtime_parameters({key: value for key, value in given.items() if key in made.runtime_parameters_names})
+    made.load()
+    return made
 
 
 def _check_texts(value: Sequence[Any], required: bool, column: str) -> None:

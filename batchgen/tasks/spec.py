@@ -67,12 +67,13 @@ class TaskSpec:
 
     Args:
         summary: what it does, in a line.
-        distilabel: class name in `distilabel.steps.tasks`, or a class of the user's own; None for an entry that calls
-            no engine, whose `finish` makes the outputs out of the inputs, or whose `gate` ends rows.
+        distilabel: class name in `distilabel.steps.tasks`, or a class of the user's own; None for an entry whose
+            `finish` makes the outputs out of the inputs, or whose `gate` ends rows.
         parameters: what a job may set.
         inputs: columns that it reads, name to kind, for given parameters.
         outputs: columns that it writes, name to kind, for given parameters.
-        calls: engine calls a row, one after the other unless it says so; a formula over the parameters.
+        calls: engine calls a row, one after the other unless it says so; a formula over the parameters. "0" for an
+            entry that uses no model.
         chat: (prompt column, answer column or None) of what it reads and writes, where that makes a conversation.
         finish: guards and normalises a finished row; may add notes that are kept with the row; raises `RowRejected`.
         paper: arXiv number of where it comes from.
@@ -107,6 +108,11 @@ class TaskSpec:
     gate: Callable[[Any], Gate] | None = None
     example: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def calls_model(self) -> bool:
+        """Whether it uses a model at all."""
+        return self.calls != "0"
+
 
 def columns(**kinds: str) -> Callable[[Any], Mapping[str, str]]:
     """Inputs or outputs that do not depend on the parameters."""
@@ -120,10 +126,12 @@ class AnyParameters(TaskParameters):
 
 
 def own_task(task: type, inputs: Mapping[str, str], outputs: Mapping[str, str], summary: str = "") -> TaskSpec:
-    """An entry for a user's own distilabel task, for `run(..., tasks={name: entry})`.
+    """An entry for a user's own distilabel task or step, for `run(..., tasks={name: entry})`.
 
     Args:
-        task: a subclass of distilabel's `Task` that can be pickled.
+        task: a class that can be pickled: a subclass of distilabel's `Task`, or one of `Step` (which `@step` makes of a
+            function) that makes one row of one, or leaves it out. A step runs between the engine's requests: what
+            takes long there holds them up.
         inputs: columns that it reads, name to kind (`text`, `number`, `boolean`, `conversation`, `list[...]`).
         outputs: columns that it writes, name to kind.
     """
@@ -133,7 +141,7 @@ def own_task(task: type, inputs: Mapping[str, str], outputs: Mapping[str, str], 
         AnyParameters,
         inputs=lambda parameters: inputs,
         outputs=lambda parameters: outputs,
-        calls="?",
+        calls="?" if "llm" in getattr(task, "model_fields", {}) else "0",
         single_call=False,
         chooses=always,
     )

@@ -18,6 +18,7 @@ from batchgen.translation.steps import (
     KEEP,
     LOADERS,
     class_name,
+    is_own,
     is_task,
     parameters_of,
 )
@@ -169,12 +170,10 @@ def _check_step(name: str, step: Any, dag: Any, is_root: bool) -> None:
         _check_column_step(name, step)
     elif known == EXPAND:
         _check_expand(name, step, dag)
-    elif known not in BY_CLASS:
+    elif known not in BY_CLASS and not is_own(step):
         reason = LEFT_OUT.get(known)
         if reason is None:
-            reason = "a global step needs all rows at once" if getattr(step, "is_global", False) else "it is not a task"
-            if hasattr(step, "llm"):
-                reason = "it is a task of your own; run it with batchgen.run(job, tasks={...})"
+            reason = "a global step needs all rows at once" if step.is_global else "it is not a task"
         raise JobError(f"step {name!r} ({kind}) cannot be carried over: {reason}")
     else:
         parameters_of(name, step)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from batchgen.job import Job
 from batchgen.step import MODEL_NAME
+from batchgen.tasks.spec import TaskSpec, own_task
 from batchgen.translation.llms import model_of, place_of, sampling_of, share_memory
 from batchgen.translation.segments import Segment
 from batchgen.translation.steps import (
@@ -18,6 +19,9 @@ from batchgen.translation.steps import (
     GROUP,
     KEEP,
     expanded,
+    is_own,
+    is_task,
+    outputs_of,
     parameters_of,
     reads_of,
     task_of,
@@ -35,31 +39,38 @@ class Translated:
 
     Args:
         renamed: columns of the first rows that some step writes over, with the names that they have here.
-        columns: at the segment's end, as in distilabel.
+        columns: at the segment's end, as in distilabel, with their kinds.
     """
 
     job: Job
     renamed: Mapping[str, str]
-    columns: tuple[str, ...]
+    columns: Mapping[str, str]
 
 
 def translate(
-    segment: Segment, steps: Mapping[str, Any], first: Iterable[str], folder: Path, settings: Mapping[str, Any]
+    segment: Segment,
+    steps: Mapping[str, Any],
+    first: Mapping[str, str],
+    folder: Path,
+    settings: Mapping[str, Any],
+    kinds: Mapping[str, str] | None = None,
 ) -> Translated:
     """A segment's job.
 
     Args:
         steps: distilabel's, by name.
-        first: columns of the rows that the segment starts from.
+        first: columns of the rows that the segment starts from, with their kinds.
         folder: of the pipeline's runs.
         settings: further keys of the job.
+        kinds: of columns that steps of the user's own write, where they are no texts.
 
     Raises:
         JobError: names the step that cannot be carried over, and why.
     """
-    columns = Columns(segment, steps, first)
+    columns = Columns(segment, steps, first, kinds or {})
     models: list[dict[str, Any]] = []
     tree_steps: list[dict[str, Any]] = []
+    own: dict[str, TaskSpec] = {}
     for name in segment.steps:
         step, kind = steps[name], type(steps[name]).__name__
         if kind == GROUP:
@@ -68,12 +79,18 @@ def translate(
             listed, item = expanded(step)
             tree_steps[-1]["explode"] = f"{columns.read(name, listed)} -> {columns.written(name, item)}"
         elif kind not in (COMBINE, KEEP):
-            index = place_of(models, model_of(name, step.llm))
-            tree_steps.append(_step(columns, name, step) | ({"model": f"llm_{index}"} if index else {}))
+            tree = _step(columns, name, step)
+            if is_task(step) and (index := place_of(models, model_of(name, step.llm))):
+                tree["model"] = f"llm_{index}"
+            tree_steps.append(tree)
+            if is_own(step):
+                there = columns.before(name)
+                inputs = {given: there[column] for given, column in reads_of(step, there).items()}
+                own[tree["task"]] = own_task(type(step), inputs, outputs_of(step, kinds or {}))
     share_memory(models)
     merge: dict[str, Any] = {"exact": False, "near": False, "drop_truncated": False}
     if any(type(steps[name]).__name__ == KEEP for name in segment.steps):
-        merge["columns"] = columns.last
+        merge["columns"] = list(columns.last)
     starter = steps[segment.steps[0]]
     seeds = {"path": str(folder / "seeds" / f"{segment.name}.parquet")}
     job = {
@@ -86,21 +103,23 @@ def translate(
         "merge": merge,
         "output": str(folder / "runs" / segment.name),
     }
-    return Translated(Job.of(job), columns.renamed, tuple(columns.last))
+    return Translated(Job.of(job, tasks=own), columns.renamed, columns.last)
 
 
 def _step(columns: Columns, name: str, step: Any) -> dict[str, Any]:
-    """A task as a job's step, on the job's own model."""
-    task = task_of(step)
-    writes = writes_of(step)
-    named = writes.pop(MODEL_NAME)
-    tree = {"task": task, "sampling": sampling_of(name, step.llm), **parameters_of(name, step)}
-    if task in _ANSWERS:
-        tree["reasoning"] = "keep"
-    if columns.wants_model_name(name, named):
-        tree["model_name"] = True
-        writes[MODEL_NAME] = named
-    tree["input_mappings"] = {given: columns.read(name, column) for given, column in reads_of(step).items()}
+    """A task, or a step of the user's own, as a job's step, on the job's own model."""
+    task, reads, writes = task_of(step), reads_of(step, columns.before(name)), writes_of(step)
+    tree = {"task": task, **parameters_of(name, step)}
+    if is_task(step):
+        tree["sampling"] = sampling_of(name, step.llm)
+        # What a class of the user's own makes of thoughts is its own affair, as in distilabel.
+        if task in _ANSWERS or is_own(step):
+            tree["reasoning"] = "keep"
+        if columns.wants_model_name(name, writes[MODEL_NAME]):
+            tree["model_name"] = True
+        else:
+            del writes[MODEL_NAME]
+    tree["input_mappings"] = {given: columns.read(name, column) for given, column in reads.items()}
     tree["output_mappings"] = {output: columns.written(name, column) for output, column in writes.items()}
     return tree
 

@@ -14,7 +14,7 @@ from typing import Any
 from batchgen.errors import JobError
 from batchgen.step import MODEL_NAME
 from batchgen.translation.segments import Segment
-from batchgen.translation.steps import COMBINE, EXPAND, GROUP, KEEP, expanded, kinds_of, reads_of
+from batchgen.translation.steps import COMBINE, EXPAND, GROUP, KEEP, columns_of, expanded, reads_of
 
 
 @dataclass(frozen=True)
@@ -71,17 +71,21 @@ class Columns:
 
     Args:
         steps: distilabel's, by name.
-        first: columns of the rows that the segment starts from.
+        first: columns of the rows that the segment starts from, with their kinds.
+        kinds: of columns that steps of the user's own write, where they are no texts.
 
     Raises:
         JobError: a step reads a column that is not there.
     """
 
-    def __init__(self, segment: Segment, steps: Mapping[str, Any], first: Iterable[str]) -> None:
+    def __init__(
+        self, segment: Segment, steps: Mapping[str, Any], first: Mapping[str, str], kinds: Mapping[str, str]
+    ) -> None:
         self._segment = segment
+        self._own_kinds = kinds
         self._first: View = {column: Version(column, None) for column in first}
         self._after: dict[str, View] = {}
-        self._kinds: dict[Version, str] = {}
+        self._kinds = {Version(column, None): kind for column, kind in first.items()}
         self._written: list[tuple[Version, Version | None]] = []
         self._read: set[Version] = set()
         for name in segment.steps:
@@ -90,14 +94,18 @@ class Columns:
         self._names = names_of(self._written, self._last)
 
     @property
-    def last(self) -> list[str]:
-        """The columns at the segment's end."""
-        return [column for column, version in self._last.items() if not self._is_unasked(version)]
+    def last(self) -> dict[str, str]:
+        """The columns at the segment's end, with their kinds."""
+        return {column: self._kinds[version] for column, version in self._last.items() if not self._is_unasked(version)}
 
     @property
     def renamed(self) -> dict[str, str]:
         """Columns of the first rows that some step writes over, with the names that they have in the job."""
         return {version.column: name for version, name in self._names.items() if version.step is None}
+
+    def before(self, name: str) -> dict[str, str]:
+        """The columns that a row has for a step, with their kinds."""
+        return {column: self._kinds[version] for column, version in joined(self._views(name)).items()}
 
     def read(self, name: str, column: str) -> str:
         """The name of the column that a step reads."""
@@ -139,15 +147,15 @@ class Columns:
             for column, output in zip(step.columns, step.outputs, strict=True):
                 versions = self._brought(name, column)
                 self._read |= {*versions}
-                kinds[output] = f"list[{self._kinds.get(versions[0], 'text')}]"
+                kinds[output] = f"list[{self._kinds[versions[0]]}]"
             gone = step.columns
         elif kind == EXPAND:
             column, item = expanded(step)
-            kinds[item] = self._kinds.get(self._found(name, view, column), "list[text]")[5:-1]
+            kinds[item] = self._kinds[self._found(name, view, column)].removeprefix("list[").removesuffix("]")
             gone = [column]
         elif kind != COMBINE:
-            self._read |= {self._found(name, view, column) for column in reads_of(step).values()}
-            kinds = kinds_of(step)
+            self._read |= {self._found(name, view, column) for column in reads_of(step, view).values()}
+            kinds = columns_of(step, self._own_kinds)
         for column, of_column in kinds.items():
             self._written.append((Version(column, name), view.get(column)))
             self._kinds[Version(column, name)] = of_column

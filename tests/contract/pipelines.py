@@ -1,16 +1,25 @@
-"""Pipelines written for distilabel; as a command, what distilabel itself makes of one, as JSON."""
+"""Pipelines written for distilabel; as a command, what distilabel itself makes of one, as JSON.
 
-from __future__ import annotations
+Without `from __future__ import annotations`: distilabel reads those of a step's `process` as they are.
+"""
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from distilabel.models import OpenAILLM
 from distilabel.pipeline import Pipeline
-from distilabel.steps import CombineOutputs, ExpandColumns, GroupColumns, KeepColumns, LoadDataFromDicts
+from distilabel.steps import (
+    CombineOutputs,
+    ExpandColumns,
+    GroupColumns,
+    KeepColumns,
+    LoadDataFromDicts,
+    Step,
+    StepInput,
+)
 from distilabel.steps.tasks import (
     ChatGeneration,
     GenerateSentencePair,
@@ -102,9 +111,46 @@ def combined(url: str) -> Any:
     return combine >> [last, judge]
 
 
+class Clipped(Step):
+    """Cuts topics, counts what is left, and leaves rows of an odd number out."""
+
+    most: int = 100
+
+    @property
+    def inputs(self) -> list[str]:
+        return ["topic", "number"]
+
+    @property
+    def outputs(self) -> list[str]:
+        return ["topic", "letters"]
+
+    def process(self, inputs: StepInput) -> Iterator[list[dict[str, Any]]]:
+        kept = [row for row in inputs if row["number"] % 2 == 0]
+        yield [{**row, "topic": row["topic"][-self.most :], "letters": len(row["topic"])} for row in kept]
+
+
+class Loud(TextGeneration):
+    """Answers in capitals."""
+
+    marks: int = 1
+
+    def format_output(self, output: str | None, input: dict[str, Any] | None = None) -> dict[str, Any]:
+        return {"generation": output and output.upper() + "!" * self.marks}
+
+
+def own(url: str) -> Any:
+    """A step and a task of classes that are not distilabel's."""
+    loud = Loud(llm=_llm(url), marks=2, system_prompt="Shout.", input_mappings={"instruction": "topic"})
+    return LoadDataFromDicts(data=ROWS) >> Clipped(most=3) >> loud
+
+
 PIPELINES: Mapping[str, Callable[[str], Any]] = {
-    make.__name__: make for make in (chain, branches, spread, rated, several, chat, models, combined)
+    make.__name__: make for make in (chain, branches, spread, rated, several, chat, models, combined, own)
 }
+
+
+# What the columns of classes of one's own hold that are no texts.
+KINDS: Mapping[str, Mapping[str, str]] = {"own": {"letters": "number"}}
 
 
 def pipeline(name: str, url: str, cache: Path) -> Any:

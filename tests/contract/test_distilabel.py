@@ -22,7 +22,7 @@ from batchgen import from_pipeline
 from batchgen.engines.chat import byte_chat
 from batchgen.tasks.distilabel_api import LLM, MagpieChatTemplateMixin, tasks
 from batchgen.tasks.table import TASKS
-from tests.contract.pipelines import PIPELINES, pipeline
+from tests.contract.pipelines import KINDS, PIPELINES, pipeline
 from tests.helpers import ScriptedEngine, run_task
 from tests.openaiserver import openai_server
 from tests.task_examples import EXAMPLES
@@ -243,7 +243,9 @@ def test_pipelines_give_the_rows_that_distilabel_s_own_run_gives(tmp_path: Path,
         subprocess.run(command, check=True, capture_output=True, timeout=300)
         theirs = json.loads((tmp_path / "rows.json").read_text())
         ours = {
-            name: from_pipeline(pipeline(name, server.url, tmp_path / "cache"), tmp_path / name, in_process=True)
+            name: from_pipeline(
+                pipeline(name, server.url, tmp_path / "cache"), tmp_path / name, in_process=True, kinds=KINDS.get(name)
+            )
             for name in PIPELINES
         }
     assert {name: set(configs) for name, configs in theirs.items()} == {name: set(made) for name, made in ours.items()}

@@ -7,9 +7,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from distilabel.steps import Step, StepInput
 from distilabel.steps.tasks import Task
 
-from batchgen import Job, JobError, own_task, run
+from batchgen import BatchgenError, Job, JobError, own_task, run
 
 
 class Shout(Task):
@@ -56,6 +57,54 @@ def test_an_own_task_runs_from_a_file_a_tree_or_a_job(tmp_path: Path):
             ("hey", "WELL!!!", 4),
             ("ho", "WELL!!!", 4),
         ]
+
+
+class Shorten(Step):
+    """Cuts words, and leaves bad ones out."""
+
+    length: int = 3
+
+    @property
+    def inputs(self):
+        return ["word"]
+
+    @property
+    def outputs(self):
+        return ["short", "long"]
+
+    def process(self, inputs: StepInput):
+        good = [row for row in inputs if row["word"] != "bad"]
+        yield [{**row, "short": row["word"][: self.length], "long": len(row["word"]) > self.length} for row in good]
+
+
+def test_a_step_without_a_model_runs_between_the_tasks_and_may_leave_rows_out(tmp_path: Path):
+    shorten = own_task(Shorten, inputs={"word": "text"}, outputs={"short": "text", "long": "boolean"})
+    steps = [
+        {"task": "shorten it!", "length": 2},
+        {"task": "text_generation", "input_mappings": {"instruction": "short"}},
+    ]
+    rows = [{"word": word} for word in ("hey", "bad", "ho")]
+    job = {**tree(tmp_path), "source": {"rows": rows}, "steps": steps}
+    result = run(job, in_process=True, tasks={"shorten it!": shorten})
+    assert (result.progress.ok, result.progress.reasons) == (2, {"filtered": 1})
+    (file,) = (Path(result.dataset) / "data").glob("*.parquet")
+    found = [(row["short"], row["long"], row["generation"]) for row in pq.read_table(file).to_pylist()]
+    assert found == [("he", True, "well"), ("ho", False, "well")]
+    with pytest.raises(JobError, match="shorten it! calls no model and generates nothing"):
+        Job.of({**job, "steps": [{"task": "shorten it!", "num_generations": 2}]}, tasks={"shorten it!": shorten})
+
+
+class Doubled(Shorten):
+    """Makes two rows of one."""
+
+    def process(self, inputs: StepInput):
+        yield [{**row, "short": word, "long": False} for row in inputs for word in ("a", "b")]
+
+
+def test_a_step_that_makes_several_rows_of_one_rejects_it(tmp_path: Path):
+    entry = own_task(Doubled, inputs={"word": "text"}, outputs={"short": "text", "long": "boolean"})
+    with pytest.raises(BatchgenError, match="several_rows"):
+        run({**tree(tmp_path), "steps": [{"task": "doubled"}]}, in_process=True, tasks={"doubled": entry})
 
 
 class Careless(Shout):

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 from distilabel.distiset import Distiset
+from distilabel.mixins.runtime_parameters import RuntimeParameter
 from distilabel.models import (
     AzureOpenAILLM,
     ClientvLLM,
@@ -29,6 +30,8 @@ from distilabel.steps import (
     LoadDataFromDisk,
     LoadDataFromFileSystem,
     LoadDataFromHub,
+    MergeColumns,
+    StepInput,
     make_generator_step,
     step,
 )
@@ -51,7 +54,7 @@ from batchgen.translation.translate import translate
 # `chaos` is a model here: the engine that needs none.
 ROWS = [{"instruction": f"Write question {number}."} for number in range(6)]
 # The columns of rows that are never loaded.
-FIRST = ("instruction", "input", "number", "text")
+FIRST = {"instruction": "text", "input": "text", "number": "number", "text": "text"}
 
 LISTING = vLLM(model="chaos", extra_kwargs={"reply": "1. Who?\n2. Where?"})
 
@@ -278,10 +281,6 @@ def Everything(inputs):  # a step class
     yield inputs
 
 
-class OwnTask(TextGeneration):
-    """A user's."""
-
-
 class OwnLLM(OpenAILLM):
     """A user's."""
 
@@ -291,8 +290,7 @@ def anything(inputs):
     yield inputs
 
 
-# Which may do anything, though they are called like distilabel's.
-NAMESAKE = type("TextGeneration", (TextGeneration,), {"__module__": __name__})
+# Which may do anything, though it is called like distilabel's.
 NAMESAKE_LLM = type("vLLM", (vLLM,), {"__module__": __name__})
 
 
@@ -302,10 +300,17 @@ def answer(name: str, model: Any = None, **fields: Any) -> TextGeneration:
 
 def meet_unevenly(data) -> None:
     """Three branches, of which two meet."""
-    combine = CombineOutputs(name="combine")
-    data >> [answer("a"), answer("b"), answer("c")]
-    for name in ("a", "b"):
-        data.pipeline.dag.get_step(name)["step"] >> combine
+    a, b, c = map(answer, "abc")
+    data >> [a, b, c]
+    [a, b] >> CombineOutputs(name="combine")
+
+
+def meet_crosswise(data) -> None:
+    """Two branches, of which one meets a branch of the other."""
+    a, b, c, d = map(answer, "abcd")
+    data >> [a, b]
+    b >> [c, d]
+    [a, c] >> CombineOutputs(name="combine")
 
 
 def refused(build) -> str:
@@ -377,9 +382,8 @@ def refused(build) -> str:
             lambda data: data >> [answer("a", num_generations=2), answer("b")] >> CombineOutputs(name="combine"),
             "'a' (TextGeneration): it makes several rows of one, and its branch meets others in 'combine'",
         ),
-        (lambda data: meet_unevenly(data), "'combine' (CombineOutputs): several steps lead to it; batchgen carries"),
-        (lambda data: data >> OwnTask(llm=llm(), name="mine"), "'mine' (OwnTask) cannot be carried over: it is a task"),
-        (lambda data: data >> NAMESAKE(llm=llm(), name="alike"), "'alike' (TextGeneration) cannot be carried over"),
+        (meet_unevenly, "'combine' (CombineOutputs): several steps lead to it; batchgen carries that over where"),
+        (meet_crosswise, "'combine' (CombineOutputs): several steps lead to it; batchgen carries that over where"),
         (
             lambda data: data >> TextGeneration(llm=NAMESAKE_LLM(model="chaos"), name="alike"),
             "'alike': its LLM is a vLLM of your own",
@@ -422,7 +426,11 @@ def refused(build) -> str:
             lambda data: data >> TextGeneration(llm=vLLM(model="chaos", chat_template="x"), name="template"),
             "'template': a chat template of its own",
         ),
-        (lambda data: data >> anything(name="odd"), "'odd' (anything) cannot be carried over: it is not a task"),
+        (
+            lambda data: data >> MergeColumns(columns=["instruction"], name="merge"),
+            "'merge' (MergeColumns) cannot be carried over: it is not a task",
+        ),
+        (lambda data: data >> anything(name="odd"), "'odd' (anything): no task is in its branch"),
         (lambda data: data, "step 'load': nothing comes after it"),
         (
             lambda data: LoadDataFromDicts(data=ROWS, name="more") >> TextGeneration(llm=llm()),
@@ -496,6 +504,57 @@ def test_branches_meet_in_a_list(tmp_path: Path):
         assert row["by"] == "chaos"
 
 
+def test_every_version_of_a_column_has_a_name():
+    with Pipeline() as pipeline:
+        mappings = {"generation": "instruction"}
+        first, second = (answer(name, output_mappings=mappings) for name in ("first", "second"))
+        third = answer("third", output_mappings={**mappings, "model_name": "by"})
+        LoadDataFromDicts(data=ROWS) >> first >> second >> third >> answer("fourth")
+    (job,) = translated(pipeline).values()
+    read = [step.input_mappings["instruction"] for step in job.steps]
+    before = [f"instruction_before_{name}" for name in ("first", "second", "third")]
+    assert read == [*before, "instruction"]
+    assert [step.output_mappings["generation"] for step in job.steps] == [*before[1:], "instruction", "generation"]
+    assert [step.model_column for step in job.steps] == [None, None, "by", "model_name"]
+
+
+def test_a_model_is_named_where_a_leaf_or_a_step_wants_it():
+    with Pipeline() as pipeline:
+        begun = LoadDataFromDicts(data=ROWS) >> answer("begun", output_mappings={"generation": "draft"})
+        keep = KeepColumns(columns=["instruction", "draft", "model_name"], name="keep")
+        begun >> keep >> [answer("a"), EvolInstruct(llm=llm(), num_evolutions=1, name="evolve")]
+        asked = translated(pipeline)
+    assert {name: job.steps[0].model_column for name, job in asked.items()} == {
+        "keep": "model_name",
+        "a": "model_name",
+        "evolve": "model_name",
+    }
+    assert asked["keep"].merge.columns == ["instruction", "draft", "model_name"]
+    with Pipeline() as pipeline:
+        begun = LoadDataFromDicts(data=ROWS) >> answer("begun", output_mappings={"generation": "draft"})
+        begun >> [answer("a"), EvolInstruct(llm=llm(), num_evolutions=1, name="evolve")]
+    assert translated(pipeline)["begun"].steps[0].model_column is None
+
+
+def test_lists_are_made_of_whatever_branches_bring():
+    with Pipeline() as pipeline:
+        several = {"num_generations": 2, "group_generations": True, "output_mappings": {"generation": "generations"}}
+        judges = [UltraFeedback(llm=llm(), name=name) for name in ("one", "two")]
+        group = GroupColumns(columns=["ratings", "generation", "number"], name="group")
+        begun = LoadDataFromDicts(data=ROWS) >> answer("begun", **several)
+        begun >> answer("again", input_mappings={"instruction": "text"}) >> judges[0] >> group
+        begun >> judges[1] >> group
+    with pytest.raises(JobError, match="columns: name 'number' twice"):
+        translated(pipeline)
+    group.columns.remove("number")
+    (job,) = translated(pipeline).values()
+    grouped = [step for step in job.steps if step.task == "group_columns"]
+    assert [(step.parameters.kind, step.parameters.columns) for step in grouped] == [
+        ("list[number]", ["ratings_of_one", "ratings_of_two"]),
+        ("text", ["generation"]),
+    ]
+
+
 def test_what_is_not_kept_is_not_published(tmp_path: Path):
     with Pipeline() as pipeline:
         draft = answer("draft", output_mappings={"generation": "instruction"})
@@ -521,6 +580,52 @@ def test_a_branch_may_be_no_more_than_a_line(tmp_path: Path):
     assert [step.task for step in job.steps] == ["text_generation", "text_generation", "evol_instruct"]
     dataset = from_pipeline(pipeline, tmp_path / "out", in_process=True)["default"]["train"]
     assert {"topic", "generation", "evolved_instruction"} <= set(dataset.column_names)
+
+
+class TextGeneration2(TextGeneration):
+    """A user's, with what distilabel's has."""
+
+    marks: int = 1
+
+    @property
+    def outputs(self):
+        return ["generation", "length", "model_name"]
+
+    def format_output(self, output, input=None):
+        return {"generation": output + "!" * self.marks, "length": len(output)}
+
+
+# Which is called like distilabel's, and may do anything.
+OWN = type("TextGeneration", (TextGeneration2,), {"__module__": __name__})
+
+
+def tidied(inputs, most=9):
+    """Cuts instructions and leaves those out that hold a 3."""
+    kept = [row for row in inputs if "3" not in row["instruction"]]
+    yield [{**row, "instruction": row["instruction"][:most], "rank": 1} for row in kept]
+
+
+# distilabel reads annotations as they are, and here they would be texts.
+tidied.__annotations__ = {"inputs": StepInput, "most": RuntimeParameter[int]}
+Tidied = step(inputs=["instruction"], outputs=["instruction", "rank"])(tidied)
+
+
+def test_classes_of_one_s_own_come_along(tmp_path: Path):
+    with Pipeline() as pipeline:
+        rows = [{**row, "system_prompt": "Be brief."} for row in ROWS]
+        tidy = Tidied(name="tidy", output_mappings={"rank": "order"})
+        own = OWN(name="own", llm=vLLM(model="chaos", extra_kwargs={"reply": "Hm"}), marks=2, system_prompt="Be long.")
+        LoadDataFromDicts(data=rows) >> tidy >> own
+    parameters = {"tidy": {"most": 5}}
+    kinds = {"order": "number", "length": "number"}
+    out = tmp_path / "out"
+    distiset = from_pipeline(pipeline, out, in_process=True, parameters=parameters, kinds=kinds)
+    dataset = distiset["default"]["train"]
+    assert len(dataset) == 5
+    assert distiset.runs["default"].progress.reasons == {"filtered": 1}
+    for row in dataset:
+        told = [row[name] for name in ("instruction", "order", "generation", "length", "model_name")]
+        assert told == ["Write", 1, "Hm!!", 2, "chaos"]
 
 
 def magpie_of_its_own(**parameters: Any) -> Pipeline:
@@ -619,6 +724,7 @@ def test_runtime_parameters_are_set_as_pipeline_run_sets_them(tmp_path: Path, ki
         ({}, "step 'load': repo_id is not set; give it to the step or in parameters"),
         ({"dataset": ROWS}, "step 'load': it has rows of its own, and dataset is given too"),
         ({"parameters": {"lod": {}}}, "parameters: no step 'lod'; legal: answer, load"),
+        ({"kinds": {"generation": "number"}}, "kinds: no class of your own writes a column 'generation'; legal: there"),
         (
             {"parameters": {"load": {"repo": "x"}}},
             r"parameters\['load'\]: no .*'repo'; legal: .*repo_id",
