@@ -58,13 +58,13 @@ def reads_of(step: Any, there: Container[str]) -> dict[str, str]:
         there: columns of a row; an input that may be absent counts where its column is among them, or is mapped.
     """
     inputs = step.inputs if isinstance(step.inputs, dict) else dict.fromkeys(step.inputs, True)
+    known = inputs if is_own(step) else _spec(step).inputs(_parameters(step))
     mapped = step.input_mappings
-    columns = {name: mapped.get(name, name) for name in inputs}
-    optional = {name for name, required in inputs.items() if not required and name not in mapped}
-    if not is_own(step):
-        optional -= {name for name in optional & _spec(step).inputs(_parameters(step)).keys() if columns[name] in there}
-        return {name: column for name, column in columns.items() if name not in optional}
-    return {name: column for name, column in columns.items() if name not in optional or column in there}
+    return {
+        name: column
+        for name, column in ((name, mapped.get(name, name)) for name in inputs)
+        if inputs[name] or name in mapped or (name in known and column in there)
+    }
 
 
 def writes_of(step: Any) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +64,12 @@ def llm(**generation):
     return vLLM(model="chaos", generation_kwargs=generation)
 
 
-def translated(pipeline) -> dict:
-    """The jobs of a pipeline's segments, by name."""
+def translated(pipeline, columns: Mapping[str, str] | None = None) -> dict:
+    """The jobs of a pipeline's segments, by name; `columns` are those of its rows, with their kinds."""
     steps = {name: pipeline.dag.get_step(name)["step"] for name in pipeline.dag}
     found: dict[Any, Any] = {}
     for segment in segments_of(pipeline.dag, steps):
-        first = found[segment.parent].columns if segment.parent else FIRST
+        first = found[segment.parent].columns if segment.parent else columns or FIRST
         found[segment] = translate(segment, steps, first, Path("out"), {})
     return {segment.name: each.job for segment, each in found.items()}
 
@@ -518,6 +519,24 @@ def test_every_version_of_a_column_has_a_name():
     assert [step.model_column for step in job.steps] == [None, None, "by", "model_name"]
 
 
+def test_inputs_that_may_be_absent_are_read_where_they_are_there():
+    def read(rows: list[dict[str, Any]], **fields: Any) -> list[dict[str, str]]:
+        with Pipeline() as pipeline:
+            draft, last = answer("draft", output_mappings={"generation": "draft"}), answer("last")
+            prompts = answer("prompts", output_mappings={"generation": "system_prompt"})
+            LoadDataFromDicts(data=rows) >> draft >> OWN(llm=llm(), name="own", **fields) >> prompts >> last
+        (job,) = translated(pipeline, dict.fromkeys(rows[0], "text")).values()
+        return [dict(step.input_mappings) for step in job.steps]
+
+    asked = {"instruction": "instruction"}
+    written = {**asked, "system_prompt": "system_prompt"}
+    assert read(ROWS) == [asked, asked, asked, written]
+    first = {**asked, "system_prompt": "system_prompt_before_prompts"}
+    assert read([{**row, "system_prompt": "Be brief."} for row in ROWS]) == [first, first, first, written]
+    mapped = {"instruction": "instruction", "system_prompt": "draft"}
+    assert read(ROWS, input_mappings={"system_prompt": "draft"}) == [asked, mapped, asked, written]
+
+
 def test_a_model_is_named_where_a_leaf_or_a_step_wants_it():
     with Pipeline() as pipeline:
         begun = LoadDataFromDicts(data=ROWS) >> answer("begun", output_mappings={"generation": "draft"})
@@ -619,6 +638,8 @@ def test_classes_of_one_s_own_come_along(tmp_path: Path):
     parameters = {"tidy": {"most": 5}}
     kinds = {"order": "number", "length": "number"}
     out = tmp_path / "out"
+    with pytest.raises(JobError, match=r"kinds\['order'\]: expected text, number, .*, got 'numbers'"):
+        from_pipeline(pipeline, out, in_process=True, kinds={"order": "numbers"})
     distiset = from_pipeline(pipeline, out, in_process=True, parameters=parameters, kinds=kinds)
     dataset = distiset["default"]["train"]
     assert len(dataset) == 5
