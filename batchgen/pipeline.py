@@ -44,6 +44,25 @@ class PipelineResult(Mapping[str, Any]):
 
         return load_dataset(str(self.dataset), config)
 
+    def push_to_hub(self, repo_id: str, private: bool = False, token: str | None = None) -> None:
+        """Uploads the dataset to the Hugging Face Hub, in the place of what is there.
+
+        Args:
+            repo_id: the dataset's name there.
+            private: of a repository that is made for it.
+            token: of an account; by default the environment's, or that of `hf auth login`.
+
+        Raises:
+            Whatever `huggingface_hub` raises; the dataset's folder stays as it is.
+        """
+        from huggingface_hub import HfApi
+
+        hub = HfApi(token=token)
+        made = hub.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        hub.upload_folder(
+            folder_path=self.dataset, repo_id=made.repo_id, repo_type="dataset", delete_patterns="data/**"
+        )
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.runs)
 

@@ -264,8 +264,9 @@ def test_seeds_come_from_a_revision_and_go_back_as_the_readme_says(hub: HubServe
     assert said.strip() == "3 {'Say hi.'} {'role': 'user', 'content': 'Say hi.'}"
 
 
-def test_a_pipeline_loads_its_rows_by_name(hub: HubServer, python):
+def test_a_pipeline_loads_its_rows_by_name_and_goes_to_the_hub(hub: HubServer, python):
     hub.add("datasets", SEEDS, {"data/train.jsonl": b'{"prompt": "Say hi."}\n' * 3})
+    hub.add("datasets", "org/made", {"data/c/train-00000-of-00001.parquet": b"of an earlier upload"})
     said = python(f"""
         from distilabel.models import vLLM
         from distilabel.pipeline import Pipeline
@@ -273,10 +274,17 @@ def test_a_pipeline_loads_its_rows_by_name(hub: HubServer, python):
         from distilabel.steps.tasks import TextGeneration
         with Pipeline() as pipeline:
             load = LoadDataFromHub(repo_id="{SEEDS}", split="train", output_mappings={{"prompt": "instruction"}})
-            load >> TextGeneration(llm=vLLM(model="chaos"))
-        print(from_pipeline(pipeline, "out", in_process=True)["default"]["train"]["instruction"][:])
+            load >> [TextGeneration(llm=vLLM(model="chaos"), name=name) for name in ("a", "b")]
+        distiset = from_pipeline(pipeline, "out", in_process=True)
+        print(distiset["a"]["train"]["instruction"][:])
+        distiset.push_to_hub("org/made", token="hf_any")
+        from datasets import load_dataset
+        print([len(load_dataset("org/made", config, split="train")) for config in ("a", "b")])
     """)
-    assert said.strip() == "['Say hi.', 'Say hi.', 'Say hi.']"
+    assert said.splitlines() == ["['Say hi.', 'Say hi.', 'Say hi.']", "[3, 3]"]
+    files = list(hub.repositories["datasets/org/made"].commits.values())[-1]
+    data = sorted(name for name in files if name.startswith("data"))
+    assert data == [f"data/{config}/train-00000-of-00001.parquet" for config in "ab"]
 
 
 def parquet(rows: list[dict[str, Any]]) -> bytes:
