@@ -136,7 +136,7 @@ class TaskRunner:
         if self.spec.generator:
             ((batch, _),) = self._task.process()
         elif not self.spec.calls_model:
-            (batch,) = self._task.process_applying_mappings([inputs])
+            batch = [row for rows in self._task.process_applying_mappings([inputs]) for row in rows]
             if len(batch) != 1:
                 raise RowRejected("several_rows" if batch else "filtered")
         else:

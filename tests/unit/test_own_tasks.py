@@ -73,8 +73,9 @@ class Shorten(Step):
         return ["short", "long"]
 
     def process(self, inputs: StepInput):
-        good = [row for row in inputs if row["word"] != "bad"]
-        yield [{**row, "short": row["word"][: self.length], "long": len(row["word"]) > self.length} for row in good]
+        for row in inputs:
+            if row["word"] != "bad":
+                yield [{**row, "short": row["word"][: self.length], "long": len(row["word"]) > self.length}]
 
 
 def test_a_step_without_a_model_runs_between_the_tasks_and_may_leave_rows_out(tmp_path: Path):
