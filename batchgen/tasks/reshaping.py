@@ -48,10 +48,11 @@ def _finish_preference(row: Row, parameters: Preference, notes: list[str]) -> Ro
     if len(generations) != len(ratings):
         raise RowRejected("invalid_input")
     rated = [(rating, text) for rating, text in zip(ratings, generations, strict=True) if rating is not None and text]
-    if len(rated) < 2:
-        raise RowRejected("no_preference")
     # Of equal ratings the first generation counts, so that the choice depends on nothing else.
-    best, worst = max(rated, key=lambda pair: pair[0]), min(rated, key=lambda pair: pair[0])
+    best = max(rated, key=lambda pair: pair[0], default=(0.0, ""))
+    # Judges rate the same answer differently, too.
+    others = [(rating, text) for rating, text in rated if text.strip() != best[1].strip()]
+    worst = min(others, key=lambda pair: pair[0], default=best)
     if best[0] - worst[0] <= 0 or best[0] - worst[0] < parameters.min_difference:
         raise RowRejected("no_preference")
     return {

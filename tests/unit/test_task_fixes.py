@@ -316,6 +316,27 @@ def test_a_preference_needs_two_different_ratings(ratings: list[float | None], r
         run_task("preference_pair", row, ScriptedEngine([]))
 
 
+@pytest.mark.parametrize(
+    ("generations", "ratings", "pair"),
+    [
+        (["a", "b", "c"], [3.0, 5.0, 1.0], ("b", "c")),
+        (["a", " a\n", "b"], [5.0, 1.0, 4.0], ("a", "b")),
+        (["a", "b", "c"], [5.0, 5.0, 5.0], None),
+        (["a", "a"], [5.0, 1.0], None),
+        (["", "a"], [5.0, 1.0], None),
+        ([], [], None),
+    ],
+)
+def test_the_same_answer_is_not_preferred_to_itself(generations: list[str], ratings: list[float], pair: object):
+    row = {"instruction": "Add.", "generations": generations or ["x"], "ratings": ratings or [None]}
+    if pair is None:
+        with pytest.raises(RowRejected, match="no_preference"):
+            run_task("preference_pair", row, ScriptedEngine([]))
+    else:
+        found = run_task("preference_pair", row, ScriptedEngine([]))
+        assert (found["chosen"][0]["content"], found["rejected"][0]["content"]) == pair
+
+
 def test_a_preference_can_ask_for_a_margin():
     row = {"instruction": "Add.", "generations": ["a", "b"], "ratings": [3.0, 4.0]}
     assert run_task("preference_pair", row, ScriptedEngine([]), min_difference=1)["chosen_rating"] == 4.0
