@@ -89,7 +89,8 @@ def translate(
                 own[tree["task"]] = own_task(type(step), inputs, outputs_of(step, kinds or {}))
     share_memory(models)
     merge: dict[str, Any] = {"exact": False, "near": False, "drop_truncated": False}
-    if any(type(steps[name]).__name__ == KEEP for name in segment.steps):
+    # Rows that others go on from have distilabel's columns, and none that batchgen makes of them.
+    if not segment.leaf or any(type(steps[name]).__name__ == KEEP for name in segment.steps):
         merge["columns"] = list(columns.last)
     starter = steps[segment.steps[0]]
     seeds = {"path": str(folder / "seeds" / f"{segment.name}.parquet")}

@@ -37,6 +37,7 @@ from distilabel.steps import (
     step,
 )
 from distilabel.steps.tasks import (
+    ChatGeneration,
     EvolInstruct,
     EvolInstructGenerator,
     Magpie,
@@ -668,6 +669,19 @@ def test_magpie_makes_rows_of_its_own(tmp_path: Path):
     more = {"ask": {"num_rows": 3}}
     distiset = from_pipeline(magpie_of_its_own(), tmp_path / "again", in_process=True, parameters=more)
     assert len(distiset["answer"]["train"]) == 3
+
+
+def test_branches_go_on_from_conversations(tmp_path: Path):
+    with Pipeline() as pipeline:
+        writer = vLLM(model="chaos", magpie_pre_query_template="qwen2")
+        magpie = MagpieGenerator(llm=writer, num_rows=3, n_turns=2, end_with_user=True)
+        chats = [ChatGeneration(llm=llm(), name=name, input_mappings={"messages": "conversation"}) for name in "ab"]
+        magpie >> chats
+    distiset = from_pipeline(pipeline, tmp_path / "out", in_process=True)
+    for name in "ab":
+        for row in distiset[name]["train"]:
+            assert row["messages"] == [*row["conversation"], {"role": "assistant", "content": row["generation"]}]
+            assert [message["role"] for message in row["conversation"]] == ["user", "assistant", "user"]
 
 
 def test_a_list_is_spread_over_rows(tmp_path: Path):
