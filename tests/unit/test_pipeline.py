@@ -724,6 +724,16 @@ def test_rows_are_given_as_pipeline_run_takes_them(tmp_path: Path, kind: str):
     assert {name: len(distiset[name]["train"]) for name in distiset} == {"answer": 6, "evolve": 6}
 
 
+def test_given_rows_go_through_branches_that_meet(tmp_path: Path):
+    with Pipeline() as pipeline:
+        [answer("b"), answer("a")] >> GroupColumns(columns=["generation"], name="group")
+    made = from_pipeline(pipeline, tmp_path / "out", in_process=True, dataset=ROWS)["default"]["train"]
+    assert [row["grouped_generation"] for row in made] == [
+        [row["generation_of_b"], row["generation_of_a"]] for row in made
+    ]
+    assert len(made) == 6
+
+
 def test_a_step_made_of_a_dataset_loads_it(tmp_path: Path):
     with Pipeline() as pipeline:
         rows = Dataset.from_list([{"prompt": f"Write {number}."} for number in range(3)])
