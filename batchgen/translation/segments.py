@@ -128,7 +128,7 @@ def _chains(dag: Any, steps: Mapping[str, Any], firsts: Sequence[str]) -> list[l
             "the branches of one step, each of them a chain, all meet there"
         )
     for name in (name for names, _ in found for name in names):
-        kind, several = type(steps[name]).__name__, (getattr(steps[name], "num_generations", None) or 1) > 1
+        kind, several = class_name(type(steps[name])), (getattr(steps[name], "num_generations", None) or 1) > 1
         if kind == EXPAND or (several and not steps[name].group_generations):
             raise JobError(
                 f"step {name!r} ({kind}): it makes several rows of one, and its branch meets others in {join!r}"

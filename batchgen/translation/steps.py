@@ -81,7 +81,8 @@ def outputs_of(step: Any, kinds: Mapping[str, str]) -> Mapping[str, str]:
     """
     if not is_own(step):
         return _spec(step).outputs(_parameters(step))
-    names = [name for name in step.outputs if name not in (MODEL_NAME, "distilabel_metadata")]
+    left_out = ("distilabel_metadata", *([MODEL_NAME] if is_task(step) else []))
+    names = [name for name in step.outputs if name not in left_out]
     return {name: kinds.get(step.output_mappings.get(name, name), "text") for name in names}
 
 

@@ -18,6 +18,7 @@ from batchgen.translation.steps import (
     GENERATORS,
     GROUP,
     KEEP,
+    class_name,
     expanded,
     is_own,
     is_task,
@@ -72,7 +73,7 @@ def translate(
     tree_steps: list[dict[str, Any]] = []
     own: dict[str, TaskSpec] = {}
     for name in segment.steps:
-        step, kind = steps[name], type(steps[name]).__name__
+        step, kind = steps[name], class_name(type(steps[name]))
         if kind == GROUP:
             tree_steps += [_group(columns, name, *each) for each in zip(step.columns, step.outputs, strict=True)]
         elif kind == EXPAND:
@@ -90,7 +91,7 @@ def translate(
     share_memory(models)
     merge: dict[str, Any] = {"exact": False, "near": False, "drop_truncated": False}
     # Rows that others go on from have distilabel's columns, and none that batchgen makes of them.
-    if not segment.leaf or any(type(steps[name]).__name__ == KEEP for name in segment.steps):
+    if not segment.leaf or any(class_name(type(steps[name])) == KEEP for name in segment.steps):
         merge["columns"] = list(columns.last)
     starter = steps[segment.steps[0]]
     seeds = {"path": str(folder / "seeds" / f"{segment.name}.parquet")}

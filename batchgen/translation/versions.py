@@ -14,7 +14,18 @@ from typing import Any
 from batchgen.errors import JobError
 from batchgen.step import MODEL_NAME
 from batchgen.translation.segments import Segment
-from batchgen.translation.steps import COMBINE, EXPAND, GROUP, KEEP, columns_of, expanded, reads_of
+from batchgen.translation.steps import (
+    COMBINE,
+    EXPAND,
+    GROUP,
+    KEEP,
+    class_name,
+    columns_of,
+    expanded,
+    is_task,
+    reads_of,
+    writes_of,
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,8 @@ class Columns:
         self._kinds = {Version(column, None): kind for column, kind in first.items()}
         self._written: list[tuple[Version, Version | None]] = []
         self._read: set[Version] = set()
+        # What tasks write of their models' names, where nobody calls it otherwise.
+        self._model_names: set[Version] = set()
         for name in segment.steps:
             self._after[name] = self._passed(name, steps[name])
         self._last = self._after[segment.steps[-1]]
@@ -132,13 +145,12 @@ class Columns:
 
         A leaf's rows have the last one, as in distilabel.
         """
-        if version.column != MODEL_NAME or version.step is None or version in self._read:
-            return False
-        return not self._segment.leaf or self._last.get(MODEL_NAME) != version
+        stays = self._segment.leaf and self._last.get(MODEL_NAME) == version
+        return version in self._model_names and version not in self._read and not stays
 
     def _passed(self, name: str, step: Any) -> View:
         """The columns after a step."""
-        view, kind, kinds = joined(self._views(name)), type(step).__name__, {}
+        view, kind, kinds = joined(self._views(name)), class_name(type(step)), {}
         gone: Iterable[str] = ()
         if kind == KEEP:
             view = {column: self._found(name, view, column) for column in step.columns}
@@ -156,6 +168,8 @@ class Columns:
         elif kind != COMBINE:
             self._read |= {self._found(name, view, column) for column in reads_of(step, view).values()}
             kinds = columns_of(step, self._own_kinds)
+            if is_task(step) and writes_of(step)[MODEL_NAME] == MODEL_NAME:
+                self._model_names.add(Version(MODEL_NAME, name))
         for column, of_column in kinds.items():
             self._written.append((Version(column, name), view.get(column)))
             self._kinds[Version(column, name)] = of_column

@@ -630,6 +630,29 @@ tidied.__annotations__ = {"inputs": StepInput, "most": RuntimeParameter[int]}
 Tidied = step(inputs=["instruction"], outputs=["instruction", "rank"])(tidied)
 
 
+def called(name: str) -> type:
+    """A step of one's own that is called like distilabel's."""
+    made = step(inputs=["instruction"], outputs=["instruction", "model_name"])(tidied)
+    return type(name, (made,), {"__module__": __name__})
+
+
+def test_steps_that_are_called_like_distilabel_s_are_one_s_own():
+    with Pipeline() as pipeline:
+        first = called("KeepColumns")(name="first")
+        second = called("GroupColumns")(name="second", output_mappings={"model_name": "rank"})
+        start = answer("start", output_mappings={"generation": "draft"})
+        leaves = [answer("a"), answer("b", output_mappings={"model_name": "by"})]
+        LoadDataFromDicts(data=ROWS) >> first >> second >> start >> leaves
+    job = translated(pipeline)["start"]
+    assert [step.task for step in job.steps] == ["own:first", "own:second", "text_generation"]
+    assert [step.model_column for step in job.steps] == [None, None, None]
+    assert [list(step.outputs) for step in job.steps] == [
+        ["instruction_before_second", "model_name_before_start"],
+        ["instruction", "rank"],
+        ["draft"],
+    ]
+
+
 def test_classes_of_one_s_own_come_along(tmp_path: Path):
     with Pipeline() as pipeline:
         rows = [{**row, "system_prompt": "Be brief."} for row in ROWS]
