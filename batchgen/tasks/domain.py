@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator
@@ -132,10 +132,22 @@ def _finish_tasks(row: Row, parameters: Any, notes: list[str]) -> Row:
     return row
 
 
-def _all_text(row: Row, parameters: Any, notes: list[str]) -> Row:
-    if not all(isinstance(value, str) and value.strip() for value in row.values()):
+def _different_texts(row: Row, names: Iterable[str]) -> Row:
+    """Texts of a row that are to be told apart by who learns from them.
+
+    Raises:
+        RowRejected: one of them is missing, or two are the same.
+    """
+    texts = {name: row.get(name) for name in names}
+    if not all(isinstance(text, str) and text.strip() for text in texts.values()):
         raise RowRejected("invalid_output")
-    return row
+    if len({" ".join(str(text).split()).casefold() for text in texts.values()}) < len(texts):
+        raise RowRejected("equal_texts")
+    return texts
+
+
+def _finish_pair(row: Row, parameters: SentencePair, notes: list[str]) -> Row:
+    return _different_texts(row, ("anchor", *_sentence_outputs(parameters)))
 
 
 def _sentence_outputs(parameters: SentencePair) -> Mapping[str, str]:
@@ -147,7 +159,7 @@ _EMBEDDINGS = "2401.00368"
 
 def _embedding_data(summary: str, distilabel: str, parameters: type[TaskParameters], *outputs: str) -> TaskSpec:
     def finish(row: Row, given: Any, notes: list[str]) -> Row:
-        return _all_text({name: row.get(name) for name in outputs}, given, notes)
+        return _different_texts(row, outputs)
 
     return TaskSpec(
         summary=summary,
@@ -163,7 +175,7 @@ def _embedding_data(summary: str, distilabel: str, parameters: type[TaskParamete
 
 def _sentences(summary: str, distilabel: str, parameters: type[TaskParameters], **example: str) -> TaskSpec:
     def finish(row: Row, given: Any, notes: list[str]) -> Row:
-        return _all_text({name: row.get(name) for name in ("S1", "S2", "S3")}, given, notes)
+        return _different_texts(row, ("S1", "S2", "S3"))
 
     return TaskSpec(
         summary=summary,
@@ -216,6 +228,7 @@ DOMAIN: Mapping[str, TaskSpec] = {
         parameters=SentencePair,
         inputs=columns(anchor="text"),
         outputs=_sentence_outputs,
+        finish=_finish_pair,
         example={"action": "paraphrase"},
     ),
     "embedding_task_generator": TaskSpec(

@@ -317,6 +317,41 @@ def test_a_preference_needs_two_different_ratings(ratings: list[float | None], r
 
 
 @pytest.mark.parametrize(
+    ("task", "row", "parameters", "answer"),
+    [
+        (
+            "generate_sentence_pair",
+            {"anchor": "The cat."},
+            {"action": "paraphrase"},
+            "## Positive\n\nthe  cat.\n",
+        ),
+        (
+            "generate_sentence_pair",
+            {"anchor": "The cat."},
+            {"action": "paraphrase", "triplet": True},
+            "## Positive\n\nA cat.\n\n## Negative\n\nA cat.",
+        ),
+        (
+            "generate_text_classification_data",
+            {"task": "Classify."},
+            {},
+            '{"input_text": "A.", "label": "Good", "misleading_label": "good"}',
+        ),
+        (
+            "generate_text_retrieval_data",
+            {"task": "Find."},
+            {},
+            '{"user_query": "q", "positive_document": "p", "hard_negative_document": "p"}',
+        ),
+        ("monolingual_triplet_generator", {}, {}, '{"S1": "One.", "S2": "Two.", "S3": "One."}'),
+    ],
+)
+def test_texts_that_are_to_be_told_apart_differ(task: str, row: dict, parameters: dict, answer: str):
+    with pytest.raises(RowRejected, match="equal_texts"):
+        run_task(task, row, ScriptedEngine([answer]), **parameters)
+
+
+@pytest.mark.parametrize(
     ("generations", "ratings", "pair"),
     [
         (["a", "b", "c"], [3.0, 5.0, 1.0], ("b", "c")),
