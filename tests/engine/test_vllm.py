@@ -351,6 +351,9 @@ def test_every_recipe_runs_to_a_dataset(path: Path, vllm_engine: Engine, loop_th
     overrides = ["model.path=embedded", "model.engine={max_model_len: 2048}", f"output={tmp_path / 'run'}"]
     job = Job.load(path, overrides)
     if job.source.count is not None:
+        if path.stem == "preference":
+            # The tiny model seldom has two answers to a question, and the same answers make no pair.
+            overrides.append("steps.1.sampling={temperature: 1.8}")
         job = Job.load(path, [*overrides, "source.count=24"])
 
     async def go():
