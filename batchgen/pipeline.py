@@ -134,9 +134,10 @@ def from_pipeline(
         if (rows := tables[segment.parent]) is not None:
             _write_seeds(rows, translated.renamed, Path(str(translated.job.source.path)))
         result = run(translated.job, address, watch, in_process=in_process)
-        tables[segment] = _rows_of(result).select(list(translated.columns))
         if segment.leaf:
             results["default" if len(leaves) == 1 else segment.name] = result
+        else:
+            tables[segment] = _rows_of(result).select(list(translated.columns))
     dataset = publish_configs({name: Path(result.dataset) for name, result in results.items()}, folder / "dataset")
     return PipelineResult(dataset, results)
 

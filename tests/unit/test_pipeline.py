@@ -694,6 +694,13 @@ def test_magpie_makes_rows_of_its_own(tmp_path: Path):
     assert len(distiset["answer"]["train"]) == 3
 
 
+def test_a_leaf_may_end_in_a_conversation(tmp_path: Path):
+    with Pipeline() as pipeline:
+        MagpieGenerator(llm=vLLM(model="chaos", magpie_pre_query_template="qwen2"), num_rows=3, n_turns=2)
+    dataset = from_pipeline(pipeline, tmp_path / "out", in_process=True)["default"]["train"]
+    assert [len(row["messages"]) for row in dataset] == [4, 4, 4]
+
+
 def test_branches_go_on_from_conversations(tmp_path: Path):
     with Pipeline() as pipeline:
         writer = vLLM(model="chaos", magpie_pre_query_template="qwen2")
