@@ -18,9 +18,9 @@ from batchgen.translation.steps import (
     KEEP,
     LOADERS,
     class_name,
-    is_own,
     is_task,
     parameters_of,
+    runs_as_it_is,
 )
 
 
@@ -170,7 +170,7 @@ def _check_step(name: str, step: Any, dag: Any, is_root: bool) -> None:
         _check_column_step(name, step)
     elif known == EXPAND:
         _check_expand(name, step, dag)
-    elif known not in BY_CLASS and not is_own(step):
+    elif known not in BY_CLASS and not runs_as_it_is(step):
         reason = LEFT_OUT.get(known)
         if reason is None:
             reason = "a global step needs all rows at once" if step.is_global else "it is not a task"

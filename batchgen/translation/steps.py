@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
 from batchgen.errors import JobError
-from batchgen.rows import KINDS, is_kind
+from batchgen.rows import KINDS, META_NAMES, is_kind
 from batchgen.step import MODEL_NAME
 from batchgen.tasks.spec import TaskParameters, TaskSpec, bare
 from batchgen.tasks.table import TASKS
+from batchgen.translation.plain import PLAIN
 from batchgen.trees import plain_tree
 
 BY_CLASS: Mapping[str, str] = {str(spec.distilabel): name for name, spec in TASKS.items() if spec.distilabel}
@@ -24,6 +25,8 @@ GROUP = "GroupColumns"
 COMBINE = "CombineOutputs"
 # Those in which branches may meet.
 JOINS = (GROUP, COMBINE)
+# Outputs that have other names here: one is a column of batchgen's own, one would hide what it was made of.
+_THEIR_NAMES = {"score_reason": "reason", "labelled_solutions": "solutions"}
 _BASES = ("distilabel.steps.base", "distilabel.steps.tasks.base")
 
 
@@ -38,6 +41,11 @@ def is_own(step: Any) -> bool:
     return own and hasattr(step, "process_applying_mappings") and not (step.is_global or step.is_generator)
 
 
+def runs_as_it_is(step: Any) -> bool:
+    """Whether a step's class itself runs, and no task of the table: the user's own, or one of `PLAIN`."""
+    return is_own(step) or class_name(type(step)) in PLAIN
+
+
 def is_task(step: Any) -> bool:
     """Whether a step runs on a model."""
     if is_own(step):
@@ -48,18 +56,23 @@ def is_task(step: Any) -> bool:
 def task_of(step: Any) -> str:
     """The name that a step's task has in a job: of the table's entry, or of one for the user's own class."""
     kind = type(step).__name__
-    return f"own:{step.name}" if is_own(step) else GENERATORS.get(kind) or BY_CLASS[kind]
+    return f"own:{step.name}" if runs_as_it_is(step) else GENERATORS.get(kind) or BY_CLASS[kind]
 
 
-def reads_of(step: Any, there: Container[str]) -> dict[str, str]:
+def inputs_of(step: Any) -> dict[str, bool]:
+    """The inputs of a step; whether they must be there."""
+    inputs = step.inputs if isinstance(step.inputs, dict) else dict.fromkeys(step.inputs, True)
+    return {**dict.fromkeys(getattr(step, "optional_inputs", ()), False), **inputs}
+
+
+def reads_of(step: Any, there: Mapping[str, str]) -> dict[str, str]:
     """The inputs of a step with their columns.
 
     Args:
         there: columns of a row; an input that may be absent counts where its column is among them, or is mapped.
     """
-    inputs = step.inputs if isinstance(step.inputs, dict) else dict.fromkeys(step.inputs, True)
-    known = inputs if is_own(step) else _spec(step).inputs(_parameters(step))
-    mapped = step.input_mappings
+    inputs, mapped = inputs_of(step), step.input_mappings
+    known = inputs if runs_as_it_is(step) else _spec(step).inputs(_parameters(step))
     return {
         name: column
         for name, column in ((name, mapped.get(name, name)) for name in inputs)
@@ -67,30 +80,46 @@ def reads_of(step: Any, there: Container[str]) -> dict[str, str]:
     }
 
 
-def writes_of(step: Any) -> dict[str, str]:
-    """The outputs of a step with their columns; among them, of a task, the name of its model."""
-    names = [*outputs_of(step, {}), *([MODEL_NAME] if is_task(step) else [])]
-    return {output: step.output_mappings.get(output, output) for output in names}
+def writes_of(step: Any, there: Mapping[str, str]) -> dict[str, str]:
+    """The outputs of a step with their columns; among them, of a task, the name of its model.
+
+    Args:
+        there: columns of a row before the step, with their kinds.
+    """
+    names = [*outputs_of(step, there, {}), *([MODEL_NAME] if is_task(step) else [])]
+    if runs_as_it_is(step):
+        return {output: step.output_mappings.get(output, output) for output in names}
+    written = {}
+    for output in names:
+        theirs = _THEIR_NAMES.get(output, output)
+        column = step.output_mappings.get(theirs, theirs)
+        written[output] = output if column in META_NAMES else column
+    return written
 
 
-def outputs_of(step: Any, kinds: Mapping[str, str]) -> Mapping[str, str]:
+def outputs_of(step: Any, there: Mapping[str, str], kinds: Mapping[str, str]) -> Mapping[str, str]:
     """The outputs of a step with their kinds.
 
     Args:
+        there: columns of a row before the step, with their kinds.
         kinds: of columns that steps of the user's own write, where they are no texts.
     """
-    if not is_own(step):
+    if not runs_as_it_is(step):
         return _spec(step).outputs(_parameters(step))
+    if not is_own(step):
+        return PLAIN[class_name(type(step))](
+            step, {name: there[column] for name, column in reads_of(step, there).items() if column in there}
+        )
     left_out = ("distilabel_metadata", *([MODEL_NAME] if is_task(step) else []))
     names = [name for name in step.outputs if name not in left_out]
     return {name: kinds.get(step.output_mappings.get(name, name), "text") for name in names}
 
 
-def columns_of(step: Any, kinds: Mapping[str, str]) -> dict[str, str]:
-    """The columns that a step writes with their kinds; the further argument is that of `outputs_of`."""
+def columns_of(step: Any, there: Mapping[str, str], kinds: Mapping[str, str]) -> dict[str, str]:
+    """The columns that a step writes with their kinds; the further arguments are those of `outputs_of`."""
     form = "list[{}]" if getattr(step, "group_generations", False) else "{}"
-    of_outputs = {output: form.format(bare(kind)) for output, kind in outputs_of(step, kinds).items()}
-    return {column: of_outputs.get(output, "text") for output, column in writes_of(step).items()}
+    of_outputs = {output: form.format(bare(kind)) for output, kind in outputs_of(step, there, kinds).items()}
+    return {column: of_outputs.get(output, "text") for output, column in writes_of(step, there).items()}
 
 
 def check_kinds(steps: Iterable[Any], kinds: Mapping[str, str]) -> None:
@@ -99,7 +128,7 @@ def check_kinds(steps: Iterable[Any], kinds: Mapping[str, str]) -> None:
     Raises:
         JobError: there is no such column, or no such kind.
     """
-    own = {column for step in steps if is_own(step) for column in columns_of(step, {})} - {MODEL_NAME}
+    own = {column for step in steps if is_own(step) for column in columns_of(step, {}, {})} - {MODEL_NAME}
     for column, kind in kinds.items():
         if column not in own:
             legal = ", ".join(sorted(own)) or "there are none"
@@ -120,7 +149,7 @@ def parameters_of(name: str, step: Any) -> dict[str, Any]:
     Raises:
         JobError: it has fields that make none.
     """
-    if is_own(step):
+    if runs_as_it_is(step):
         given = _own_fields(step)
     else:
         given = _given(step, _spec(step).parameters.model_fields)
@@ -147,7 +176,7 @@ def _parameters(step: Any) -> TaskParameters:
 
 
 def _own_fields(step: Any) -> dict[str, Any]:
-    """The fields of a class of the user's own that distilabel's bases of all steps and tasks do not have."""
+    """The fields of a class that runs as it is, but for those that distilabel's bases of all steps and tasks have."""
     bases = [kind for kind in type(step).__mro__ if kind.__module__ in _BASES and hasattr(kind, "model_fields")]
     common = {field for base in bases for field in base.model_fields} - {"use_default_structured_output"}
     return _given(step, [field for field in type(step).model_fields if field not in common])

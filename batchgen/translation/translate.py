@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from batchgen.job import Job
+from batchgen.rows import MESSAGES
 from batchgen.step import MODEL_NAME
-from batchgen.tasks.spec import TaskSpec, own_task
+from batchgen.tasks.spec import OPTIONAL, TaskSpec, own_task
 from batchgen.translation.llms import model_of, place_of, sampling_of, share_memory
 from batchgen.translation.segments import Segment
 from batchgen.translation.steps import (
@@ -20,11 +21,13 @@ from batchgen.translation.steps import (
     KEEP,
     class_name,
     expanded,
+    inputs_of,
     is_own,
     is_task,
     outputs_of,
     parameters_of,
     reads_of,
+    runs_as_it_is,
     task_of,
     writes_of,
 )
@@ -84,15 +87,15 @@ def translate(
             if is_task(step) and (index := place_of(models, model_of(name, step.llm))):
                 tree["model"] = f"llm_{index}"
             tree_steps.append(tree)
-            if is_own(step):
-                there = columns.before(name)
-                inputs = {given: there[column] for given, column in reads_of(step, there).items()}
-                own[tree["task"]] = own_task(type(step), inputs, outputs_of(step, kinds or {}))
+            if runs_as_it_is(step):
+                own[tree["task"]] = _own_entry(columns.before(name), step, kinds or {})
     share_memory(models)
     merge: dict[str, Any] = {"exact": False, "near": False, "drop_truncated": False}
     # Rows that others go on from have distilabel's columns, and none that batchgen makes of them.
     if not segment.leaf or any(class_name(type(steps[name])) == KEEP for name in segment.steps):
         merge["columns"] = list(columns.last)
+    if columns.messages_stay:
+        merge["prompt"] = MESSAGES
     starter = steps[segment.steps[0]]
     seeds = {"path": str(folder / "seeds" / f"{segment.name}.parquet")}
     job = {
@@ -110,7 +113,8 @@ def translate(
 
 def _step(columns: Columns, name: str, step: Any) -> dict[str, Any]:
     """A task, or a step of the user's own, as a job's step, on the job's own model."""
-    task, reads, writes = task_of(step), reads_of(step, columns.before(name)), writes_of(step)
+    there = columns.before(name)
+    task, reads, writes = task_of(step), reads_of(step, there), writes_of(step, there)
     tree = {"task": task, **parameters_of(name, step)}
     if is_task(step):
         tree["sampling"] = sampling_of(name, step.llm)
@@ -124,6 +128,16 @@ def _step(columns: Columns, name: str, step: Any) -> dict[str, Any]:
     tree["input_mappings"] = {given: columns.read(name, column) for given, column in reads.items()}
     tree["output_mappings"] = {output: columns.written(name, column) for output, column in writes.items()}
     return tree
+
+
+def _own_entry(there: Mapping[str, str], step: Any, kinds: Mapping[str, str]) -> TaskSpec:
+    """The entry of a step that runs as it is."""
+    required = inputs_of(step)
+    inputs = {
+        name: there[column] if required[name] else there[column] + OPTIONAL
+        for name, column in reads_of(step, there).items()
+    }
+    return own_task(type(step), inputs, outputs_of(step, there, kinds))
 
 
 def _group(columns: Columns, name: str, column: str, output: str) -> dict[str, Any]:

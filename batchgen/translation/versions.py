@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchgen.errors import JobError
+from batchgen.rows import MESSAGES
 from batchgen.step import MODEL_NAME
+from batchgen.translation.plain import MERGE
 from batchgen.translation.segments import Segment
 from batchgen.translation.steps import (
     COMBINE,
@@ -24,6 +26,7 @@ from batchgen.translation.steps import (
     expanded,
     is_task,
     reads_of,
+    runs_as_it_is,
     writes_of,
 )
 
@@ -93,6 +96,7 @@ class Columns:
         self, segment: Segment, steps: Mapping[str, Any], first: Mapping[str, str], kinds: Mapping[str, str]
     ) -> None:
         self._segment = segment
+        self._steps = steps
         self._own_kinds = kinds
         self._first: View = {column: Version(column, None) for column in first}
         self._after: dict[str, View] = {}
@@ -110,6 +114,15 @@ class Columns:
     def last(self) -> dict[str, str]:
         """The columns at the segment's end, with their kinds."""
         return {column: self._kinds[version] for column, version in self._last.items() if not self._is_unasked(version)}
+
+    @property
+    def messages_stay(self) -> bool:
+        """Whether the rows' `messages` are to be there as they are, and no conversation that a task goes on with."""
+        version = self._last.get(MESSAGES)
+        if version is None or self._kinds[version] != "conversation":
+            return False
+        made = version.step is not None and runs_as_it_is(self._steps[version.step])
+        return made or not self._segment.leaf or {"prompt", "chosen", "rejected"} <= self._last.keys()
 
     @property
     def renamed(self) -> dict[str, str]:
@@ -166,9 +179,12 @@ class Columns:
             kinds[item] = self._kinds[self._found(name, view, column)].removeprefix("list[").removesuffix("]")
             gone = [column]
         elif kind != COMBINE:
-            self._read |= {self._found(name, view, column) for column in reads_of(step, view).values()}
-            kinds = columns_of(step, self._own_kinds)
-            if is_task(step) and writes_of(step)[MODEL_NAME] == MODEL_NAME:
+            there = self.before(name)
+            reads = reads_of(step, there).values()
+            self._read |= {self._found(name, view, column) for column in reads}
+            kinds = columns_of(step, there, self._own_kinds)
+            gone = reads if kind == MERGE else ()
+            if is_task(step) and writes_of(step, there)[MODEL_NAME] == MODEL_NAME:
                 self._model_names.add(Version(MODEL_NAME, name))
         for column, of_column in kinds.items():
             self._written.append((Version(column, name), view.get(column)))

@@ -13,16 +13,27 @@ from distilabel.models import OpenAILLM
 from distilabel.pipeline import Pipeline
 from distilabel.steps import (
     CombineOutputs,
+    ConversationTemplate,
     ExpandColumns,
+    FormatChatGenerationDPO,
+    FormatChatGenerationSFT,
+    FormatTextGenerationDPO,
+    FormatTextGenerationSFT,
     GroupColumns,
     KeepColumns,
     LoadDataFromDicts,
+    MergeColumns,
     Step,
     StepInput,
+    TruncateTextColumn,
 )
 from distilabel.steps.tasks import (
     ChatGeneration,
+    FormatPRM,
     GenerateSentencePair,
+    InstructionBacktranslation,
+    MathShepherdCompleter,
+    MathShepherdGenerator,
     PrometheusEval,
     SelfInstruct,
     TextGeneration,
@@ -111,6 +122,68 @@ def combined(url: str) -> Any:
     return combine >> [last, judge]
 
 
+def formatted(url: str) -> Any:
+    """Answers that are cut, and set in the forms that trainers read."""
+    rows = [{**row, "system_prompt": f"Hm {row['number']}." if row["number"] % 2 else ""} for row in ROWS]
+    answer = TextGeneration(llm=_llm(url))
+    cut = TruncateTextColumn(column="generation", max_length=12)
+    template = ConversationTemplate(input_mappings={"response": "generation"}, output_mappings={"conversation": "talk"})
+    merge = MergeColumns(columns=["topic", "instruction"], output_column="texts")
+    return LoadDataFromDicts(data=rows) >> answer >> cut >> template >> FormatTextGenerationSFT() >> merge
+
+
+def preferences(url: str) -> Any:
+    """The better and the worse of two models' answers, with the models' names."""
+    answers = [TextGeneration(name=model, llm=_llm(url, model)) for model in ("judge", "writer")]
+    group = GroupColumns(columns=["generation", "model_name"], output_columns=["generations", "generation_models"])
+    rated = UltraFeedback(llm=_llm(url), aspect="overall-rating", output_mappings={"model_name": "rated_by"})
+    named = FormatTextGenerationDPO(output_mappings={"chosen": "better", "rejected": "worse"})
+    return LoadDataFromDicts(data=ROWS) >> answers >> group >> rated >> named
+
+
+def chats(url: str) -> Any:
+    """Several answers to a conversation, the better and the worse of them, and the conversation with the first."""
+    rows = [{**row, "messages": [{"role": "user", "content": row["topic"]}]} for row in ROWS]
+    several = {"num_generations": 2, "group_generations": True, "output_mappings": {"generation": "generations"}}
+    rated = UltraFeedback(llm=_llm(url), aspect="overall-rating")
+    answer = ChatGeneration(llm=_llm(url, "writer"))
+    return (
+        LoadDataFromDicts(data=rows)
+        >> ChatGeneration(llm=_llm(url), **several)
+        >> rated
+        >> FormatChatGenerationDPO()
+        >> answer
+        >> FormatChatGenerationSFT()
+    )
+
+
+def labelled(url: str) -> Any:
+    """Solutions of which every step has a label."""
+    return (
+        LoadDataFromDicts(data=ROWS)
+        >> MathShepherdGenerator(llm=_llm(url), name="golden")
+        >> MathShepherdGenerator(llm=_llm(url, "writer"), name="several", M=2)
+        >> MathShepherdCompleter(llm=_llm(url), N=2)
+        >> ExpandColumns(columns=["solutions"])
+        >> FormatPRM(format="trl")
+    )
+
+
+def scored(url: str) -> Any:
+    """Answers, and why they have their score."""
+    judge = InstructionBacktranslation(llm=_llm(url), output_mappings={"reason": "why", "score": "points"})
+    return LoadDataFromDicts(data=ROWS) >> TextGeneration(llm=_llm(url)) >> judge
+
+
+def conversed(url: str) -> Any:
+    """An answer to a conversation, after which two others answer the same one."""
+    rows = [{"messages": [{"role": "user", "content": row["topic"]}]} for row in ROWS]
+    first, *others = (
+        ChatGeneration(llm=_llm(url), name=name, output_mappings={"generation": name}) for name in ("a", "b", "c")
+    )
+    return LoadDataFromDicts(data=rows) >> first >> others
+
+
 class Clipped(Step):
     """Cuts topics, counts what is left, and leaves rows of an odd number out."""
 
@@ -145,7 +218,24 @@ def own(url: str) -> Any:
 
 
 PIPELINES: Mapping[str, Callable[[str], Any]] = {
-    make.__name__: make for make in (chain, branches, spread, rated, several, chat, models, combined, own)
+    make.__name__: make
+    for make in (
+        chain,
+        branches,
+        spread,
+        rated,
+        several,
+        chat,
+        conversed,
+        models,
+        combined,
+        formatted,
+        preferences,
+        chats,
+        labelled,
+        scored,
+        own,
+    )
 }
 
 

@@ -229,6 +229,11 @@ def said(messages: list[Any]) -> str:
         return "\n\n".join(ratings)
     if "[RESULT]" in asked:
         return f"Feedback: {words[0]}. [RESULT] {int(words[1], 16) % 5 + 1}"
+    if "5-point scale" in asked:
+        return f"{words[0]}. Score: {int(words[1], 16) % 5 + 1}"
+    if "The answer is" in asked:
+        solutions = [f"Step 1: {word}.\nStep 2: Done.\nThe answer is: {int(word, 16) % 2}" for word in words[:2]]
+        return "\n---\n".join(solutions) if "---" in asked else solutions[0]
     if "## Positive" in asked:
         return f"## Positive\n\n{words[0]}.\n\n## Negative\n\n{words[1]}."
     return "\n".join(f"What is {word}?" for word in words)
@@ -251,9 +256,9 @@ def test_pipelines_give_the_rows_that_distilabel_s_own_run_gives(tmp_path: Path,
     assert {name: set(configs) for name, configs in theirs.items()} == {name: set(made) for name, made in ours.items()}
     for name, configs in theirs.items():
         for config, rows in configs.items():
-            if name == "chat":
+            if answer := {"chat": "generation", "conversed": config}.get(name):
                 for row in rows:
-                    row["messages"].append({"role": "assistant", "content": row["generation"]})
+                    row["messages"].append({"role": "assistant", "content": row[answer]})
             # Those that the README says are not kept.
             kept = set(rows[0]) - {"distilabel_metadata", "instructions"}
             made = ours[name][config]["train"].to_list()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from distilabel.pipeline import Pipeline, routing_batch_function
 from distilabel.steps import (
     CombineOutputs,
     ExpandColumns,
+    FormatTextGenerationDPO,
+    FormatTextGenerationSFT,
     GroupColumns,
     KeepColumns,
     LoadDataFromDicts,
@@ -32,6 +34,7 @@ from distilabel.steps import (
     LoadDataFromFileSystem,
     LoadDataFromHub,
     MergeColumns,
+    RewardModelScore,
     StepInput,
     make_generator_step,
     step,
@@ -40,8 +43,11 @@ from distilabel.steps.tasks import (
     ChatGeneration,
     EvolInstruct,
     EvolInstructGenerator,
+    InstructionBacktranslation,
     Magpie,
     MagpieGenerator,
+    MathShepherdCompleter,
+    MathShepherdGenerator,
     SelfInstruct,
     TextGeneration,
     UltraFeedback,
@@ -429,8 +435,16 @@ def refused(build) -> str:
             "'template': a chat template of its own",
         ),
         (
+            lambda data: data >> RewardModelScore(model="x", name="rewards"),
+            "'rewards' (RewardModelScore) cannot be carried over: it is not a task",
+        ),
+        (
             lambda data: data >> MergeColumns(columns=["instruction"], name="merge"),
-            "'merge' (MergeColumns) cannot be carried over: it is not a task",
+            "'merge' (MergeColumns): no task is in its branch",
+        ),
+        (
+            lambda data: data >> answer("a") >> MergeColumns(columns=["generation", "topic"], name="merge"),
+            "'merge': reads column 'topic', which is not there; there are: instruction, generation",
         ),
         (lambda data: data >> anything(name="odd"), "'odd' (anything): no task is in its branch"),
         (lambda data: data, "step 'load': nothing comes after it"),
@@ -586,6 +600,60 @@ def test_what_is_not_kept_is_not_published(tmp_path: Path):
     assert "instruction_before_draft" not in dataset.column_names
     assert {"number", "instruction", "generation", "model_name", "messages"} <= set(dataset.column_names)
     assert sorted(dataset["number"]) == list(range(6))
+
+
+def test_steps_without_a_model_write_what_there_is_something_to_write_of():
+    def written(make: Callable[[], Any], keep: bool = True) -> set[str]:
+        several = {"num_generations": 2, "group_generations": True, "output_mappings": {"generation": "generations"}}
+        with Pipeline() as pipeline:
+            chain = LoadDataFromDicts(data=ROWS) >> answer("a", **several) >> UltraFeedback(llm=llm())
+            if keep:
+                chain = chain >> KeepColumns(columns=["instruction", "generations", "ratings"])
+            chain >> make()
+        (job,) = translated(pipeline, {**FIRST, "generation_models": "list[text]"}).values()
+        return set(job.steps[-1].output_mappings.values())
+
+    pair = {"prompt", "prompt_id", "chosen", "chosen_rating", "rejected", "rejected_rating"}
+    assert written(FormatTextGenerationDPO, keep=False) == {*pair, "chosen_model", "rejected_model"}
+    assert written(FormatTextGenerationDPO) == pair
+    assert written(lambda: MergeColumns(columns=["instruction", "generations"])) == {"merged_column"}
+    with pytest.raises(JobError, match=r"do not go into one list: instruction: text, ratings: list\[number"):
+        written(lambda: MergeColumns(columns=["instruction", "ratings"]))
+
+
+def test_a_format_s_conversation_is_the_dataset_s_and_needs_no_system_prompt(tmp_path: Path):
+    with Pipeline() as pipeline:
+        rows = [{**row, "system_prompt": number and f"Hm {number}."} for number, row in enumerate(ROWS)]
+        rows[0]["system_prompt"] = None
+        LoadDataFromDicts(data=rows) >> answer("a") >> FormatTextGenerationSFT()
+    made = from_pipeline(pipeline, tmp_path / "out", in_process=True)["default"]["train"].to_list()
+    roles = [[message["role"] for message in row["messages"]] for row in made]
+    assert roles == [["user", "assistant"], *[["system", "user", "assistant"]] * 5]
+    assert [row["messages"][-1]["content"] for row in made] == [row["generation"] for row in made]
+
+
+def test_outputs_have_distilabel_s_names_where_the_names_are_free():
+    with Pipeline() as pipeline:
+        shepherd = [
+            MathShepherdGenerator(llm=llm(), name="golden"),
+            MathShepherdGenerator(llm=llm(), name="several", M=2),
+            MathShepherdCompleter(llm=llm(), name="label"),
+        ]
+        judges = [
+            InstructionBacktranslation(llm=llm(), name="judge", input_mappings={"generation": "text"}),
+            InstructionBacktranslation(
+                llm=llm(), name="again", input_mappings={"generation": "text"}, output_mappings={"reason": "why"}
+            ),
+        ]
+        chain = LoadDataFromDicts(data=ROWS)
+        for each in (*shepherd, *judges):
+            chain = chain >> each
+    (job,) = translated(pipeline).values()
+    _, several, label, judge, again = job.steps
+    assert several.output_mappings["solutions"] == label.input_mappings["solutions"] == "solutions_before_label"
+    assert label.output_mappings == {"labelled_solutions": "solutions"}
+    assert judge.output_mappings["score_reason"] == "score_reason"
+    assert again.output_mappings["score_reason"] == "why"
 
 
 def test_a_branch_may_be_no_more_than_a_line(tmp_path: Path):
