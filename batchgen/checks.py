@@ -241,7 +241,7 @@ def check_place(output: str) -> None:
         raise complaint(f'variables are not replaced in a job, got {output!r}; a shell does it: --output "$NAME/..."')
 
 
-def check_mapping(mapping: Mapping[str, str], legal: Iterable[str], where: str, what: str) -> None:
+def check_mapping(mapping: Mapping[str, str | None], legal: Iterable[str], where: str, what: str) -> None:
     """Checks the keys of a column mapping."""
     for name in mapping:
         if name not in legal:

@@ -86,7 +86,7 @@ class KnownTexts:
 def gate_columns(job: Job) -> Mapping[int, str]:
     """The columns that a job's gates read, by the gates' steps."""
     gates = {index: step for index, step in enumerate(job.steps) if step.spec.gate is not None}
-    return {index: step.input_mappings.get(name, name) for index, step in gates.items() for name in step.inputs}
+    return {index: column for index, step in gates.items() for column in step.reads.values()}
 
 
 def describe(gates: Sequence[tuple[str, Gate]], rows: Sequence[Mapping[str, Any]]) -> Texts:

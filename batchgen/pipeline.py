@@ -132,7 +132,7 @@ def from_pipeline(
     for segment in segments:
         translated = jobs[segment]
         if (rows := tables[segment.parent]) is not None:
-            _write_seeds(rows, translated.renamed, Path(str(translated.job.source.path)))
+            _write_seeds(rows, translated.seeds, Path(str(translated.job.source.path)))
         result = run(translated.job, address, watch, in_process=in_process)
         if segment.leaf:
             results["default" if len(leaves) == 1 else segment.name] = result
@@ -192,11 +192,11 @@ def _table_of(dataset: Any) -> pa.Table:
     raise JobError(f"dataset: expected {legal}, got {type(dataset).__name__}")
 
 
-def _write_seeds(table: pa.Table, renamed: Mapping[str, str], path: Path) -> None:
-    """The rows that a segment starts from, with new names for what it writes again."""
+def _write_seeds(table: pa.Table, names: Mapping[str, str], path: Path) -> None:
+    """The rows that a segment starts from, with the names that their columns have in its job."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    pq.write_table(table.rename_columns([renamed.get(name, name) for name in table.column_names]), fresh)
+    pq.write_table(table.select(list(names)).rename_columns(list(names.values())), fresh)
     shutil.move(fresh, path)
 
 

@@ -213,8 +213,8 @@ def check_merge_columns(job: Job, columns: Mapping[str, str]) -> None:
 
 
 def _check_inputs(step: Step, columns: Mapping[str, str], where: str) -> None:
-    for task_input, kind in step.inputs.items():
-        column = step.input_mappings.get(task_input, task_input)
+    for task_input, column in step.reads.items():
+        kind = step.inputs[task_input]
         if column in columns:
             if columns[column] != bare(kind):
                 holds, wanted = in_words(columns[column]), in_words(bare(kind))
@@ -279,9 +279,12 @@ def _model_input(model: str | None, field: str) -> str:
 def _check_nulls(job: Job, seeds: Seeds) -> None:
     """Names the first seed row without a value for a required input of the first step."""
     step = job.steps[0]
-    for task_input, kind in step.inputs.items():
-        column = step.input_mappings.get(task_input, task_input)
-        if not is_required(kind) or column not in seeds.table.column_names or not seeds.table[column].null_count:
+    for task_input, column in step.reads.items():
+        if (
+            not is_required(step.inputs[task_input])
+            or column not in seeds.table.column_names
+            or not seeds.table[column].null_count
+        ):
             continue
         index = seeds.table[column].is_null().index(True).as_py()
         raise SeedError(

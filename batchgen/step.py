@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from batchgen.checks import check_columns, check_mapping, check_sampling, complaint, unknown
-from batchgen.tasks.spec import Reasoning, TaskParameters, TaskSpec, bare
+from batchgen.tasks.spec import Reasoning, TaskParameters, TaskSpec, bare, is_required
 from batchgen.tasks.table import TASKS
 
 OwnTasks = Mapping[str, TaskSpec]
@@ -41,7 +41,7 @@ class Step(Part):
     task: str
     model: str | None = Field(None, description="one of `models`, where the step does not use `model`")
     sampling: dict[str, Any] = Field(default_factory=dict)
-    input_mappings: dict[str, str] = Field(default_factory=dict)
+    input_mappings: dict[str, str | None] = Field(default_factory=dict)
     output_mappings: dict[str, str] = Field(default_factory=dict)
     num_generations: PositiveInt = Field(1, description="times that every row goes through the step")
     group_generations: bool = Field(False, description="one row with lists, instead of a row a generation")
@@ -83,6 +83,11 @@ class Step(Part):
                 raise unknown("key", name, [*_STEP_FIELDS, *known], (name,))
         self.spec.parameters.model_validate(given)
         check_mapping(self.input_mappings, self.inputs, "input_mappings", f"an input of {self.task}")
+        for name, column in self.input_mappings.items():
+            if column is None and is_required(self.inputs[name]):
+                raise complaint(
+                    f"{self.task} needs {name!r}; null leaves an input out that may be absent", ("input_mappings", name)
+                )
         check_mapping(self.output_mappings, self._task_outputs, "output_mappings", f"an output of {self.task}")
         check_columns([self.output_mappings.get(name, name) for name in self._task_outputs], "output_mappings")
         if not self.spec.calls_model and (
@@ -114,6 +119,12 @@ class Step(Part):
     def inputs(self) -> Mapping[str, str]:
         """The task's inputs, with their kinds."""
         return self.spec.inputs(self.parameters)
+
+    @property
+    def reads(self) -> Mapping[str, str]:
+        """The columns that the step reads where they are there, by the task's inputs."""
+        mapped = {name: self.input_mappings.get(name, name) for name in self.inputs}
+        return {name: column for name, column in mapped.items() if column is not None}
 
     @property
     def _task_outputs(self) -> Mapping[str, str]:

@@ -83,7 +83,7 @@ def _is_preference(plan: Plan) -> bool:
 
 
 def _column(step: Step, name: str) -> str:
-    return step.output_mappings.get(name, step.input_mappings.get(name, name))
+    return step.output_mappings.get(name, step.reads.get(name, name))
 
 
 def batches(table: pa.Table) -> Iterator[pa.Table]:

@@ -25,7 +25,7 @@ class TaskRunner:
         name: of the step, for distilabel's metadata.
         spec: of the task.
         parameters: as the job set them.
-        input_mappings: task input to column, where they differ.
+        input_mappings: task input to column, where they differ; None: the task does not get the input.
         output_mappings: task output to column, where they differ.
         engine: started or not; used only while rows run.
         sampling: vLLM's SamplingParams by name.
@@ -38,7 +38,7 @@ class TaskRunner:
         name: str,
         spec: TaskSpec,
         parameters: TaskParameters,
-        input_mappings: Mapping[str, str],
+        input_mappings: Mapping[str, str | None],
         output_mappings: Mapping[str, str],
         engine: Engine,
         sampling: Mapping[str, Any],
@@ -48,7 +48,8 @@ class TaskRunner:
         self.spec = spec
         self.parameters = parameters
         self._kinds = dict(spec.inputs(parameters))
-        self._columns = {task_input: input_mappings.get(task_input, task_input) for task_input in self._kinds}
+        columns = {task_input: input_mappings.get(task_input, task_input) for task_input in self._kinds}
+        self._columns = {task_input: column for task_input, column in columns.items() if column is not None}
         self._outputs = dict(spec.outputs(parameters))
         self._mappings = output_mappings
         self._logprobs = logprobs
@@ -101,16 +102,16 @@ class TaskRunner:
     def _inputs(self, row: Row) -> Row:
         """What the task reads of a row: a copy, which it may change."""
         inputs: Row = {}
-        for task_input, kind in self._kinds.items():
-            value = row.get(self._columns[task_input])
+        for task_input, column in self._columns.items():
+            value, kind = row.get(column), self._kinds[task_input]
             if value is None:
                 if is_required(kind):
-                    raise RowRejected(f"missing_input:{self._columns[task_input]}")
+                    raise RowRejected(f"missing_input:{column}")
                 continue
             if bare(kind) == "conversation":
                 value = _conversation(value)
             elif self._task is not None and bare(kind) in _TEXT_LISTS:
-                _check_texts(value, is_required(kind), self._columns[task_input])
+                _check_texts(value, is_required(kind), column)
             inputs[task_input] = copy.deepcopy(value)
         texts = [inputs[name] for name, kind in self._kinds.items() if kind == "text"]
         if texts and not any(text.strip() for text in texts):

@@ -69,15 +69,22 @@ def reads_of(step: Any, there: Mapping[str, str]) -> dict[str, str]:
     """The inputs of a step with their columns.
 
     Args:
-        there: columns of a row; an input that may be absent counts where its column is among them, or is mapped.
+        there: columns of a row; an input that may be absent counts where its column is among them, or is mapped. A
+            column that is mapped to one input is not there for another, as distilabel renames it.
     """
     inputs, mapped = inputs_of(step), step.input_mappings
+    there = {column: kind for column, kind in there.items() if column not in mapped.values()}
     known = inputs if runs_as_it_is(step) else _spec(step).inputs(_parameters(step))
     return {
         name: column
         for name, column in ((name, mapped.get(name, name)) for name in inputs)
         if inputs[name] or name in mapped or (name in known and column in there)
     }
+
+
+def unread_of(step: Any, reads: Mapping[str, str]) -> list[str]:
+    """The inputs of the table's task that a step does not read, and that a job's step would."""
+    return [] if runs_as_it_is(step) else [name for name in _spec(step).inputs(_parameters(step)) if name not in reads]
 
 
 def writes_of(step: Any, there: Mapping[str, str]) -> dict[str, str]:

@@ -29,6 +29,7 @@ from batchgen.translation.steps import (
     reads_of,
     runs_as_it_is,
     task_of,
+    unread_of,
     writes_of,
 )
 from batchgen.translation.versions import Columns
@@ -42,12 +43,12 @@ class Translated:
     """A segment as a job.
 
     Args:
-        renamed: columns of the first rows that some step writes over, with the names that they have here.
+        seeds: the columns of the first rows that the job reads, with the names that they have here.
         columns: at the segment's end, as in distilabel, with their kinds.
     """
 
     job: Job
-    renamed: Mapping[str, str]
+    seeds: Mapping[str, str]
     columns: Mapping[str, str]
 
 
@@ -94,7 +95,7 @@ def translate(
     # Rows that others go on from have distilabel's columns, and none that batchgen makes of them.
     if not segment.leaf or any(class_name(type(steps[name])) == KEEP for name in segment.steps):
         merge["columns"] = list(columns.last)
-    if columns.messages_stay:
+    if columns.last.get(MESSAGES) == "conversation":
         merge["prompt"] = MESSAGES
     starter = steps[segment.steps[0]]
     seeds = {"path": str(folder / "seeds" / f"{segment.name}.parquet")}
@@ -108,7 +109,7 @@ def translate(
         "merge": merge,
         "output": str(folder / "runs" / segment.name),
     }
-    return Translated(Job.of(job, tasks=own), columns.renamed, columns.last)
+    return Translated(Job.of(job, tasks=own), columns.seeds, columns.last)
 
 
 def _step(columns: Columns, name: str, step: Any) -> dict[str, Any]:
@@ -125,7 +126,10 @@ def _step(columns: Columns, name: str, step: Any) -> dict[str, Any]:
             tree["model_name"] = True
         else:
             del writes[MODEL_NAME]
-    tree["input_mappings"] = {given: columns.read(name, column) for given, column in reads.items()}
+    mappings: dict[str, str | None] = {given: columns.read(name, column) for given, column in reads.items()}
+    # A job's step reads the column of an input's name unless it is told not to.
+    unread = [given for given in unread_of(step, reads) if columns.has_name(given)]
+    tree["input_mappings"] = mappings | dict.fromkeys(unread)
     tree["output_mappings"] = {output: columns.written(name, column) for output, column in writes.items()}
     return tree
 

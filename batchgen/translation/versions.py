@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchgen.errors import JobError
-from batchgen.rows import MESSAGES
 from batchgen.step import MODEL_NAME
 from batchgen.translation.plain import MERGE
 from batchgen.translation.segments import Segment
@@ -26,7 +25,6 @@ from batchgen.translation.steps import (
     expanded,
     is_task,
     reads_of,
-    runs_as_it_is,
     writes_of,
 )
 
@@ -96,7 +94,6 @@ class Columns:
         self, segment: Segment, steps: Mapping[str, Any], first: Mapping[str, str], kinds: Mapping[str, str]
     ) -> None:
         self._segment = segment
-        self._steps = steps
         self._own_kinds = kinds
         self._first: View = {column: Version(column, None) for column in first}
         self._after: dict[str, View] = {}
@@ -116,18 +113,17 @@ class Columns:
         return {column: self._kinds[version] for column, version in self._last.items() if not self._is_unasked(version)}
 
     @property
-    def messages_stay(self) -> bool:
-        """Whether the rows' `messages` are to be there as they are, and no conversation that a task goes on with."""
-        version = self._last.get(MESSAGES)
-        if version is None or self._kinds[version] != "conversation":
-            return False
-        made = version.step is not None and runs_as_it_is(self._steps[version.step])
-        return made or not self._segment.leaf or {"prompt", "chosen", "rejected"} <= self._last.keys()
+    def seeds(self) -> dict[str, str]:
+        """The columns of the first rows, with the names that they have in the job.
 
-    @property
-    def renamed(self) -> dict[str, str]:
-        """Columns of the first rows that some step writes over, with the names that they have in the job."""
-        return {version.column: name for version, name in self._names.items() if version.step is None}
+        The name of the model that an earlier segment's last task ran on is left out, where nobody here asks for it.
+        """
+        asked = {*self._read, *self._last.values()}
+        return {
+            column: self._name(version)
+            for column, version in self._first.items()
+            if column != MODEL_NAME or self._segment.parent is None or version in asked
+        }
 
     def before(self, name: str) -> dict[str, str]:
         """The columns that a row has for a step, with their kinds."""
@@ -149,17 +145,18 @@ class Columns:
         """The kind of a column that a step writes."""
         return self._kinds[Version(column, name)]
 
+    def has_name(self, name: str) -> bool:
+        """Whether a column of the job is called so, which for a step may not be there any more, or not yet."""
+        versions = [*(Version(column, None) for column in self._first), *(version for version, _ in self._written)]
+        return any(self._name(version) == name for version in versions)
+
     def wants_model_name(self, name: str, column: str) -> bool:
         """Whether a task has to name its model in a column."""
         return not self._is_unasked(Version(column, name))
 
     def _is_unasked(self, version: Version) -> bool:
-        """Of the name of a model that every task writes: nobody renames it or reads it, and it is not there at the end.
-
-        A leaf's rows have the last one, as in distilabel.
-        """
-        stays = self._segment.leaf and self._last.get(MODEL_NAME) == version
-        return version in self._model_names and version not in self._read and not stays
+        """Of the name of a model that every task writes: nobody renames or reads it, and it is not there at the end."""
+        return version in self._model_names and version not in self._read and self._last.get(MODEL_NAME) != version
 
     def _passed(self, name: str, step: Any) -> View:
         """The columns after a step."""
@@ -205,6 +202,8 @@ class Columns:
         versions = [view[column] for view in self._views(name) if column in view]
         if not versions:
             raise JobError(f"step {name!r}: groups column {column!r}, which no step before it has")
+        if len(set(versions)) < len(versions):
+            raise JobError(f"step {name!r}: groups column {column!r}, which branches have from the same step")
         return versions
 
     def _name(self, version: Version) -> str:

@@ -43,6 +43,17 @@ def run_all(job: Job, engine: object = None) -> tuple[list[dict], Worker]:
     return asyncio.run(go())
 
 
+def test_an_input_that_may_be_absent_is_left_out_where_the_job_says_so(tmp_path: Path):
+    steps = [
+        {"task": "text_generation", "output_mappings": {"generation": "draft"}},
+        {"task": "text_generation", "input_mappings": {"instruction": "draft", "system_prompt": None}},
+    ]
+    rows = [{"instruction": "Ask.", "system_prompt": "Be brief."}]
+    engine = ScriptedEngine(lambda prompt, number: f"Answer {number}.")
+    run_all(chaos_job(tmp_path, source={"rows": rows}, steps=steps), engine)
+    assert ["Be brief." in prompt for prompt in engine.prompts] == [True, False]
+
+
 def test_every_seed_row_comes_out_once(tmp_path: Path):
     rows, worker = run_all(chaos_job(tmp_path, source={"count": 100}))
     assert [row["row_index"] for row in rows] == list(range(100))

@@ -185,6 +185,11 @@ def test_a_job_cannot_be_changed(tmp_path: Path):
         ("    n_turns: 1", "    explode: instruction", "steps[0].explode: must read `list column -> new column`"),
         ("    n_turns: 1", "    input_mappings: {x: y}", "steps[0].input_mappings.x: 'x' is not an input of magpie"),
         (
+            "  - task: magpie\n    n_turns: 1",
+            "  - task: text_generation\n    input_mappings: {instruction: null}",
+            "steps[0].input_mappings.instruction: text_generation needs 'instruction'; null leaves an input out that may be absent",
+        ),
+        (
             "    n_turns: 1",
             "    output_mappings: {x: y}",
             "'x' is not an output of magpie; legal: instruction, response",

@@ -49,6 +49,7 @@ from distilabel.steps.tasks import (
     MathShepherdCompleter,
     MathShepherdGenerator,
     SelfInstruct,
+    StructuredGeneration,
     TextGeneration,
     UltraFeedback,
 )
@@ -535,7 +536,7 @@ def test_every_version_of_a_column_has_a_name():
 
 
 def test_inputs_that_may_be_absent_are_read_where_they_are_there():
-    def read(rows: list[dict[str, Any]], **fields: Any) -> list[dict[str, str]]:
+    def read(rows: list[dict[str, Any]], **fields: Any) -> list[dict[str, str | None]]:
         with Pipeline() as pipeline:
             draft, last = answer("draft", output_mappings={"generation": "draft"}), answer("last")
             prompts = answer("prompts", output_mappings={"generation": "system_prompt"})
@@ -543,10 +544,11 @@ def test_inputs_that_may_be_absent_are_read_where_they_are_there():
         (job,) = translated(pipeline, dict.fromkeys(rows[0], "text")).values()
         return [dict(step.input_mappings) for step in job.steps]
 
-    asked = {"instruction": "instruction"}
-    written = {**asked, "system_prompt": "system_prompt"}
-    assert read(ROWS) == [asked, asked, asked, written]
-    first = {**asked, "system_prompt": "system_prompt_before_prompts"}
+    own = {"instruction": "instruction"}
+    asked = {**own, "system_prompt": None}
+    written = {**own, "system_prompt": "system_prompt"}
+    assert read(ROWS) == [asked, own, asked, written]
+    first = {**own, "system_prompt": "system_prompt_before_prompts"}
     assert read([{**row, "system_prompt": "Be brief."} for row in ROWS]) == [first, first, first, written]
     mapped = {"instruction": "instruction", "system_prompt": "draft"}
     assert read(ROWS, input_mappings={"system_prompt": "draft"}) == [asked, mapped, asked, written]
@@ -565,9 +567,34 @@ def test_a_model_is_named_where_a_leaf_or_a_step_wants_it():
     }
     assert asked["keep"].merge.columns == ["instruction", "draft", "model_name"]
     with Pipeline() as pipeline:
+        draft = answer("draft", output_mappings={"generation": "draft"})
+        LoadDataFromDicts(data=ROWS) >> draft >> answer("a") >> answer("b")
+    assert [step.model_column for step in translated(pipeline)["b"].steps] == [None, None, "model_name"]
+
+
+def test_the_name_of_an_earlier_model_goes_no_further_than_where_somebody_asks_for_it(tmp_path: Path):
+    with Pipeline() as pipeline:
         begun = LoadDataFromDicts(data=ROWS) >> answer("begun", output_mappings={"generation": "draft"})
-        begun >> [answer("a"), EvolInstruct(llm=llm(), num_evolutions=1, name="evolve")]
-    assert translated(pipeline)["begun"].steps[0].model_column is None
+        begun >> answer("a")
+        begun >> answer("b", template="{{ model_name }}", columns=["model_name"])
+        begun >> answer("c", output_mappings={"model_name": "by"})
+    distiset = from_pipeline(pipeline, tmp_path / "out", in_process=True)
+    columns = {leaf: {name for name in distiset[leaf]["train"].column_names if "model_name" in name} for leaf in "abc"}
+    assert columns == {"a": {"model_name"}, "b": {"model_name", "model_name_before_b"}, "c": {"model_name"}}
+
+
+def test_what_is_not_there_any_more_is_not_read(tmp_path: Path):
+    with Pipeline() as pipeline:
+        rows = [{**row, "system_prompt": "Be brief."} for row in ROWS]
+        keep = KeepColumns(columns=["instruction", "generation"])
+        structure = {"format": "json", "schema": {"type": "object"}}
+        chain = LoadDataFromDicts(data=[{**row, "structured_output": structure} for row in rows]) >> answer("a")
+        chain >> keep >> answer("b")
+        chain >> StructuredGeneration(llm=llm(), name="c")
+    jobs = translated(pipeline, {"instruction": "text", "system_prompt": "text", "structured_output": "text"})
+    assert jobs["a"].steps[0].reads == {"instruction": "instruction", "system_prompt": "system_prompt"}
+    assert jobs["b"].steps[0].reads == {"instruction": "instruction"}
+    assert "system_prompt" not in jobs["c"].steps[0].reads
 
 
 def test_lists_are_made_of_whatever_branches_bring():
@@ -578,7 +605,7 @@ def test_lists_are_made_of_whatever_branches_bring():
         begun = LoadDataFromDicts(data=ROWS) >> answer("begun", **several)
         begun >> answer("again", input_mappings={"instruction": "text"}) >> judges[0] >> group
         begun >> judges[1] >> group
-    with pytest.raises(JobError, match="columns: name 'number' twice"):
+    with pytest.raises(JobError, match="'group': groups column 'number', which branches have from the same step"):
         translated(pipeline)
     group.columns.remove("number")
     (job,) = translated(pipeline).values()
@@ -713,11 +740,11 @@ def test_steps_that_are_called_like_distilabel_s_are_one_s_own():
         LoadDataFromDicts(data=ROWS) >> first >> second >> start >> leaves
     job = translated(pipeline)["start"]
     assert [step.task for step in job.steps] == ["own:first", "own:second", "text_generation"]
-    assert [step.model_column for step in job.steps] == [None, None, None]
+    assert [step.model_column for step in job.steps] == [None, None, "model_name"]
     assert [list(step.outputs) for step in job.steps] == [
         ["instruction_before_second", "model_name_before_start"],
         ["instruction", "rank"],
-        ["draft"],
+        ["draft", "model_name"],
     ]
 
 
