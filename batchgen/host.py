@@ -9,6 +9,7 @@ from dataclasses import replace
 from batchgen.commit import new_attempt
 from batchgen.engines import build_engine
 from batchgen.engines.base import Engine, EngineSpec
+from batchgen.engines.idle import IdleEngine
 from batchgen.engines.patient import PatientEngine
 from batchgen.engines.weights import Weights
 from batchgen.errors import EngineDead, EngineStartError, EngineStopped, EngineUnavailable, PlanMismatch, StoreError
@@ -52,7 +53,8 @@ class EngineHost:
             await self._weights[name].fetch()
             await engine.start()
         others = {name: engine for name, engine in self._engines.items() if name is not None}
-        self._worker = Worker(config.job, config.plan, store, self._engines[None], others)
+        own = self._engines.get(None) or IdleEngine(config.job.model.path)
+        self._worker = Worker(config.job, config.plan, store, own, others)
         return self._worker.slots
 
     async def run(self, work: Work) -> Answer:

@@ -271,9 +271,10 @@ class Job(Part):
 
     @property
     def used_models(self) -> dict[str | None, Model]:
-        """The models that engines are started for: the job's own (None), and the further ones that steps name."""
-        named = dict.fromkeys(step.model for step in self.steps if step.model is not None)
-        return {None: self.model, **{name: self.models[name] for name in named}}
+        """The models that engines are started for: those that steps call, the job's own (None) before further ones."""
+        called = dict.fromkeys(step.model for step in self.steps if step.spec.calls_model)
+        own: dict[str | None, Model] = {None: self.model} if None in called else {}
+        return own | {name: self.models[name] for name in called if name is not None}
 
     def model_of(self, step: Step) -> Model:
         """The model that a step runs on."""

@@ -99,14 +99,14 @@ def segments_of(dag: Any, steps: Mapping[str, Any], loaded: bool = False) -> lis
                 names += chains[0]
             before = {name: tuple(dag.get_step_predecessors(name)) for name in names}
             segment = Segment(tuple(names), before, parent, leaf=not following)
-            if not any(is_task(steps[name]) for name in names):
-                raise JobError(f"step {names[0]!r} ({type(steps[names[0]]).__name__}): no task is in its branch")
             segments.append(segment)
             grow(segment, following)
 
     grow(None, roots if starts else sorted(dag.get_step_successors(roots[0])))
     if not segments:
         raise JobError(f"step {roots[0]!r}: nothing comes after it; connect it with >>")
+    if not any(is_task(step) for step in steps.values()):
+        raise JobError("no step of the pipeline is a task, which calls a model")
     return segments
 
 

@@ -43,7 +43,7 @@ def is_own(step: Any) -> bool:
 
 def runs_as_it_is(step: Any) -> bool:
     """Whether a step's class itself runs, and no task of the table: the user's own, or one of `PLAIN`."""
-    return is_own(step) or class_name(type(step)) in PLAIN
+    return is_own(step) or class_name(type(step)) in (*PLAIN, KEEP)
 
 
 def is_task(step: Any) -> bool:
@@ -51,6 +51,11 @@ def is_task(step: Any) -> bool:
     if is_own(step):
         return hasattr(step, "llm")
     return class_name(type(step)) in (*BY_CLASS, *GENERATORS)
+
+
+def makes_chat(step: Any) -> bool:
+    """Whether a dataset's conversation is made of what a step reads and writes, where it is the last of its kind."""
+    return is_task(step) and not is_own(step) and _spec(step).chat(_parameters(step)) is not None
 
 
 def task_of(step: Any) -> str:

@@ -24,6 +24,7 @@ from batchgen.translation.steps import (
     inputs_of,
     is_own,
     is_task,
+    makes_chat,
     outputs_of,
     parameters_of,
     reads_of,
@@ -34,6 +35,8 @@ from batchgen.translation.steps import (
 )
 from batchgen.translation.versions import Columns
 
+# Where Magpie writes several turns, and distilabel's template its two.
+_CONVERSATION = "conversation"
 # What these write is the model's text as it comes, its thoughts included.
 _ANSWERS = ("chat_generation", "magpie", "text_generation")
 
@@ -90,26 +93,50 @@ def translate(
             tree_steps.append(tree)
             if runs_as_it_is(step):
                 own[tree["task"]] = _own_entry(columns.before(name), step, kinds or {})
+    if not tree_steps:  # `KeepColumns` alone, of which `merge.columns` makes all that there is to do
+        tree_steps.append({"task": (keep := task_of(steps[segment.steps[0]])), "columns": []})
+        own[keep] = own_task(type(steps[segment.steps[0]]), {}, {})
     share_memory(models)
     merge: dict[str, Any] = {"exact": False, "near": False, "drop_truncated": False}
     # Rows that others go on from have distilabel's columns, and none that batchgen makes of them.
     if not segment.leaf or any(class_name(type(steps[name])) == KEEP for name in segment.steps):
         merge["columns"] = list(columns.last)
+    # As they are: neither with an answer, nor under the dataset's name alone.
     if columns.last.get(MESSAGES) == "conversation":
         merge["prompt"] = MESSAGES
+    elif columns.last.get(_CONVERSATION) == "conversation" and not _is_gone_on_with(columns, segment, steps):
+        merge["prompt"] = _CONVERSATION
     starter = steps[segment.steps[0]]
     seeds = {"path": str(folder / "seeds" / f"{segment.name}.parquet")}
     job = {
         **settings,
         "name": segment.name,
         "source": {"count": starter.num_rows} if type(starter).__name__ in GENERATORS else seeds,
-        "model": models[0],
+        "model": models[0] if models else _uncalled(segment, steps),
         "models": {f"llm_{index}": model for index, model in enumerate(models) if index},
         "steps": tree_steps,
         "merge": merge,
         "output": str(folder / "runs" / segment.name),
     }
     return Translated(Job.of(job, tasks=own), columns.seeds, columns.last)
+
+
+def _is_gone_on_with(columns: Columns, segment: Segment, steps: Mapping[str, Any]) -> bool:
+    """Whether a task writes what a dataset's conversation ends in, after the column `conversation` was written."""
+    writer = columns.writer(_CONVERSATION)
+    later = segment.steps[segment.steps.index(writer) + 1 :] if writer is not None else segment.steps
+    return any(makes_chat(steps[name]) for name in later)
+
+
+def _uncalled(segment: Segment, steps: Mapping[str, Any]) -> dict[str, Any]:
+    """The model of a segment without tasks, which gets no engine: of the last task before, or of the first there is."""
+    before: list[str] = []
+    parent = segment.parent
+    while parent is not None:
+        before += reversed(parent.steps)
+        parent = parent.parent
+    name = next(name for name in (*before, *steps) if is_task(steps[name]))
+    return model_of(name, steps[name].llm)
 
 
 def _step(columns: Columns, name: str, step: Any) -> dict[str, Any]:

@@ -125,6 +125,10 @@ class Columns:
             if column != MODEL_NAME or self._segment.parent is None or version in asked
         }
 
+    def writer(self, column: str) -> str | None:
+        """The step whose column of this name is there at the end; None for one of the first rows."""
+        return self._last[column].step
+
     def before(self, name: str) -> dict[str, str]:
         """The columns that a row has for a step, with their kinds."""
         return {column: self._kinds[version] for column, version in joined(self._views(name)).items()}

@@ -43,6 +43,9 @@ from distilabel.steps.tasks import (
 ROWS = [{"instruction": f"Do thing {number}.", "topic": f"topic {number}", "number": number} for number in range(6)]
 
 
+RESPONSE = {"input_mappings": {"response": "generation"}}
+
+
 def _llm(url: str, model: str = "judge") -> OpenAILLM:
     return OpenAILLM(model=model, base_url=url, generation_kwargs={"max_new_tokens": 64})
 
@@ -127,7 +130,7 @@ def formatted(url: str) -> Any:
     rows = [{**row, "system_prompt": f"Hm {row['number']}." if row["number"] % 2 else ""} for row in ROWS]
     answer = TextGeneration(llm=_llm(url))
     cut = TruncateTextColumn(column="generation", max_length=12)
-    template = ConversationTemplate(input_mappings={"response": "generation"}, output_mappings={"conversation": "talk"})
+    template = ConversationTemplate(**RESPONSE, output_mappings={"conversation": "talk"})
     merge = MergeColumns(columns=["topic", "instruction"], output_column="texts")
     return LoadDataFromDicts(data=rows) >> answer >> cut >> template >> FormatTextGenerationSFT() >> merge
 
@@ -173,6 +176,17 @@ def scored(url: str) -> Any:
     """Answers, and why they have their score."""
     judge = InstructionBacktranslation(llm=_llm(url), output_mappings={"reason": "why", "score": "points"})
     return LoadDataFromDicts(data=ROWS) >> TextGeneration(llm=_llm(url)) >> judge
+
+
+def forms(url: str) -> Any:
+    """Rows that a step without a model goes through first, one answer to each, and two forms of it."""
+    first, kept = Clipped(most=5), KeepColumns(columns=["instruction", "topic"])
+    answer = TextGeneration(llm=_llm(url), input_mappings={"instruction": "topic"})
+    other, again = (TextGeneration(name=name, llm=_llm(url, "writer")) for name in ("other", "again"))
+    begun = LoadDataFromDicts(data=ROWS) >> first
+    begun >> kept >> [other, again]
+    keep = KeepColumns(name="keep", columns=["topic", "generation"])
+    return begun >> answer >> [FormatTextGenerationSFT(name="sft"), ConversationTemplate(name="t", **RESPONSE), keep]
 
 
 def conversed(url: str) -> Any:
@@ -234,13 +248,14 @@ PIPELINES: Mapping[str, Callable[[str], Any]] = {
         chats,
         labelled,
         scored,
+        forms,
         own,
     )
 }
 
 
 # What the columns of classes of one's own hold that are no texts.
-KINDS: Mapping[str, Mapping[str, str]] = {"own": {"letters": "number"}}
+KINDS: Mapping[str, Mapping[str, str]] = {"own": {"letters": "number"}, "forms": {"letters": "number"}}
 
 
 def pipeline(name: str, url: str, cache: Path) -> Any:

@@ -102,6 +102,14 @@ class Doubled(Shorten):
         yield [{**row, "short": word, "long": False} for row in inputs for word in ("a", "b")]
 
 
+def test_no_engine_is_started_for_a_model_that_no_step_calls(tmp_path: Path):
+    rated = {"instruction": "Add.", "generations": ["a", "b"], "ratings": [1.0, 2.0]}
+    job = {**tree(tmp_path / "run"), "source": {"rows": [rated]}, "steps": [{"task": "preference_pair"}]}
+    result = run({**job, "model": {"path": "there/is-no-such-model"}}, in_process=True)
+    (row,) = pq.read_table(next((Path(result.dataset) / "data").glob("*.parquet"))).to_pylist()
+    assert (row["chosen"][0]["content"], row["model"]) == ("b", "there/is-no-such-model")
+
+
 def test_a_step_that_makes_several_rows_of_one_rejects_it(tmp_path: Path):
     entry = own_task(Doubled, inputs={"word": "text"}, outputs={"short": "text", "long": "boolean"})
     with pytest.raises(BatchgenError, match="several_rows"):

@@ -352,7 +352,7 @@ def refused(build) -> str:
         ),
         (
             lambda data: data >> KeepColumns(columns=["instruction"], name="keep"),
-            "'keep' (KeepColumns): no task is in its branch",
+            "no step of the pipeline is a task",
         ),
         (
             lambda data: data >> TextGeneration(llm=llm()) >> KeepColumns(columns=["answer"], name="keep"),
@@ -441,13 +441,12 @@ def refused(build) -> str:
         ),
         (
             lambda data: data >> MergeColumns(columns=["instruction"], name="merge"),
-            "'merge' (MergeColumns): no task is in its branch",
+            "no step of the pipeline is a task",
         ),
         (
             lambda data: data >> answer("a") >> MergeColumns(columns=["generation", "topic"], name="merge"),
             "'merge': reads column 'topic', which is not there; there are: instruction, generation",
         ),
-        (lambda data: data >> anything(name="odd"), "'odd' (anything): no task is in its branch"),
         (lambda data: data, "step 'load': nothing comes after it"),
         (
             lambda data: LoadDataFromDicts(data=ROWS, name="more") >> TextGeneration(llm=llm()),
@@ -683,6 +682,23 @@ def test_outputs_have_distilabel_s_names_where_the_names_are_free():
     assert again.output_mappings["score_reason"] == "why"
 
 
+def test_a_branch_may_have_no_task(tmp_path: Path):
+    with Pipeline() as pipeline:
+        asked = FormatTextGenerationSFT(name="asked", input_mappings={"generation": "instruction"})
+        begun = LoadDataFromDicts(data=ROWS) >> asked
+        written = answer("written", vLLM(model="chaos", extra_kwargs={"reply": "Yes."}))
+        begun >> [answer("other"), written]
+        written >> [FormatTextGenerationSFT(name="sft"), EvolInstruct(llm=llm(), num_evolutions=1, name="evolve")]
+    jobs = translated(pipeline)
+    assert jobs["asked"].used_models == jobs["sft"].used_models == {}
+    assert jobs["sft"].model.engine == {"reply": "Yes."}
+    distiset = from_pipeline(pipeline, tmp_path / "out", in_process=True)
+    assert set(distiset) == {"other", "sft", "evolve"}
+    made = distiset["sft"]["train"].to_list()
+    assert [row["messages"][-1]["content"] for row in made] == ["Yes."] * len(ROWS)
+    assert {row["model"] for row in made} == {"chaos"}
+
+
 def test_a_branch_may_be_no_more_than_a_line(tmp_path: Path):
     with Pipeline() as pipeline:
         start = answer("start", output_mappings={"generation": "topic"})
@@ -794,6 +810,7 @@ def test_a_leaf_may_end_in_a_conversation(tmp_path: Path):
         MagpieGenerator(llm=vLLM(model="chaos", magpie_pre_query_template="qwen2"), num_rows=3, n_turns=2)
     dataset = from_pipeline(pipeline, tmp_path / "out", in_process=True)["default"]["train"]
     assert [len(row["messages"]) for row in dataset] == [4, 4, 4]
+    assert dataset["messages"] == dataset["conversation"]
 
 
 def test_branches_go_on_from_conversations(tmp_path: Path):
