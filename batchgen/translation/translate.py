@@ -101,8 +101,8 @@ def translate(
     # Rows that others go on from have distilabel's columns, and none that batchgen makes of them.
     if not segment.leaf or any(class_name(type(steps[name])) == KEEP for name in segment.steps):
         merge["columns"] = list(columns.last)
-    # As they are: neither with an answer, nor under the dataset's name alone.
-    if columns.last.get(MESSAGES) == "conversation":
+    # As they are, if they stay: neither with an answer, nor under the dataset's name alone.
+    if columns.kind_of(MESSAGES) == "conversation":
         merge["prompt"] = MESSAGES
     elif columns.last.get(_CONVERSATION) == "conversation" and not _is_gone_on_with(columns, segment, steps):
         merge["prompt"] = _CONVERSATION
@@ -122,10 +122,13 @@ def translate(
 
 
 def _is_gone_on_with(columns: Columns, segment: Segment, steps: Mapping[str, Any]) -> bool:
-    """Whether a task writes what a dataset's conversation ends in, after the column `conversation` was written."""
-    writer = columns.writer(_CONVERSATION)
-    later = segment.steps[segment.steps.index(writer) + 1 :] if writer is not None else segment.steps
-    return any(makes_chat(steps[name]) for name in later)
+    """Whether a task answers the column `conversation` that is there at the end."""
+    return any(
+        makes_chat(steps[name])
+        and _CONVERSATION in reads_of(steps[name], columns.before(name)).values()
+        and columns.read(name, _CONVERSATION) == _CONVERSATION
+        for name in segment.steps
+    )
 
 
 def _uncalled(segment: Segment, steps: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,7 +158,7 @@ def _step(columns: Columns, name: str, step: Any) -> dict[str, Any]:
             del writes[MODEL_NAME]
     mappings: dict[str, str | None] = {given: columns.read(name, column) for given, column in reads.items()}
     # A job's step reads the column of an input's name unless it is told not to.
-    unread = [given for given in unread_of(step, reads) if columns.has_name(given)]
+    unread = [given for given in unread_of(step, reads) if columns.kind_of(given) is not None]
     tree["input_mappings"] = mappings | dict.fromkeys(unread)
     tree["output_mappings"] = {output: columns.written(name, column) for output, column in writes.items()}
     return tree

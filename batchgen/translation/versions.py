@@ -125,10 +125,6 @@ class Columns:
             if column != MODEL_NAME or self._segment.parent is None or version in asked
         }
 
-    def writer(self, column: str) -> str | None:
-        """The step whose column of this name is there at the end; None for one of the first rows."""
-        return self._last[column].step
-
     def before(self, name: str) -> dict[str, str]:
         """The columns that a row has for a step, with their kinds."""
         return {column: self._kinds[version] for column, version in joined(self._views(name)).items()}
@@ -149,10 +145,10 @@ class Columns:
         """The kind of a column that a step writes."""
         return self._kinds[Version(column, name)]
 
-    def has_name(self, name: str) -> bool:
-        """Whether a column of the job is called so, which for a step may not be there any more, or not yet."""
-        versions = [*(Version(column, None) for column in self._first), *(version for version, _ in self._written)]
-        return any(self._name(version) == name for version in versions)
+    def kind_of(self, name: str) -> str | None:
+        """The kind of the job's column of that name, which in the pipeline may not be there any more, or not yet."""
+        versions = [*self._first.values(), *(version for version, _ in self._written)]
+        return next((self._kinds[version] for version in versions if self._name(version) == name), None)
 
     def wants_model_name(self, name: str, column: str) -> bool:
         """Whether a task has to name its model in a column."""

@@ -6,6 +6,7 @@ Without `from __future__ import annotations`: distilabel reads those of a step's
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ from distilabel.steps.tasks import (
     TextGeneration,
     UltraFeedback,
 )
+
+from tests.contract.random_pipelines import Maker
 
 ROWS = [{"instruction": f"Do thing {number}.", "topic": f"topic {number}", "number": number} for number in range(6)]
 
@@ -254,6 +257,8 @@ PIPELINES: Mapping[str, Callable[[str], Any]] = {
 }
 
 
+RANDOM: Mapping[str, int] = {f"random_{seed}": seed for seed in range(8)}
+NAMES = (*PIPELINES, *RANDOM)
 # What the columns of classes of one's own hold that are no texts.
 KINDS: Mapping[str, Mapping[str, str]] = {"own": {"letters": "number"}, "forms": {"letters": "number"}}
 
@@ -261,14 +266,17 @@ KINDS: Mapping[str, Mapping[str, str]] = {"own": {"letters": "number"}, "forms":
 def pipeline(name: str, url: str, cache: Path) -> Any:
     """A pipeline by its name, on a server."""
     with Pipeline(name=name, cache_dir=cache) as made:
-        PIPELINES[name](url)
+        if name in RANDOM:
+            Maker(RANDOM[name], partial(_llm, url)).build()
+        else:
+            PIPELINES[name](url)
     return made
 
 
 def main(url: str, folder: str) -> None:
     """Runs all of them; writes rows by pipeline and config."""
     rows = {}
-    for name in PIPELINES:
+    for name in NAMES:
         distiset = pipeline(name, url, Path(folder) / "cache").run(use_cache=False)
         rows[name] = {config: distiset[config]["train"].to_list() for config in distiset}
     (Path(folder) / "rows.json").write_text(json.dumps(rows))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from batchgen import from_pipeline
 from batchgen.engines.chat import byte_chat
 from batchgen.tasks.distilabel_api import LLM, MagpieChatTemplateMixin, tasks
 from batchgen.tasks.table import TASKS
-from tests.contract.pipelines import KINDS, PIPELINES, pipeline
+from tests.contract.pipelines import KINDS, NAMES, pipeline
 from tests.helpers import ScriptedEngine, run_task
 from tests.openaiserver import openai_server
 from tests.task_examples import EXAMPLES
@@ -223,10 +224,15 @@ def said(messages: list[Any]) -> str:
     asked = "\n".join(message["content"] for message in messages)
     words = [hashlib.sha256(f"{number} {asked}".encode()).hexdigest()[:8] for number in range(3)]
     if "Output for Text" in asked:
+        # In the prompt's form and in its texts.
+        numbers = range(1, asked.count("<text ") // 2 + 1)
         ratings = [
-            f"#### Output for Text {n}\nRating: {int(words[n], 16) % 5 + 1}\nRationale: {words[n]}." for n in (1, 2)
+            f"#### Output for Text {n}\nRating: {int(words[n % 3], 16) % 5 + 1}\nRationale: {words[n % 3]}."
+            for n in numbers
         ]
         return "\n\n".join(ratings)
+    if found := re.search(r"Score 1-(\d+)\.", asked):
+        return "\n".join(f"[{n}] Score: {n}" for n in range(1, int(found[1]) + 1))
     if "[RESULT]" in asked:
         return f"Feedback: {words[0]}. [RESULT] {int(words[1], 16) % 5 + 1}"
     if "5-point scale" in asked:
@@ -251,7 +257,7 @@ def test_pipelines_give_the_rows_that_distilabel_s_own_run_gives(tmp_path: Path,
             name: from_pipeline(
                 pipeline(name, server.url, tmp_path / "cache"), tmp_path / name, in_process=True, kinds=KINDS.get(name)
             )
-            for name in PIPELINES
+            for name in NAMES
         }
     assert {name: set(configs) for name, configs in theirs.items()} == {name: set(made) for name, made in ours.items()}
     for name, configs in theirs.items():

@@ -682,6 +682,16 @@ def test_outputs_have_distilabel_s_names_where_the_names_are_free():
     assert again.output_mappings["score_reason"] == "why"
 
 
+def test_messages_that_are_not_kept_are_in_nobody_s_way(tmp_path: Path):
+    with Pipeline() as pipeline:
+        rows = [{**row, "messages": [{"role": "user", "content": "Hm?"}]} for row in ROWS]
+        keep = KeepColumns(columns=["instruction", "generation"])
+        LoadDataFromDicts(data=rows) >> ChatGeneration(llm=llm()) >> answer("a") >> keep
+    dataset = from_pipeline(pipeline, tmp_path / "out", in_process=True)["default"]["train"]
+    assert {"instruction", "generation"} <= set(dataset.column_names)
+    assert "messages" not in dataset.column_names
+
+
 def test_a_branch_may_have_no_task(tmp_path: Path):
     with Pipeline() as pipeline:
         asked = FormatTextGenerationSFT(name="asked", input_mappings={"generation": "instruction"})
