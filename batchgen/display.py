@@ -215,11 +215,12 @@ def describe_version(version: Version) -> str:
 
 
 def sample_rows(store: ObjectStore, version: Version, rows: int = 3) -> list[str]:
-    """The first conversations of a version, a line a message; none where its rows are no conversations.
+    """The first rows of a version: their conversations, a line a message; a line a column where they have none.
 
-    None either where they cannot be read just now: the version is published all the same.
+    None where they cannot be read just now: the version is published all the same.
     """
     from batchgen.parquet import first_rows
+    from batchgen.rows import CLUSTER_SIZE, META_NAMES
 
     key = next(file.key for name, file in sorted(version.files.items()) if name.startswith("data/"))
     try:
@@ -227,13 +228,23 @@ def sample_rows(store: ObjectStore, version: Version, rows: int = 3) -> list[str
             batch = first_rows(file, rows)
     except (StoreError, OSError):
         return []
-    if batch is None or "messages" not in batch.schema.names:
-        return []
     lines = []
-    for conversation in batch["messages"].to_pylist():
-        lines += [f"  {message['role']:>9}: {_shortened(message['content'] or '', 200)}" for message in conversation]
+    for row in batch.to_pylist() if batch is not None else ():
+        parts = [(message["role"], message["content"] or "") for message in row.get("messages") or ()]
+        if "messages" not in row:
+            parts = [(name, value) for name, value in row.items() if name not in (*META_NAMES, CLUSTER_SIZE)]
+        width = max((len(name) for name, _ in parts), default=0)
+        lines += [f"  {_printable(name):>{max(9, width)}}: {_shortened(_as_text(value), 200)}" for name, value in parts]
         lines.append("")
     return lines
+
+
+def _as_text(value: Any) -> Any:
+    """A conversation as texts, without the roles of a message that stands alone; any other value as it is."""
+    if not isinstance(value, list) or not all(isinstance(item, dict) and "content" in item for item in value):
+        return value
+    said = [str(message["content"] or "") for message in value]
+    return said[0] if len(said) == 1 else said
 
 
 def describe_rejected(row: Mapping[str, Any]) -> list[str]:

@@ -170,6 +170,28 @@ def test_sample_rows_are_shown_as_they_are_and_command_no_terminal(tmp_path: Pat
     assert sample_rows(LocalStore(tmp_path), version) == [], "out of reach, as a bucket may be: it is published"
 
 
+def test_sample_rows_that_are_no_conversations_are_shown_column_by_column(tmp_path: Path):
+    prompt, chosen = [{"role": "user", "content": "Add\x1b."}], [{"role": "assistant", "content": None}]
+    row = {"row_id": "1", "prompt": prompt, "chosen": chosen, "chosen_rating": 4.0, "texts": ["a", "b"], "both": []}
+    row |= {"both": prompt + chosen, "cluster_size": 1}
+    pq.write_table(pa.Table.from_pylist([row] * 5), tmp_path / "rows.parquet")
+    files = {"data/train-00000-of-00001.parquet": DataFile("rows.parquet", 0, "")}
+    version = Version(1, "", files, {}, read=5, kept=5, dropped={}, shards=1, of_shards=1)
+    lines = sample_rows(LocalStore(tmp_path), version)
+    assert (
+        lines
+        == [
+            "         prompt: Add\ufffd.",
+            "         chosen: ",
+            "  chosen_rating: 4.0",
+            '          texts: ["a", "b"]',
+            '           both: ["Add\\u001b.", ""]',
+            "",
+        ]
+        * 3
+    )
+
+
 def test_a_run_s_folder_that_is_out_of_reach_hides_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd):
     logs = tmp_path / "run" / "logs"
     logs.mkdir(parents=True)
