@@ -1,7 +1,8 @@
 """Pipelines at random, each from its seed: what distilabel can run of chains, branches, and branches that meet.
 
 Left out is what distilabel itself gets wrong: it loses a column where a later task's output of that name is mapped to
-another, and cannot join branches with grouped generations.
+another, gives rows a mapped input of other rows where there are several generations, and cannot join branches with
+grouped ones.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from distilabel.steps import (
     CombineOutputs,
     ConversationTemplate,
+    ExpandColumns,
     FormatTextGenerationDPO,
     FormatTextGenerationSFT,
     GroupColumns,
@@ -97,13 +99,17 @@ class Maker:
         menu = [self._generation] * 3 + [self._written, self._templated, self._judged, self._paired, self._kept]
         menu += [self._cut, self._chatted, self._formatted, self._talked, self._scored]
         menu += [] if single else [self._several, self._instructions, self._rated, self._preferred, self._merged]
-        menu += [] if single else [self._ranked]
+        menu += [] if single else [self._ranked, self._multiplied]
         for _ in range(length):
             made = None
             while made is None:
                 made = self._random.choice(menu)(dict(kinds))
             step, kinds = made
             end = end >> step
+            if "instructions" in step.outputs and not single and self._random.random() < 0.7:
+                end = end >> ExpandColumns(name=self._name("spread"), columns={"instructions": "question"})
+                del kinds["instructions"]
+                kinds["question"] = "text"
         return end, kinds
 
     def _name(self, of: str) -> str:
@@ -201,6 +207,9 @@ class Maker:
         step = TextGeneration(name=self._name("several"), llm=self._llm(), input_mappings=reads, **several)
         return step, {**kinds, "generations": "texts", "model_name": "list"}
 
+    def _multiplied(self, kinds: Kinds) -> Made:
+        return self._answered(kinds, TextGeneration, {}, num_generations=2) if "instruction" in kinds else None
+
     def _plain(self, kinds: Kinds, step: type, reads: dict[str, str] | None, adds: Kinds) -> Made:
         if reads is None or set(adds) & set(reads):
             return None
@@ -222,8 +231,9 @@ class Maker:
         return self._plain(kinds, FormatTextGenerationDPO, reads, adds)
 
     def _merged(self, kinds: Kinds) -> Made:
-        texts, lists = self._of(kinds, "text"), self._of(kinds, "texts")
-        if len(texts) < 2 or not lists:
+        texts = [name for name in self._of(kinds, "text") if name != "instruction"]  # which others read
+        lists = self._of(kinds, "texts")
+        if not texts or not lists:
             return None
         columns = [self._random.choice(texts), self._random.choice(lists)]
         output = self._random.choice([None, "merged", *columns])
