@@ -43,7 +43,7 @@ def is_own(step: Any) -> bool:
 
 def runs_as_it_is(step: Any) -> bool:
     """Whether a step's class itself runs, and no task of the table: the user's own, or one of `PLAIN`."""
-    return is_own(step) or class_name(type(step)) in (*PLAIN, KEEP)
+    return is_own(step) or class_name(type(step)) in PLAIN
 
 
 def is_task(step: Any) -> bool:

@@ -93,10 +93,27 @@ def translate(
             tree_steps.append(tree)
             if runs_as_it_is(step):
                 own[tree["task"]] = _own_entry(columns.before(name), step, kinds or {})
-    if not tree_steps:  # `KeepColumns` alone, of which `merge.columns` makes all that there is to do
-        tree_steps.append({"task": (keep := task_of(steps[segment.steps[0]])), "columns": []})
-        own[keep] = own_task(type(steps[segment.steps[0]]), {}, {})
+    starter = steps[segment.steps[0]]
+    if not tree_steps:  # `KeepColumns` alone: `merge.columns` does it, and its own class has nothing to do
+        own[f"own:{starter.name}"] = own_task(type(starter), {}, {})
+        tree_steps.append({"task": f"own:{starter.name}", "columns": []})
     share_memory(models)
+    seeds = {"path": str(folder / "seeds" / f"{segment.name}.parquet")}
+    job = {
+        **settings,
+        "name": segment.name,
+        "source": {"count": starter.num_rows} if type(starter).__name__ in GENERATORS else seeds,
+        "model": models[0] if models else _uncalled(segment, steps),
+        "models": {f"llm_{index}": model for index, model in enumerate(models) if index},
+        "steps": tree_steps,
+        "merge": _merge(columns, segment, steps),
+        "output": str(folder / "runs" / segment.name),
+    }
+    return Translated(Job.of(job, tasks=own), columns.seeds, columns.last)
+
+
+def _merge(columns: Columns, segment: Segment, steps: Mapping[str, Any]) -> dict[str, Any]:
+    """A job's `merge`: every row, with the columns that distilabel's have."""
     merge: dict[str, Any] = {"exact": False, "near": False, "drop_truncated": False}
     # Rows that others go on from have distilabel's columns, and none that batchgen makes of them.
     if not segment.leaf or any(class_name(type(steps[name])) == KEEP for name in segment.steps):
@@ -106,19 +123,7 @@ def translate(
         merge["prompt"] = MESSAGES
     elif columns.last.get(_CONVERSATION) == "conversation" and not _is_gone_on_with(columns, segment, steps):
         merge["prompt"] = _CONVERSATION
-    starter = steps[segment.steps[0]]
-    seeds = {"path": str(folder / "seeds" / f"{segment.name}.parquet")}
-    job = {
-        **settings,
-        "name": segment.name,
-        "source": {"count": starter.num_rows} if type(starter).__name__ in GENERATORS else seeds,
-        "model": models[0] if models else _uncalled(segment, steps),
-        "models": {f"llm_{index}": model for index, model in enumerate(models) if index},
-        "steps": tree_steps,
-        "merge": merge,
-        "output": str(folder / "runs" / segment.name),
-    }
-    return Translated(Job.of(job, tasks=own), columns.seeds, columns.last)
+    return merge
 
 
 def _is_gone_on_with(columns: Columns, segment: Segment, steps: Mapping[str, Any]) -> bool:
