@@ -44,6 +44,10 @@ class PipelineResult(Mapping[str, Any]):
 
         return load_dataset(str(self.dataset), config)
 
+    def __repr__(self) -> str:
+        kept = ", ".join(f"{config}: {result.version.kept:,} rows" for config, result in self.runs.items())
+        return f"PipelineResult({str(self.dataset)!r}, {kept})"
+
     def push_to_hub(self, repo_id: str, private: bool = False, token: str | None = None) -> None:
         """Uploads the dataset to the Hugging Face Hub, in the place of what is there.
 

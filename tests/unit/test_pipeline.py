@@ -704,6 +704,8 @@ def test_a_branch_may_have_no_task(tmp_path: Path):
     assert jobs["sft"].model.engine == {"reply": "Yes."}
     distiset = from_pipeline(pipeline, tmp_path / "out", in_process=True)
     assert set(distiset) == {"other", "sft", "evolve"}
+    place = str(tmp_path / "out" / "dataset")
+    assert repr(distiset) == f"PipelineResult({place!r}, other: 6 rows, evolve: 6 rows, sft: 6 rows)"
     made = distiset["sft"]["train"].to_list()
     assert [row["messages"][-1]["content"] for row in made] == ["Yes."] * len(ROWS)
     assert {row["model"] for row in made} == {"chaos"}
