@@ -132,7 +132,7 @@ class Worker:
             if (gate := self._runners[index].gate) is not None
         ]
         # First come, first served: a shard begins when all that came before it have.
-        self._most_rows = max(2, int(self.slots * ROWS_PER_SLOT))
+        self._most_rows = max(2, int(self.slots * ROWS_PER_SLOT)) + sum(step.spec.threads for step in job.steps)
         self._rows = asyncio.Semaphore(self._most_rows)
         self._to_begin = 0
         self._numbers = itertools.count()

@@ -13,6 +13,7 @@ from batchgen.engines.base import Engine, Message
 from batchgen.errors import EngineError, RowRejected, Stopped
 from batchgen.tasks.fixes import task_class
 from batchgen.tasks.llm import CallLog, EngineLLM
+from batchgen.tasks.plainstep import PlainStep
 from batchgen.tasks.spec import Reasoning, Row, TaskParameters, TaskSpec, bare, is_required
 
 _TEXT_LISTS = ("list[text]", "list[list[text]]")
@@ -60,7 +61,7 @@ class TaskRunner:
         self._task: Any = None
         name = re.sub(r"[^A-Za-z0-9_-]", "_", name)  # distilabel takes no others
         if spec.distilabel is not None:
-            self._task = _build(name, spec, parameters, llm) if spec.calls_model else _plain(name, spec, parameters)
+            self._task = _build(name, spec, parameters, llm) if spec.calls_model else PlainStep(name, spec, parameters)
 
     async def run(self, row: Row, log: CallLog) -> Row:
         """The columns that the task adds to a row.
@@ -124,8 +125,11 @@ class TaskRunner:
 
         Then nothing counts that the task says, which may be a user's own and take every exception for a bad answer.
         """
+        seed = log.seed if self._chooses else None
+        if isinstance(self._task, PlainStep):
+            return await self._task.run(inputs, log, seed)
         try:
-            finished = await bridge.run_row(lambda: self._process(inputs), log, log.seed if self._chooses else None)
+            finished = await bridge.run_row(lambda: self._process(inputs), log, seed)
         except Exception:
             if log.lost is None:
                 raise
@@ -136,10 +140,6 @@ class TaskRunner:
     def _process(self, inputs: Row) -> Row:
         if self.spec.generator:
             ((batch, _),) = self._task.process()
-        elif not self.spec.calls_model:
-            batch = [row for rows in self._task.process_applying_mappings([inputs]) for row in rows]
-            if len(batch) != 1:
-                raise RowRejected("several_rows" if batch else "filtered")
         else:
             (batch,) = self._task.process([inputs])
         (finished,) = batch
@@ -159,16 +159,6 @@ def _build(name: str, spec: TaskSpec, parameters: TaskParameters, llm: EngineLLM
     if task.use_default_structured_output and (schema := task.get_structured_output()):
         llm.sampling["structured_outputs"] = {"json": schema}
     return task
-
-
-def _plain(name: str, spec: TaskSpec, parameters: TaskParameters) -> Any:
-    """A step of the user's own that uses no model."""
-    step: type = spec.distilabel  # type: ignore[assignment]  # the table has no such entry by name
-    given = parameters.for_distilabel()
-    made: Any = step(name=name, **given)
-    made.set_runtime_parameters({key: value for key, value in given.items() if key in made.runtime_parameters_names})
-    made.load()
-    return made
 
 
 def _check_texts(value: Sequence[Any], required: bool, column: str) -> None:

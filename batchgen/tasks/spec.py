@@ -8,6 +8,8 @@ from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from batchgen.errors import JobError
+
 Row = dict[str, Any]
 OPTIONAL = "?"
 # What becomes of a reasoning model's thoughts: left out, left in the text, or put into a column of their own.
@@ -86,6 +88,7 @@ class TaskSpec:
             row came to 18 of the 75 us that a call took here, besides the engine's own.
         groups: whether its inputs are alternatives, none of which is a row's answer from then on.
         gate: of an entry that reads one text and writes nothing; made once for every engine.
+        threads: on which rows of a class that uses no model run beside the engine's requests; 0: between them.
         example: parameters with which the columns are listed, where some have no default.
     """
 
@@ -106,6 +109,7 @@ class TaskSpec:
     chooses: Callable[[Any], bool] = _never
     groups: bool = False
     gate: Callable[[Any], Gate] | None = None
+    threads: int = 0
     example: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -125,25 +129,38 @@ class AnyParameters(TaskParameters):
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
 
-def own_task(task: type, inputs: Mapping[str, str], outputs: Mapping[str, str], summary: str = "") -> TaskSpec:
+def own_task(
+    task: type, inputs: Mapping[str, str], outputs: Mapping[str, str], summary: str = "", threads: int = 0
+) -> TaskSpec:
     """An entry for a user's own distilabel task or step, for `run(..., tasks={name: entry})`.
 
     Args:
         task: a class that can be pickled: a subclass of distilabel's `Task`, or one of `Step` (which `@step` makes of a
-            function) that makes one row of one, or leaves it out. A step runs between the engine's requests: what
-            takes long there holds them up.
+            function) that makes one row of one, or leaves it out.
         inputs: columns that it reads, name to kind (`text`, `number`, `boolean`, `conversation`, `list[...]`).
         outputs: columns that it writes, name to kind.
+        summary: what it does, in a line; by default the first of the class's docstring.
+        threads: rows that a `Step` works on at once while the engine goes on, each with an instance of its own: for one
+            that waits for a sandbox or a server. By default it runs between the engine's requests, one row at a time;
+            what takes long there holds them up, but its random choices are the row's own.
+
+    Raises:
+        JobError: threads for a task, which runs where its requests do, or fewer than none.
     """
+    calls_model = "llm" in getattr(task, "model_fields", {})
+    if threads < 0 or (threads and calls_model):
+        legal = "it calls a model, and runs where its requests do" if calls_model else "0 or more"
+        raise JobError(f"{task.__name__}: threads={threads}: {legal}")
     return TaskSpec(
         summary or (task.__doc__ or task.__name__).strip().splitlines()[0],
         task,
         AnyParameters,
         inputs=lambda parameters: inputs,
         outputs=lambda parameters: outputs,
-        calls="?" if "llm" in getattr(task, "model_fields", {}) else "0",
+        calls="?" if calls_model else "0",
         single_call=False,
         chooses=always,
+        threads=threads,
     )
 
 

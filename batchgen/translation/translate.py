@@ -176,7 +176,9 @@ def _own_entry(there: Mapping[str, str], step: Any, kinds: Mapping[str, str]) ->
         name: there[column] if required[name] else there[column] + OPTIONAL
         for name, column in reads_of(step, there).items()
     }
-    return own_task(type(step), inputs, outputs_of(step, there, kinds))
+    # Replicas of a task are the engines' affair.
+    threads = step.resources.replicas if step.resources.replicas > 1 and not is_task(step) else 0
+    return own_task(type(step), inputs, outputs_of(step, there, kinds), threads=threads)
 
 
 def _group(columns: Columns, name: str, column: str, output: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -93,6 +94,47 @@ def test_a_step_without_a_model_runs_between_the_tasks_and_may_leave_rows_out(tm
     assert found == [("he", True, "well"), ("ho", False, "well")]
     with pytest.raises(JobError, match="shorten it! calls no model and generates nothing"):
         Job.of({**job, "steps": [{"task": "shorten it!", "num_generations": 2}]}, tasks={"shorten it!": shorten})
+
+
+MEETING = threading.Barrier(4)
+
+
+class Met(Shorten):
+    """Waits for three other rows, on an instance of its own."""
+
+    def process(self, inputs: StepInput):
+        assert threading.current_thread() is not threading.main_thread()
+        try:
+            assert self.length == 3, "another row is in this instance"
+            self.length = 4
+            MEETING.wait(timeout=30)
+        finally:
+            self.length = 3
+        yield from super().process(inputs)
+
+
+def test_a_step_on_threads_works_on_as_many_rows_at_once_and_rejects_each_alone(tmp_path: Path):
+    entry = own_task(Met, inputs={"word": "text"}, outputs={"short": "text", "long": "boolean"}, threads=4)
+    rows = [{"word": word} for word in ("hey", "bad", "ho", "hello") * 5]
+    steps = [{"task": "met"}, {"task": "text_generation", "input_mappings": {"instruction": "short"}}]
+    result = run({**tree(tmp_path), "source": {"rows": rows}, "steps": steps}, in_process=True, tasks={"met": entry})
+    assert (result.progress.ok, result.progress.reasons) == (15, {"filtered": 5})
+
+
+def test_more_rows_are_begun_where_some_stand_on_threads(tmp_path: Path):
+    # Two rows for the one slot; the barrier opens once four are at the step.
+    engine = {"reply": "well", "slots": 1}
+    entry = own_task(Met, inputs={"word": "text"}, outputs={"short": "text", "long": "boolean"}, threads=4)
+    rows = [{"word": f"w{index}"} for index in range(8)]
+    job = {**tree(tmp_path), "source": {"rows": rows}, "steps": [{"task": "met"}]}
+    result = run({**job, "model": {"path": "chaos", "engine": engine}}, in_process=True, tasks={"met": entry})
+    assert result.progress.ok == 8
+
+
+@pytest.mark.parametrize(("task", "threads"), [(Shout, 2), (Shorten, -1)])
+def test_threads_are_for_steps_without_a_model(task: type, threads: int):
+    with pytest.raises(JobError, match=f"{task.__name__}: threads={threads}: "):
+        own_task(task, inputs={}, outputs={}, threads=threads)
 
 
 class Doubled(Shorten):

@@ -36,6 +36,7 @@ from distilabel.steps import (
     MergeColumns,
     RewardModelScore,
     StepInput,
+    StepResources,
     make_generator_step,
     step,
 )
@@ -779,9 +780,11 @@ def test_steps_that_are_called_like_distilabel_s_are_one_s_own():
 def test_classes_of_one_s_own_come_along(tmp_path: Path):
     with Pipeline() as pipeline:
         rows = [{**row, "system_prompt": "Be brief."} for row in ROWS]
-        tidy = Tidied(name="tidy", output_mappings={"rank": "order"})
+        tidy = Tidied(name="tidy", output_mappings={"rank": "order"}, resources=StepResources(replicas=3))
         own = OWN(name="own", llm=vLLM(model="chaos", extra_kwargs={"reply": "Hm"}), marks=2, system_prompt="Be long.")
         LoadDataFromDicts(data=rows) >> tidy >> own
+    (job,) = translated(pipeline).values()
+    assert [step.spec.threads for step in job.steps] == [3, 0]
     parameters = {"tidy": {"most": 5}}
     kinds = {"order": "number", "length": "number"}
     out = tmp_path / "out"
