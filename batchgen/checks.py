@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -127,6 +128,8 @@ def check_options(given: Mapping[str, Any], options: type[BaseModel], what: str)
             raise unknown(f"field of the {what}", name, legal, path) from None
         if first["type"] == "missing":
             message = f"missing; the {what} needs it"
+        elif "url" not in first:  # our own, which says everything
+            message = first["msg"]
         else:
             message = f"{first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
         raise complaint(message, path) from None
@@ -230,6 +233,37 @@ def check_columns(names: Sequence[str], where: str) -> None:
         raise complaint(f"two outputs would be the column {twice[0]!r}", (where,))
     if "" in names:
         raise complaint("a column has to have a name", (where,))
+
+
+# An environment has other things under such names, such as a path or the word `true`.
+_SECRET_NAME = re.compile(r".*(KEY|TOKEN|SECRET|PASSWORD)", re.IGNORECASE)
+_SECRET = re.compile(r"(?!/)[A-Za-z0-9_.~+/=:-]{16,}")
+
+
+def check_secrets(tree: Mapping[str, Any]) -> None:
+    """Refuses a job with a key or token of the environment in it: all of it is kept, and some of it is published."""
+    secrets = {
+        name: value for name, value in os.environ.items() if _SECRET_NAME.fullmatch(name) and _SECRET.fullmatch(value)
+    }
+    for path, text in _texts(tree) if secrets else ():
+        if name := next((name for name, value in secrets.items() if value in text), None):
+            raise complaint(
+                f"holds the value of {name}, which would be kept in the run's files and in the dataset's card; what "
+                "needs it has to read it from the environment",
+                path,
+            )
+
+
+def _texts(value: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
+    """The texts in a tree, with their paths."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(item, (*path, str(key)))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _texts(item, (*path, index))
 
 
 def check_place(output: str) -> None:

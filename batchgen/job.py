@@ -22,6 +22,7 @@ from batchgen.checks import (
     check_options,
     check_place,
     check_sampling,
+    check_secrets,
     check_transformers,
     check_varied,
     complaint,
@@ -170,6 +171,11 @@ class Job(Part):
     def _known_place(cls, output: str) -> str:
         check_place(output)
         return output
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> Job:
+        check_secrets(self.model_dump(exclude={"source": {"rows"}}))
+        return self
 
     @model_validator(mode="after")
     def _known_models(self) -> Job:

@@ -14,25 +14,32 @@ _PLAIN = (str, int, float, bytes, date, time, Decimal, type(None))
 _TABLES = "save it with `datasets` (save_to_disk) or as Parquet, and name it in source.dataset or source.path"
 
 
-def plain_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
+def plain_tree(tree: Mapping[str, Any], what: str = "job") -> dict[str, Any]:
     """A copy of a job's tree: mappings as dicts, sequences as lists, paths as text, numpy's numbers as Python's.
+
+    Args:
+        what: the tree is of, for its errors.
 
     Raises:
         JobError: names the field that holds anything else, and its type.
     """
-    return {str(key): _plain(value, str(key)) for key, value in tree.items()}
+    return {str(key): _plain(value, str(key), what) for key, value in tree.items()}
 
 
-def _plain(value: Any, field: str) -> Any:
+def _plain(value: Any, field: str, what: str) -> Any:
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{field}.{key}") for key, item in value.items()}
+        return {str(key): _plain(item, f"{field}.{key}", what) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item, f"{field}[{index}]") for index, item in enumerate(value)]
+        return [_plain(item, f"{field}[{index}]", what) for index, item in enumerate(value)]
     if hasattr(value, "tolist"):  # arrays and scalars of numpy
-        return _plain(value.tolist(), field)
-    hint = f"; {_TABLES}" if hasattr(value, "columns") or hasattr(value, "column_names") else ""
-    raise JobError(f"job: {field}: {type(value).__name__} cannot be part of a job{hint}")
+        return _plain(value.tolist(), field, what)
+    hint = ""
+    if hasattr(value, "columns") or hasattr(value, "column_names"):
+        hint = f"; {_TABLES}"
+    elif hasattr(value, "get_secret_value"):
+        hint = ": it would be kept in the run's files; have the class read it from the environment by a default_factory"
+    raise JobError(f"{what}: {field}: {type(value).__name__} cannot be part of a job{hint}")

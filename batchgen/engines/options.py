@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+from pydantic_core import PydanticCustomError
+
+# A job must not be able to send any other secret of the environment to a server of its choice.
+_KEY_NAME = re.compile(r"[A-Z][A-Z0-9_]*_API_KEY")
 
 
 class OpenAIOptions(BaseModel):
@@ -15,10 +21,7 @@ class OpenAIOptions(BaseModel):
 
     base_url: str = Field(pattern=r"^https?://\S+$", description="of the API, up to and with its /v1")
     api_key_env: str = Field(
-        "OPENAI_API_KEY",
-        # A job must not be able to send any other secret of the environment to a server of its choice.
-        pattern=r"^[A-Z][A-Z0-9_]*_API_KEY$",
-        description="environment variable that holds the key; where it is not set, none is sent",
+        "OPENAI_API_KEY", description="environment variable that holds the key; where it is not set, none is sent"
     )
     max_concurrency: PositiveInt = Field(64, description="requests in flight from one batchgen engine")
     timeout: float | None = Field(
@@ -27,6 +30,25 @@ class OpenAIOptions(BaseModel):
     max_retries: int = Field(
         8, ge=0, description="of a request, with back-off, on 408, 409, 429, 5xx and lost connections"
     )
+
+    # What may be a secret is not repeated in a message.
+    @field_validator("base_url")
+    @classmethod
+    def _without_password(cls, url: str) -> str:
+        if "@" in urlsplit(url).netloc:
+            raise PydanticCustomError(
+                "password", "must hold no user or password, which would be kept in the run's files; use api_key_env"
+            )
+        return url
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _name_of_a_key(cls, name: str) -> str:
+        if not _KEY_NAME.fullmatch(name):
+            raise PydanticCustomError(
+                "key", "must be the name of an environment variable, `*_API_KEY` in capitals, and not the key itself"
+            )
+        return name
 
 
 class TransformersOptions(BaseModel):

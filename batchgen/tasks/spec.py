@@ -128,6 +128,10 @@ class AnyParameters(TaskParameters):
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
+    def for_distilabel(self) -> dict[str, Any]:
+        """The parameters that were set; null is a value like any other to a class of the user's own."""
+        return self.model_dump()
+
 
 def own_task(
     task: type, inputs: Mapping[str, str], outputs: Mapping[str, str], summary: str = "", threads: int = 0

@@ -27,6 +27,7 @@ COMBINE = "CombineOutputs"
 JOINS = (GROUP, COMBINE)
 # Outputs that have other names here: one is a column of batchgen's own, one would hide what it was made of.
 _THEIR_NAMES = {"score_reason": "reason", "labelled_solutions": "solutions"}
+_NO_DEFAULT = object()
 _BASES = ("distilabel.steps.base", "distilabel.steps.tasks.base")
 
 
@@ -200,6 +201,22 @@ def _given(step: Any, fields: Iterable[str]) -> dict[str, Any]:
     for field in fields:
         info = type(step).model_fields.get(field)
         value = vars(step).get(field)  # asked for by name, distilabel's older fields warn
-        if info is not None and value is not None and (info.is_required() or value != info.default):
-            given[field] = value
-    return plain_tree(given)
+        if info is None or value == (default := _default(step, info)):
+            continue
+        if value is None and not runs_as_it_is(step):
+            # In a job null is the task's own text. Where distilabel takes None for no text, it takes "" for that, too.
+            value = "" if isinstance(default, str) else None
+        given[field] = value
+    return plain_tree(given, f"step {step.name!r}")
+
+
+def _default(step: Any, info: Any) -> Any:
+    """What a field is unless it is set.
+
+    What a factory gives is made anew where the step runs, and not kept with the run: it may be a key of the
+    environment.
+    """
+    try:
+        return info.get_default(call_default_factory=True, validated_data=vars(step))
+    except Exception:
+        return _NO_DEFAULT  # a factory that reads what is not there, as the field was set

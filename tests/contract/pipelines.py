@@ -167,7 +167,7 @@ def labelled(url: str) -> Any:
     """Solutions of which every step has a label."""
     return (
         LoadDataFromDicts(data=ROWS)
-        >> MathShepherdGenerator(llm=_llm(url), name="golden")
+        >> MathShepherdGenerator(llm=_llm(url), name="golden", extra_rules=None, few_shots=None)
         >> MathShepherdGenerator(llm=_llm(url, "writer"), name="several", M=2)
         >> MathShepherdCompleter(llm=_llm(url), N=2)
         >> ExpandColumns(columns=["solutions"])

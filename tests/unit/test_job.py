@@ -325,6 +325,36 @@ def test_arguments_of_the_chat_template_are_checked(given: dict, message: str):
         Job.of({**tree, "model": {**model, "chat_template_kwargs": given}})
 
 
+def test_what_may_be_a_key_is_in_no_message(tmp_path: Path):
+    for old, new in (("://", "://me:hush-hush@"), ("base_url:", "api_key_env: sk-hush-hush, base_url:")):
+        with pytest.raises(JobError) as caught:
+            Job.load(write(tmp_path, JUDGED.replace(old, new)))
+        assert "/job.yaml:5: models.judge.engine." in str(caught.value)
+        assert "hush" not in str(caught.value)
+
+
+def test_a_key_of_the_environment_is_refused_wherever_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SEARCH_API_KEY", "hush-0123456789ab")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "/root/.ray/auth_token")
+    monkeypatch.setenv("ASK_FOR_TOKEN", "true")
+    for old, new, field in (
+        (
+            "only_instruction: true",
+            "system_prompt: {a: 'Look it up: hush-0123456789ab.'}",
+            ":8: steps[0].system_prompt.a",
+        ),
+        (":8000/v1", ":8000/v1?key=hush-0123456789ab", ":5: models.judge.engine.base_url"),
+    ):
+        with pytest.raises(JobError) as caught:
+            Job.load(write(tmp_path, JUDGED.replace(old, new)))
+        assert f"/job.yaml{field}: holds the value of SEARCH_API_KEY, which would be kept in" in str(caught.value)
+        assert "hush" not in str(caught.value)
+    as_it_is = JUDGED.replace("only_instruction: true", "system_prompt: true /root/.ray/auth_token")
+    assert Job.load(write(tmp_path, as_it_is)).steps[0].parameters.system_prompt == "true /root/.ray/auth_token"
+    rows = {"source": {"rows": [{"instruction": "hush-0123456789ab"}]}, "model": {"path": "chaos"}, "output": "unused"}
+    assert Job.of({"name": "t", "steps": [{"task": "text_generation"}], **rows}), "rows are what the user makes of them"
+
+
 def test_a_judge_may_be_another_model(tmp_path: Path):
     job = Job.load(write(tmp_path, JUDGED))
     assert [job.model_of(step).path for step in job.steps] == ["embedded", "big"]
@@ -341,8 +371,9 @@ def test_a_judge_may_be_another_model(tmp_path: Path):
         (
             "base_url:",
             "api_key_env: AWS_SECRET_ACCESS_KEY, base_url:",
-            "models.judge.engine.api_key_env: string should",
+            "models.judge.engine.api_key_env: must be the name of an environment variable, `*_API_KEY` in capitals",
         ),
+        ("://", "://me:hush@", "models.judge.engine.base_url: must hold no user or password, which would be kept in"),
         ("backend: openai", "backend: openal", "models.judge.backend: input should be 'vllm', 'openai' or 'transfo"),
         ("backend: openai", "backend: openai, lora: x", "models.judge: lora needs the vllm backend"),
         ("backend: openai", "backend: openai, revision: x", "models.judge: the server decides on revision"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -51,10 +52,11 @@ from distilabel.steps.tasks import (
     MathShepherdGenerator,
     SelfInstruct,
     StructuredGeneration,
+    TextClassification,
     TextGeneration,
     UltraFeedback,
 )
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, SecretStr
 
 from batchgen import JobError, from_pipeline
 from batchgen.errors import UserError
@@ -797,6 +799,57 @@ def test_classes_of_one_s_own_come_along(tmp_path: Path):
     for row in dataset:
         told = [row[name] for name in ("instruction", "order", "generation", "length", "model_name")]
         assert told == ["Write", 1, "Hm!!", 2, "chaos"]
+
+
+class Keyed(Tidied):
+    """Has a key of the environment, and a limit that may be none."""
+
+    key: SecretStr | None = None
+    token: str = Field(default_factory=lambda: os.environ["SEARCH_API_KEY"])
+    limit: int | None = 5
+
+    def process(self, inputs):
+        yield [{**row, "instruction": f"{self.token[:4]} {self.limit}", "rank": 1} for row in inputs]
+
+
+Keyed.process.__annotations__ = {"inputs": StepInput}
+
+
+def keyed(**fields: Any) -> Pipeline:
+    with Pipeline(name="keyed") as pipeline:
+        LoadDataFromDicts(data=ROWS) >> Keyed(name="keyed", **fields) >> answer("answer")
+    return pipeline
+
+
+def test_a_key_of_the_environment_is_not_kept_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SEARCH_API_KEY", "hush-0123456789ab")
+    dataset = from_pipeline(keyed(), tmp_path / "out", in_process=True, kinds={"rank": "number"})["default"]["train"]
+    assert set(dataset["instruction"]) == {"hush 5"}
+    kept = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(kept) > 5
+    assert not [file for file in kept if b"hush-0123456789ab" in file.read_bytes()]
+    with pytest.raises(JobError, match="step 'keyed': key: SecretStr cannot be part of a job: it would be kept in the"):
+        translated(keyed(key=SecretStr("x")))
+    with pytest.raises(JobError, match=r"steps\[0\].token: holds the value of OTHER_TOKEN"):
+        monkeypatch.setenv("OTHER_TOKEN", "wxyz-0123456789ab")
+        translated(keyed(token="wxyz-0123456789ab"))
+
+
+def test_none_is_a_value_where_a_class_has_another_default(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("SEARCH_API_KEY", raising=False)
+    (job,) = translated(keyed(token="mine", limit=None)).values()
+    assert job.steps[0].parameters.for_distilabel() == {"token": "mine", "limit": None}
+    with Pipeline() as pipeline:
+        shepherd = MathShepherdGenerator(llm=llm(), name="shepherd", extra_rules=None, system_prompt=None)
+        LoadDataFromDicts(data=ROWS) >> shepherd >> TextClassification(llm=llm(), context=None, name="labels")
+    (job,) = translated(pipeline).values()
+    texts = [
+        job.steps[0].parameters.extra_rules,
+        job.steps[0].parameters.system_prompt,
+        job.steps[1].parameters.context,
+    ]
+    assert texts == ["", "", ""]
+    assert job.steps[0].parameters.few_shots is None, "distilabel's own"
 
 
 def magpie_of_its_own(**parameters: Any) -> Pipeline:
