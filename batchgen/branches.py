@@ -45,6 +45,14 @@ class Branch:
             last=self.last if log.last is None else log.last,
         )
 
+    def spread(self, generation: Generation) -> list[Branch]:
+        """Branches for all rows that a step made of this one."""
+        if not generation.further:
+            return [self.after(generation)]
+        rows = (generation.added, *generation.further)
+        parts = self.after(generation).split(len(rows))
+        return [replace(part, data={**self.data, **added}) for part, added in zip(parts, rows, strict=True)]
+
     def split(self, number: int) -> list[Branch]:
         """Branches of this one; what was spent so far, and its notes, go with the first."""
         rest = replace(self, input_tokens=0, output_tokens=0, notes=())
@@ -53,11 +61,16 @@ class Branch:
 
 @dataclass(frozen=True)
 class Generation:
-    """One run of a step over a branch: the columns that it adds, or why there are none."""
+    """One run of a step over a branch: the columns that it adds, or why there are none.
+
+    Args:
+        further: the columns of further rows, of a step that makes several of one.
+    """
 
     log: CallLog
     added: Mapping[str, Any]
     reason: str | None
+    further: Sequence[Mapping[str, Any]] = ()
 
 
 def grouped(generations: Sequence[Generation]) -> Generation:

@@ -308,7 +308,7 @@ class Worker:
         if step.group_generations:
             branches = [branch.after(grouped(generations))]
         elif many == 1:
-            branches = [branch.after(generations[0])]
+            branches = branch.spread(generations[0])
         else:
             parts = branch.split(many)
             branches = [part.after(generation) for part, generation in zip(parts, generations, strict=True)]
@@ -330,10 +330,11 @@ class Worker:
         try:
             with self._waiting_of(row) if index in self._steps_of_first else nullcontext():
                 added = await self._runners[index].run(dict(branch.data), log)
-            check_text(added)
+            for each in added:
+                check_text(each)
         except RowRejected as rejection:
             return Generation(log, {}, rejection.reason)
-        return Generation(log, added, None)
+        return Generation(log, added[0], None, added[1:])
 
     @contextmanager
     def _waiting_of(self, row: _Begun) -> Iterator[None]:

@@ -87,7 +87,8 @@ def run_task(
     spec = TASKS[name]
     given = spec.parameters.model_validate(parameters)
     runner = TaskRunner(name, spec, given, {}, {}, engine, sampling or {}, reasoning=reasoning)
-    return asyncio.run(runner.run(dict(row), CallLog("row", seed)))
+    (added,) = asyncio.run(runner.run(dict(row), CallLog("row", seed)))
+    return added
 
 
 def run_with_log(
@@ -96,7 +97,8 @@ def run_with_log(
     """(added columns, notes) of a row."""
     spec, log = TASKS[name], CallLog("row", seed)
     runner = TaskRunner(name, spec, spec.parameters.model_validate(parameters), {}, {}, engine, {})
-    return asyncio.run(runner.run(row, log)), log.notes
+    (added,) = asyncio.run(runner.run(row, log))
+    return added, log.notes
 
 
 def worker_on(engine: Any, job: Job) -> tuple[Worker, Plan, Seeds, LocalStore]:

@@ -14,7 +14,7 @@ from batchgen.tasks.spec import Row, TaskParameters, TaskSpec
 
 
 class PlainStep:
-    """A class of distilabel's, or of the user's own, that makes one row of one.
+    """A class of distilabel's, or of the user's own, that makes rows of one.
 
     Args:
         name: of the step, for distilabel's metadata.
@@ -28,29 +28,29 @@ class PlainStep:
             self._free.put(_built(name, spec, parameters))
         self._threads = ThreadPoolExecutor(spec.threads, "plain-step") if spec.threads else None
 
-    async def run(self, inputs: Row, log: CallLog, seed: int | None) -> Row:
-        """The finished row.
+    async def run(self, inputs: Row, log: CallLog, seed: int | None) -> list[Row]:
+        """What it makes of a row; at least one.
 
         Args:
             seed: of the random choices; on threads they have none, as the generators belong to the whole process.
 
         Raises:
-            RowRejected: it makes no row of this one, or several.
+            RowRejected: it leaves the row out.
             Whatever the class raises.
         """
         if self._threads is None:
             return await bridge.run_row(lambda: self._process(inputs), log, seed)
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._process, inputs)
 
-    def _process(self, inputs: Row) -> Row:
+    def _process(self, inputs: Row) -> list[Row]:
         step = self._free.get()  # there is one for every thread
         try:
-            batch = [row for rows in step.process_applying_mappings([inputs]) for row in rows]
+            made = [dict(row) for rows in step.process_applying_mappings([inputs]) for row in rows]
         finally:
             self._free.put(step)
-        if len(batch) != 1:
-            raise RowRejected("several_rows" if batch else "filtered")
-        return dict(batch[0])
+        if not made:
+            raise RowRejected("filtered")
+        return made
 
 
 def _built(name: str, spec: TaskSpec, parameters: TaskParameters) -> Any:

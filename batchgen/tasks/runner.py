@@ -63,8 +63,8 @@ class TaskRunner:
         if spec.distilabel is not None:
             self._task = _build(name, spec, parameters, llm) if spec.calls_model else PlainStep(name, spec, parameters)
 
-    async def run(self, row: Row, log: CallLog) -> Row:
-        """The columns that the task adds to a row.
+    async def run(self, row: Row, log: CallLog) -> list[Row]:
+        """The columns that the task adds to a row; to each of them, where it makes several of one.
 
         Raises:
             RowRejected: the row cannot be completed.
@@ -76,14 +76,12 @@ class TaskRunner:
                 (text,) = inputs.values()
                 if (reason := self.gate.reason(text, log.seed)) is not None:
                     raise RowRejected(reason)
-            if self._task is None:
-                finished = inputs
+            if isinstance(self._task, PlainStep):
+                made = await self._task.run(inputs, log, log.seed if self._chooses else None)
             else:
-                finished = await self._called(inputs, log)
-            finished = self.spec.finish(finished, self.parameters, log.notes)
-            if any(is_required(kind) and finished.get(name) is None for name, kind in self._outputs.items()):
-                raise RowRejected("invalid_output")
-            added = {name: fitted(finished.get(name), kind) for name, kind in self._outputs.items()}
+                made = [inputs if self._task is None else await self._called(inputs, log)]
+            finished = [self.spec.finish(each, self.parameters, log.notes) for each in made]
+            added = [self._fitted(each) for each in finished]
         except RowRejected as rejection:
             if rejection.reason == "invalid_output" and log.finish_reason == "length":
                 # Half a JSON object tells nothing of the model: `max_tokens` is what is to be looked at.
@@ -94,28 +92,39 @@ class TaskRunner:
         except Exception as error:
             # Texts of exceptions may quote prompts; a reason never does.
             raise RowRejected(f"task_error:{type(error).__name__}") from error
-        if self._logprobs:
-            added["logprobs"] = log.logprobs
-        if self._reasoning == "column":
-            added["reasoning"] = log.reasoning
-        return {self._mappings.get(name, name): value for name, value in added.items()}
+        for each in added:
+            if self._logprobs:
+                each["logprobs"] = log.logprobs
+            if self._reasoning == "column":
+                each["reasoning"] = log.reasoning
+        return [{self._mappings.get(name, name): value for name, value in each.items()} for each in added]
+
+    def _fitted(self, finished: Row) -> Row:
+        """The outputs of a finished row, as their columns can hold them."""
+        if any(is_required(kind) and finished.get(name) is None for name, kind in self._outputs.items()):
+            raise RowRejected("invalid_output")
+        return {name: fitted(finished.get(name), kind) for name, kind in self._outputs.items()}
 
     def _inputs(self, row: Row) -> Row:
         """What the task reads of a row: a copy, which it may change."""
         inputs: Row = {}
+        # What writes no prompt may make something of a text that is empty, or of none.
+        prompts = not isinstance(self._task, PlainStep)
         for task_input, column in self._columns.items():
             value, kind = row.get(column), self._kinds[task_input]
             if value is None:
                 if is_required(kind):
                     raise RowRejected(f"missing_input:{column}")
+                if not prompts and column in row:
+                    inputs[task_input] = None
                 continue
             if bare(kind) == "conversation":
                 value = _conversation(value)
-            elif self._task is not None and bare(kind) in _TEXT_LISTS:
+            elif prompts and self._task is not None and bare(kind) in _TEXT_LISTS:
                 _check_texts(value, is_required(kind), column)
             inputs[task_input] = copy.deepcopy(value)
         texts = [inputs[name] for name, kind in self._kinds.items() if kind == "text"]
-        if texts and not any(text.strip() for text in texts):
+        if prompts and texts and not any(text.strip() for text in texts):
             # A model answers an empty prompt with whatever comes to it. Where one of several is empty it may be meant.
             raise RowRejected("empty_input")
         return inputs
@@ -125,11 +134,8 @@ class TaskRunner:
 
         Then nothing counts that the task says, which may be a user's own and take every exception for a bad answer.
         """
-        seed = log.seed if self._chooses else None
-        if isinstance(self._task, PlainStep):
-            return await self._task.run(inputs, log, seed)
         try:
-            finished = await bridge.run_row(lambda: self._process(inputs), log, seed)
+            finished = await bridge.run_row(lambda: self._process(inputs), log, log.seed if self._chooses else None)
         except Exception:
             if log.lost is None:
                 raise

@@ -117,6 +117,11 @@ class TaskSpec:
         """Whether it uses a model at all."""
         return self.calls != "0"
 
+    @property
+    def may_spread(self) -> bool:
+        """Whether it may make several rows of one, as only a class without a model can."""
+        return self.distilabel is not None and not self.calls_model
+
 
 def columns(**kinds: str) -> Callable[[Any], Mapping[str, str]]:
     """Inputs or outputs that do not depend on the parameters."""
@@ -140,7 +145,7 @@ def own_task(
 
     Args:
         task: a class that can be pickled: a subclass of distilabel's `Task`, or one of `Step` (which `@step` makes of a
-            function) that makes one row of one, or leaves it out.
+            function) that makes one row of one, or several, or leaves it out.
         inputs: columns that it reads, name to kind (`text`, `number`, `boolean`, `conversation`, `list[...]`).
         outputs: columns that it writes, name to kind.
         summary: what it does, in a line; by default the first of the class's docstring.

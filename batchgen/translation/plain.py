@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from batchgen.errors import JobError
+from batchgen.tasks.spec import OPTIONAL
 
 # What a step writes, with kinds, for the kinds of what it reads; both by the step's own names.
 Outputs = Callable[[Any, Mapping[str, str]], Mapping[str, str]]
@@ -19,6 +20,7 @@ _PREFERENCE = {
     "rejected": "conversation",
     "rejected_rating": "number",
 }
+EXPAND = "ExpandColumns"
 MERGE = "MergeColumns"
 
 
@@ -40,6 +42,14 @@ def _merged(step: Any, inputs: Mapping[str, str]) -> Mapping[str, str]:
     return {step.outputs[0]: f"list[{item}]"}
 
 
+def _items(step: Any, inputs: Mapping[str, str]) -> Mapping[str, str]:
+    """What lists hold that are spread over rows. The shorter of two lists leaves its column empty at the end."""
+    for name, kind in inputs.items():
+        if not kind.startswith("list["):
+            raise JobError(f"step {step.name!r} ({EXPAND}): column {name!r} is not a list (it is {kind})")
+    return {new or name: inputs[name][5:-1] + OPTIONAL for name, new in step.columns.items()}
+
+
 def _process_reward(step: Any, inputs: Mapping[str, str]) -> Mapping[str, str]:
     if step.format == "trl":
         return {"prompt": "text", "completions": "list[text]", "labels": "list[boolean]"}
@@ -48,6 +58,7 @@ def _process_reward(step: Any, inputs: Mapping[str, str]) -> Mapping[str, str]:
 
 PLAIN: Mapping[str, Outputs] = {
     "ConversationTemplate": lambda step, inputs: {"conversation": "conversation"},
+    EXPAND: _items,
     "FormatChatGenerationDPO": _dpo,
     "FormatChatGenerationSFT": _sft,
     "FormatPRM": _process_reward,

@@ -9,9 +9,9 @@ from typing import Any
 
 from batchgen.errors import JobError
 from batchgen.tasks.table import LEFT_OUT
+from batchgen.translation.plain import EXPAND
 from batchgen.translation.steps import (
     BY_CLASS,
-    EXPAND,
     GENERATORS,
     GROUP,
     JOINS,
@@ -168,8 +168,6 @@ def _check_step(name: str, step: Any, dag: Any, is_root: bool) -> None:
         raise JobError(f"step {name!r} ({kind}): several steps lead to it; branches meet in {' or '.join(JOINS)}")
     if known in (*JOINS, KEEP):
         _check_column_step(name, step)
-    elif known == EXPAND:
-        _check_expand(name, step, dag)
     elif known not in BY_CLASS and not runs_as_it_is(step):
         reason = LEFT_OUT.get(known)
         if reason is None:
@@ -177,6 +175,8 @@ def _check_step(name: str, step: Any, dag: Any, is_root: bool) -> None:
         raise JobError(f"step {name!r} ({kind}) cannot be carried over: {reason}")
     else:
         parameters_of(name, step)
+        if known == EXPAND and step.encoded:
+            raise JobError(f"step {name!r} ({EXPAND}): lists that are encoded as texts are not carried over")
 
 
 def _check_column_step(name: str, step: Any) -> None:
@@ -186,13 +186,3 @@ def _check_column_step(name: str, step: Any) -> None:
     outputs = getattr(step, "output_columns", None)
     if kind == GROUP and outputs is not None and len(outputs) != len(step.columns):
         raise JobError(f"step {name!r} ({kind}): {len(step.columns)} columns, and {len(outputs)} output_columns")
-
-
-def _check_expand(name: str, step: Any, dag: Any) -> None:
-    """A list is spread over rows as a task's `explode`."""
-    before = list(dag.get_step_predecessors(name))
-    follows_task = bool(before) and is_task(dag.get_step(before[0])["step"])
-    if not follows_task or len(list(dag.get_step_successors(before[0]))) > 1:
-        raise JobError(f"step {name!r} ({EXPAND}): it is carried over where it alone follows a task")
-    if len(step.columns) != 1 or step.encoded:
-        raise JobError(f"step {name!r} ({EXPAND}): it is carried over for one column, which is a list")

@@ -12,14 +12,13 @@ from batchgen.rows import KINDS, META_NAMES, is_kind
 from batchgen.step import MODEL_NAME
 from batchgen.tasks.spec import TaskParameters, TaskSpec, bare
 from batchgen.tasks.table import TASKS
-from batchgen.translation.plain import PLAIN
+from batchgen.translation.plain import EXPAND, PLAIN
 from batchgen.trees import plain_tree
 
 BY_CLASS: Mapping[str, str] = {str(spec.distilabel): name for name, spec in TASKS.items() if spec.distilabel}
 # A task that makes its rows out of nothing, as many as its `num_rows` says: the same task over numbered rows.
 GENERATORS: Mapping[str, str] = {"MagpieGenerator": "magpie"}
 LOADERS = ("LoadDataFromDicts", "LoadDataFromDisk", "LoadDataFromFileSystem", "LoadDataFromHub")
-EXPAND = "ExpandColumns"
 KEEP = "KeepColumns"
 GROUP = "GroupColumns"
 COMBINE = "CombineOutputs"
@@ -37,7 +36,7 @@ def class_name(kind: type) -> str:
 
 
 def is_own(step: Any) -> bool:
-    """Whether a step is of a class of the user's own that makes one row of one."""
+    """Whether a step is of a class of the user's own that sees one row after the other."""
     own = type(step).__module__.partition(".")[0] != "distilabel"
     return own and hasattr(step, "process_applying_mappings") and not (step.is_global or step.is_generator)
 
@@ -150,12 +149,6 @@ def check_kinds(steps: Iterable[Any], kinds: Mapping[str, str]) -> None:
             raise JobError(f"kinds[{column!r}]: expected {KINDS}, got {kind!r}")
 
 
-def expanded(step: Any) -> tuple[str, str]:
-    """(list column, column of its items) of an `ExpandColumns`."""
-    ((column, new),) = step.columns.items()
-    return step.input_mappings.get(column, column), step.output_mappings.get(new or column, new or column)
-
-
 def parameters_of(name: str, step: Any) -> dict[str, Any]:
     """The keys of a job's step that a step's fields make.
 
@@ -164,6 +157,8 @@ def parameters_of(name: str, step: Any) -> dict[str, Any]:
     """
     if runs_as_it_is(step):
         given = _own_fields(step)
+        if class_name(type(step)) == EXPAND:
+            given.pop("split_statistics", None)  # of `distilabel_metadata`; tokens are counted once in any case
     else:
         given = _given(step, _spec(step).parameters.model_fields)
         columns = [step.columns] if isinstance(getattr(step, "columns", None), str) else getattr(step, "columns", None)

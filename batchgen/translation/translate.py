@@ -15,12 +15,10 @@ from batchgen.translation.llms import model_of, place_of, sampling_of, share_mem
 from batchgen.translation.segments import Segment
 from batchgen.translation.steps import (
     COMBINE,
-    EXPAND,
     GENERATORS,
     GROUP,
     KEEP,
     class_name,
-    expanded,
     inputs_of,
     is_own,
     is_task,
@@ -83,9 +81,6 @@ def translate(
         step, kind = steps[name], class_name(type(steps[name]))
         if kind == GROUP:
             tree_steps += [_group(columns, name, *each) for each in zip(step.columns, step.outputs, strict=True)]
-        elif kind == EXPAND:
-            listed, item = expanded(step)
-            tree_steps[-1]["explode"] = f"{columns.read(name, listed)} -> {columns.written(name, item)}"
         elif kind not in (COMBINE, KEEP):
             tree = _step(columns, name, step)
             if is_task(step) and (index := place_of(models, model_of(name, step.llm))):
@@ -171,14 +166,18 @@ def _step(columns: Columns, name: str, step: Any) -> dict[str, Any]:
 
 def _own_entry(there: Mapping[str, str], step: Any, kinds: Mapping[str, str]) -> TaskSpec:
     """The entry of a step that runs as it is."""
-    required = inputs_of(step)
+    required, outputs = inputs_of(step), outputs_of(step, there, kinds)
+    if is_own(step) and not is_task(step):
+        # It gets a null and writes one, as in distilabel; neither a prompt nor one of distilabel's steps can have one.
+        required = dict.fromkeys(required, False)
+        outputs = {name: kind + OPTIONAL for name, kind in outputs.items()}
     inputs = {
         name: there[column] if required[name] else there[column] + OPTIONAL
         for name, column in reads_of(step, there).items()
     }
     # Replicas of a task are the engines' affair.
     threads = step.resources.replicas if step.resources.replicas > 1 and not is_task(step) else 0
-    return own_task(type(step), inputs, outputs_of(step, there, kinds), threads=threads)
+    return own_task(type(step), inputs, outputs, threads=threads)
 
 
 def _group(columns: Columns, name: str, column: str, output: str) -> dict[str, Any]:

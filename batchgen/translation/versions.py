@@ -17,12 +17,10 @@ from batchgen.translation.plain import MERGE
 from batchgen.translation.segments import Segment
 from batchgen.translation.steps import (
     COMBINE,
-    EXPAND,
     GROUP,
     KEEP,
     class_name,
     columns_of,
-    expanded,
     is_task,
     reads_of,
     writes_of,
@@ -171,10 +169,6 @@ class Columns:
                 self._read |= {*versions}
                 kinds[output] = f"list[{self._kinds[versions[0]]}]"
             gone = step.columns
-        elif kind == EXPAND:
-            column, item = expanded(step)
-            kinds[item] = self._kinds[self._found(name, view, column)].removeprefix("list[").removesuffix("]")
-            gone = [column]
         elif kind != COMBINE:
             there = self.before(name)
             reads = reads_of(step, there).values()

@@ -219,6 +219,33 @@ class Clipped(Step):
         yield [{**row, "topic": row["topic"][-self.most :], "letters": len(row["topic"])} for row in kept]
 
 
+class Parts(Step):
+    """Makes a row of every part of a topic, and none of one that has an odd number."""
+
+    @property
+    def inputs(self) -> list[str]:
+        return ["topic", "number"]
+
+    @property
+    def outputs(self) -> list[str]:
+        return ["topic", "place"]
+
+    def process(self, inputs: StepInput) -> Iterator[list[dict[str, Any]]]:
+        for row in inputs:
+            parts = row["topic"].split() if row["number"] % 2 == 0 else []
+            yield [{**row, "topic": part, "place": place} for place, part in enumerate(parts)]
+
+
+def parts(url: str) -> Any:
+    """A step that makes several rows of one, before a task and after it."""
+    load = LoadDataFromDicts(data=[{**row, "topic": "word " * (number + 1)} for number, row in enumerate(ROWS)])
+    answer = TextGeneration(llm=_llm(url), input_mappings={"instruction": "topic"})
+    list_them = SelfInstruct(llm=_llm(url), num_instructions=3, input_mappings={"input": "generation"})
+    two = ExpandColumns(columns={"instructions": "question", "words": "word"})
+    words = MergeColumns(columns=["topic", "generation", "instruction"], output_column="words")
+    return load >> Parts(input_batch_size=1) >> answer >> list_them >> words >> two
+
+
 class Loud(TextGeneration):
     """Answers in capitals."""
 
@@ -253,6 +280,7 @@ PIPELINES: Mapping[str, Callable[[str], Any]] = {
         scored,
         forms,
         own,
+        parts,
     )
 }
 
@@ -260,7 +288,11 @@ PIPELINES: Mapping[str, Callable[[str], Any]] = {
 RANDOM: Mapping[str, int] = {f"random_{seed}": seed for seed in range(8)}
 NAMES = (*PIPELINES, *RANDOM)
 # What the columns of classes of one's own hold that are no texts.
-KINDS: Mapping[str, Mapping[str, str]] = {"own": {"letters": "number"}, "forms": {"letters": "number"}}
+KINDS: Mapping[str, Mapping[str, str]] = {
+    "own": {"letters": "number"},
+    "forms": {"letters": "number"},
+    "parts": {"place": "number"},
+}
 
 
 def pipeline(name: str, url: str, cache: Path) -> Any:

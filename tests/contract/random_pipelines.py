@@ -21,6 +21,8 @@ from distilabel.steps import (
     KeepColumns,
     LoadDataFromDicts,
     MergeColumns,
+    Step,
+    StepInput,
     TruncateTextColumn,
 )
 from distilabel.steps.tasks import (
@@ -49,6 +51,26 @@ _ROWS = [
     for number in range(4)
 ]
 _FIRST: Kinds = {"instruction": "text", "topic": "text", "system_prompt": "text", "messages": "chat", "texts": "texts"}
+
+
+class Halves(Step):
+    """Makes two rows of a long text."""
+
+    @property
+    def inputs(self) -> list[str]:
+        return ["whole"]
+
+    @property
+    def outputs(self) -> list[str]:
+        return ["half"]
+
+    def process(self, inputs):  # type: ignore[no-untyped-def]
+        texts = [(row, row["whole"]) for row in inputs]
+        yield [{**row, "half": half} for row, text in texts for half in (text[:9], text[9:]) if half]
+
+
+# distilabel reads annotations as they are, and here they would be texts.
+Halves.process.__annotations__ = {"inputs": StepInput}
 
 
 class Maker:
@@ -100,16 +122,13 @@ class Maker:
         menu += [self._cut, self._chatted, self._formatted, self._talked, self._scored]
         menu += [] if single else [self._several, self._instructions, self._rated, self._preferred, self._merged]
         menu += [] if single else [self._ranked, self._multiplied]
+        menu += [] if single else [self._spread, self._spread, self._halved]
         for _ in range(length):
             made = None
             while made is None:
                 made = self._random.choice(menu)(dict(kinds))
             step, kinds = made
             end = end >> step
-            if "instructions" in step.outputs and not single and self._random.random() < 0.7:
-                end = end >> ExpandColumns(name=self._name("spread"), columns={"instructions": "question"})
-                del kinds["instructions"]
-                kinds["question"] = "text"
         return end, kinds
 
     def _name(self, of: str) -> str:
@@ -240,6 +259,23 @@ class Maker:
         step = MergeColumns(name=self._name("merge"), columns=columns, output_column=output)
         left = {name: kind for name, kind in kinds.items() if name not in columns}
         return step, {**left, step.outputs[0]: "texts"}
+
+    def _spread(self, kinds: Kinds) -> Made:
+        lists = self._of(kinds, "texts")
+        if not lists:
+            return None
+        column = self._random.choice(lists)
+        new = self._random.choice([column, "question", *self._of(kinds, "text")])
+        step = ExpandColumns(name=self._name("spread"), columns={column: new})
+        return step, {**kinds, new: "text"}
+
+    def _halved(self, kinds: Kinds) -> Made:
+        texts = [name for name in self._of(kinds, "text") if name != "instruction"]
+        if not texts:
+            return None
+        column = self._random.choice(texts)
+        step = Halves(name=self._name("halves"), input_mappings={"whole": column}, output_mappings={"half": column})
+        return step, kinds
 
     def _cut(self, kinds: Kinds) -> Made:
         texts = self._of(kinds, "text")

@@ -262,8 +262,7 @@ def test_pipelines_give_the_rows_that_distilabel_s_own_run_gives(tmp_path: Path,
     assert {name: set(configs) for name, configs in theirs.items()} == {name: set(made) for name, made in ours.items()}
     for name, configs in theirs.items():
         for config, rows in configs.items():
-            # Those that the README says are not kept.
-            kept = set(rows[0]) - {"distilabel_metadata", "instructions"}
+            kept = set(rows[0]) - {"distilabel_metadata"}
             made = ours[name][config]["train"].to_list()
             assert [{column: row[column] for column in kept} for row in made] == [
                 {column: row[column] for column in kept} for row in rows

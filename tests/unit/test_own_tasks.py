@@ -11,7 +11,10 @@ import yaml
 from distilabel.steps import Step, StepInput
 from distilabel.steps.tasks import Task
 
-from batchgen import BatchgenError, Job, JobError, own_task, run
+from batchgen import Job, JobError, own_task, run
+from batchgen.plan import read_plan
+from batchgen.store import open_store
+from batchgen.upkeep import verify
 
 
 class Shout(Task):
@@ -137,11 +140,12 @@ def test_threads_are_for_steps_without_a_model(task: type, threads: int):
         own_task(task, inputs={}, outputs={}, threads=threads)
 
 
-class Doubled(Shorten):
-    """Makes two rows of one."""
+class Letters(Shorten):
+    """Makes a row of every letter of a word."""
 
     def process(self, inputs: StepInput):
-        yield [{**row, "short": word, "long": False} for row in inputs for word in ("a", "b")]
+        for row in inputs:
+            yield [{**row, "word": "another", "short": letter, "long": False} for letter in row["word"]]
 
 
 def test_no_engine_is_started_for_a_model_that_no_step_calls(tmp_path: Path):
@@ -152,10 +156,27 @@ def test_no_engine_is_started_for_a_model_that_no_step_calls(tmp_path: Path):
     assert (row["chosen"][0]["content"], row["model"]) == ("b", "there/is-no-such-model")
 
 
-def test_a_step_that_makes_several_rows_of_one_rejects_it(tmp_path: Path):
-    entry = own_task(Doubled, inputs={"word": "text"}, outputs={"short": "text", "long": "boolean"})
-    with pytest.raises(BatchgenError, match="several_rows"):
-        run({**tree(tmp_path), "steps": [{"task": "doubled"}]}, in_process=True, tasks={"doubled": entry})
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_step_may_make_several_rows_of_one(tmp_path: Path, threads: int):
+    letters = own_task(Letters, inputs={"word": "text"}, outputs={"short": "text", "long": "boolean"}, threads=threads)
+    answer = {"task": "text_generation", "input_mappings": {"instruction": "short"}}
+    steps = [answer, {"task": "letters"}, {**answer, "output_mappings": {"generation": "second"}}]
+    steps[0] = {**answer, "input_mappings": {"instruction": "word"}}
+    rows = [{"word": word} for word in ("hey", "", "o")]
+    job = {**tree(tmp_path / "run"), "source": {"rows": rows}, "steps": steps, "merge": {"exact": False, "near": False}}
+    result = run(job, in_process=True, tasks={"letters": letters})
+    (file,) = (Path(result.dataset) / "data").glob("*.parquet")
+    table = pq.read_table(file).to_pylist()
+    found = [(row["word"], row["branch"], row["short"], row["generation"], row["second"]) for row in table]
+    assert found == [(word, branch, short, "well", "well") for word, branch, short in LETTERS]
+    # What the first answer cost is counted once.
+    assert [row["output_tokens"] for row in table] == [2, 1, 1, 2]
+    assert (result.progress.ok, result.progress.reasons) == (2, {"empty_input": 1})
+    store = open_store(str(tmp_path / "run"))
+    assert verify(store, read_plan(store)).good
+
+
+LETTERS = (("hey", "0", "h"), ("hey", "1", "e"), ("hey", "2", "y"), ("o", "", "o"))
 
 
 class Careless(Shout):

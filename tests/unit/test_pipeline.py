@@ -338,20 +338,18 @@ def refused(build) -> str:
     [
         (lambda data: data >> Everything(name="all"), "'all' (Everything) cannot be carried over: a global step"),
         (
-            lambda data: data >> ExpandColumns(columns=["x"], name="spread"),
-            "'spread' (ExpandColumns): it is carried over",
+            lambda data: data >> TextGeneration(llm=llm()) >> ExpandColumns(columns=["x"], name="spread"),
+            "'spread': reads column 'x', which is not there; there are: instruction",
         ),
         (
-            lambda data: data >> SelfInstruct(llm=llm()) >> ExpandColumns(columns=["instructions", "x"], name="spread"),
-            "'spread' (ExpandColumns): it is carried over for one column",
+            lambda data: data >> TextGeneration(llm=llm()) >> ExpandColumns(columns=["generation"], name="spread"),
+            "'spread' (ExpandColumns): column 'generation' is not a list (it is text)",
         ),
         (
             lambda data: (
-                data
-                >> SelfInstruct(llm=llm())
-                >> [ExpandColumns(columns=["instructions"], name="spread"), TextGeneration(llm=llm())]
+                data >> TextGeneration(llm=llm()) >> ExpandColumns(columns=["generation"], encoded=True, name="spread")
             ),
-            "'spread' (ExpandColumns): it is carried over where it alone follows a task",
+            "'spread' (ExpandColumns): lists that are encoded as texts are not carried over",
         ),
         (
             lambda data: data >> KeepColumns(columns=["instruction"], name="keep"),
@@ -801,6 +799,29 @@ def test_classes_of_one_s_own_come_along(tmp_path: Path):
         assert told == ["Write", 1, "Hm!!", 2, "chaos"]
 
 
+def filled(inputs):
+    """Writes instructions where there are none, and no rank where there is no number."""
+    rows = [{**row, "rank": row["number"], "instruction": row["instruction"] or "Ask!"} for row in inputs]
+    yield [{**row, "rank": row["rank"] and row["rank"] + 1} for row in rows]
+
+
+filled.__annotations__ = {"inputs": StepInput}
+Filled = step(inputs=["instruction", "number"], outputs=["instruction", "rank"])(filled)
+
+
+def test_a_step_of_one_s_own_reads_and_writes_nulls_and_empty_texts(tmp_path: Path):
+    rows = [
+        {"instruction": None, "number": 1},
+        {"instruction": "", "number": None},
+        {"instruction": "Hm?", "number": 2},
+    ]
+    with Pipeline() as pipeline:
+        LoadDataFromDicts(data=rows) >> Filled(name="filled") >> answer("answer")
+    made = from_pipeline(pipeline, tmp_path / "out", in_process=True, kinds={"rank": "number"})["default"]["train"]
+    assert [(row["instruction"], row["rank"]) for row in made] == [("Ask!", 2.0), ("Ask!", None), ("Hm?", 3.0)]
+    assert all(made["generation"])
+
+
 class Keyed(Tidied):
     """Has a key of the environment, and a limit that may be none."""
 
@@ -901,11 +922,12 @@ def test_a_list_is_spread_over_rows(tmp_path: Path):
         spread = ExpandColumns(columns={"instructions": "instruction"})
         load >> write >> spread >> TextGeneration(llm=LISTING)
     (job,) = translated(pipeline).values()
-    assert [step.exploded for step in job.steps] == [("instructions", "instruction"), None]
+    assert [step.task for step in job.steps] == ["self_instruct", "own:expand_columns_0", "text_generation"]
     made = from_pipeline(pipeline, tmp_path / "out", in_process=True)["default"]["train"]
     asked = Counter((row["text"], row["instruction"]) for row in made)
     assert asked == {(f"About {topic}.", ask): 1 for topic in ("cats", "dogs") for ask in ("Who?", "Where?")}
     assert all(made["generation"])
+    assert made["instructions"] == [["Who?", "Where?"]] * 4
 
 
 def test_a_list_that_keeps_its_name_is_spread_too(tmp_path: Path):
@@ -914,6 +936,27 @@ def test_a_list_that_keeps_its_name_is_spread_too(tmp_path: Path):
         LoadDataFromDicts(data=ROWS[:1]) >> write >> ExpandColumns(columns=["instructions"], name="spread")
     made = from_pipeline(pipeline, tmp_path / "out", in_process=True)["default"]["train"]
     assert sorted(made["instructions"]) == ["Where?", "Who?"]
+
+
+def test_lists_are_spread_wherever_they_stand(tmp_path: Path):
+    rows = [
+        {"instruction": "Ask.", "a": ["x", None], "b": [["1"], ["2", "3"]]},
+        {"instruction": "No.", "a": [], "b": []},
+    ]
+    with Pipeline() as pipeline:
+        spread = ExpandColumns(columns=["a", "b"], split_statistics=True)
+        again = ExpandColumns(columns={"b": "c"}, output_mappings={"c": "d"})
+        LoadDataFromDicts(data=rows) >> [answer("answer"), spread]
+        spread >> again >> answer("again")
+    distiset = from_pipeline(pipeline, tmp_path / "out", in_process=True)
+    assert len(distiset["answer"]["train"]) == 2
+    made = distiset["again"]["train"]
+    assert [(row["a"], row["b"], row["d"]) for row in made] == [
+        ("x", ["1"], "1"),
+        (None, ["2", "3"], "2"),
+        (None, ["2", "3"], "3"),
+    ]
+    assert distiset.runs["again"].progress.reasons == {"filtered": 1}
 
 
 def test_how_many_rows_magpie_makes_has_to_be_said_once(tmp_path: Path):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from batchgen import Job, own_task
 from batchgen.drive import Status
 from batchgen.progress import TRUNCATED, Progress
 from batchgen.prospects import hopeless
@@ -80,3 +81,11 @@ def test_what_was_lost_is_told(tmp_path: Path):
 )
 def test_cut_rows_end_no_run_where_they_are_kept_or_no_limit_is_set(tmp_path: Path, changes: dict[str, Any]):
     assert verdict(tmp_path, lost(cut=200), **changes) == ""
+
+
+def test_cut_rows_end_no_run_in_which_a_step_may_make_several_of_one(tmp_path: Path):
+    job = {"name": "t", "source": {"count": 1000}, "model": {"path": "chaos"}, "output": str(tmp_path)}
+    spread, task = own_task(str, {}, {}), own_task(type("Task", (), {"model_fields": {"llm": None}}), {}, {})
+    for own, ends in ((spread, False), (task, True)):
+        made = Job.of({**job, "steps": [{"task": "own"}], "fail_after_rejected": 100}, tasks={"own": own})
+        assert bool(hopeless(made, Status(1000, lost(cut=200), 10, 1), Progress())) == ends
