@@ -149,9 +149,9 @@ def own_task(
         inputs: columns that it reads, name to kind (`text`, `number`, `boolean`, `conversation`, `list[...]`).
         outputs: columns that it writes, name to kind.
         summary: what it does, in a line; by default the first of the class's docstring.
-        threads: rows that a `Step` works on at once while the engine goes on, each with an instance of its own: for one
-            that waits for a sandbox or a server. By default it runs between the engine's requests, one row at a time;
-            what takes long there holds them up, but its random choices are the row's own.
+        threads: rows that a `Step` works on at once beside every engine, each with an instance of its own: for one that
+            waits for a sandbox or a server. By default it runs between the engine's requests, one row at a time; what
+            takes long there holds them up, but its random choices are the row's own.
 
     Raises:
         JobError: threads for a task, which runs where its requests do, or fewer than none.

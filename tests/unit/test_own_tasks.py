@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -97,6 +99,33 @@ def test_a_step_without_a_model_runs_between_the_tasks_and_may_leave_rows_out(tm
     assert found == [("he", True, "well"), ("ho", False, "well")]
     with pytest.raises(JobError, match="shorten it! calls no model and generates nothing"):
         Job.of({**job, "steps": [{"task": "shorten it!", "num_generations": 2}]}, tasks={"shorten it!": shorten})
+
+
+class Drawn(Shorten):
+    """Draws a number for every row, of those that it has loaded, and counts rows."""
+
+    def load(self):
+        super().load()
+        self._numbers, self._seen = range(1_000_000), 0
+
+    def process(self, inputs: StepInput):
+        self._seen += len(inputs)
+        drawn = f"{random.choice(self._numbers)} {np.random.randint(1_000_000)}"
+        yield [{**row, "short": drawn, "long": self._seen > 1} for row in inputs]
+
+
+def test_a_step_without_threads_is_one_object_and_its_choices_are_the_row_s_own(tmp_path: Path):
+    entry = own_task(Drawn, inputs={"word": "text"}, outputs={"short": "text", "long": "boolean"})
+    found = []
+    for name in ("once", "again"):
+        job = {**tree(tmp_path / name), "source": {"rows": [{"word": word} for word in "abc"]}}
+        run({**job, "steps": [{"task": "drawn"}]}, in_process=True, tasks={"drawn": entry})
+        (file,) = (tmp_path / name / "dataset" / "data").glob("*.parquet")
+        table = pq.read_table(file).to_pylist()
+        found.append({row["word"]: row["short"] for row in table})
+        assert [row["long"] for row in table].count(False) == 1
+    assert found[0] == found[1]
+    assert len(set(found[0].values())) == 3
 
 
 MEETING = threading.Barrier(4)
