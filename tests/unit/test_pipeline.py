@@ -712,6 +712,18 @@ def test_a_branch_may_have_no_task(tmp_path: Path):
     assert {row["model"] for row in made} == {"chaos"}
 
 
+def test_a_branch_may_keep_columns_alone(tmp_path: Path):
+    with Pipeline() as pipeline:
+        start = answer("start")
+        LoadDataFromDicts(data=[{**row, "other": "x"} for row in ROWS]) >> start
+        start >> [KeepColumns(columns=["generation"], name="kept"), answer("b")]
+    distiset = from_pipeline(pipeline, tmp_path / "out", in_process=True)
+    kept = distiset["kept"]["train"]
+    assert len(kept) == len(ROWS)
+    assert "generation" in kept.column_names
+    assert not {"instruction", "other"} & set(kept.column_names)
+
+
 def test_a_branch_may_be_no_more_than_a_line(tmp_path: Path):
     with Pipeline() as pipeline:
         start = answer("start", output_mappings={"generation": "topic"})
@@ -781,10 +793,11 @@ def test_classes_of_one_s_own_come_along(tmp_path: Path):
     with Pipeline() as pipeline:
         rows = [{**row, "system_prompt": "Be brief."} for row in ROWS]
         tidy = Tidied(name="tidy", output_mappings={"rank": "order"}, resources=StepResources(replicas=3))
-        own = OWN(name="own", llm=vLLM(model="chaos", extra_kwargs={"reply": "Hm"}), marks=2, system_prompt="Be long.")
+        hm = vLLM(model="chaos", extra_kwargs={"reply": "Hm"})
+        own = OWN(name="own", llm=hm, marks=2, system_prompt="Be long.", resources=StepResources(replicas=2))
         LoadDataFromDicts(data=rows) >> tidy >> own
     (job,) = translated(pipeline).values()
-    assert [step.spec.threads for step in job.steps] == [3, 0]
+    assert [step.spec.threads for step in job.steps] == [3, 0], "replicas of a task are the engines' affair"
     parameters = {"tidy": {"most": 5}}
     kinds = {"order": "number", "length": "number"}
     out = tmp_path / "out"
@@ -817,6 +830,8 @@ def test_a_step_of_one_s_own_reads_and_writes_nulls_and_empty_texts(tmp_path: Pa
     ]
     with Pipeline() as pipeline:
         LoadDataFromDicts(data=rows) >> Filled(name="filled") >> answer("answer")
+    (job,) = translated(pipeline, {"instruction": "text", "number": "number"}).values()
+    assert job.steps[0].spec.threads == 0
     made = from_pipeline(pipeline, tmp_path / "out", in_process=True, kinds={"rank": "number"})["default"]["train"]
     assert [(row["instruction"], row["rank"]) for row in made] == [("Ask!", 2.0), ("Ask!", None), ("Hm?", 3.0)]
     assert all(made["generation"])
