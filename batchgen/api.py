@@ -338,9 +338,10 @@ def _generate(
 
 
 def _drive_to_its_end(driver: Driver) -> None:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    running = None
+    with contextlib.suppress(RuntimeError):
+        running = asyncio.get_running_loop()
+    if running is None:
         asyncio.run(_drive(driver))
     else:
         _drive_beside(driver)

@@ -23,7 +23,12 @@ Exit codes follow sysexits.h where it has one (75 is EX_TEMPFAIL).
 from __future__ import annotations
 
 import errno
+import sysconfig
+import traceback
+from pathlib import Path
 
+# Where code lies that is not the user's own.
+_NOT_OWN = (str(Path(__file__).parent), *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
 # What a full disk, a file server or a machine says that may say otherwise in a while, with the same job.
 _PASSING = frozenset(
     getattr(errno, name)
@@ -158,3 +163,19 @@ class RowRejected(BatchgenError):
 def is_passing(error: OSError) -> bool:
     """Whether what the operating system refuses it may do in a while: no path, and nobody's input, is to blame."""
     return error.errno in _PASSING
+
+
+def place_of(error: BaseException) -> str:
+    """Module and line that raised; an exception's own text may quote a row."""
+    frames = [*traceback.walk_tb(error.__traceback__)]
+    if not frames:
+        return "unknown place"
+    frame, line = frames[-1]
+    return f"{frame.f_globals.get('__name__', '?')}:{line}"
+
+
+def own_place_of(error: BaseException) -> str:
+    """File and line at which code of the user's own raised, or called what did; "" where there is none of it."""
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    own = [(file, line) for file, line in frames if not file.startswith(("<frozen", *_NOT_OWN))]
+    return f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else ""

@@ -12,7 +12,15 @@ from batchgen.engines.base import Engine, EngineSpec
 from batchgen.engines.idle import IdleEngine
 from batchgen.engines.patient import PatientEngine
 from batchgen.engines.weights import Weights
-from batchgen.errors import EngineDead, EngineStartError, EngineStopped, EngineUnavailable, PlanMismatch, StoreError
+from batchgen.errors import (
+    EngineDead,
+    EngineStartError,
+    EngineStopped,
+    EngineUnavailable,
+    PlanMismatch,
+    StoreError,
+    place_of,
+)
 from batchgen.fleet import Answer, HostConfig, Work
 from batchgen.generate import Worker
 from batchgen.known import Texts
@@ -73,7 +81,7 @@ class EngineHost:
         except PlanMismatch as error:
             return Answer("unavailable", error=str(error))
         except Exception as error:
-            return Answer("failed", error=f"{type(error).__name__} in {_where(error)}")
+            return Answer("failed", error=f"{type(error).__name__} in {place_of(error)}")
 
     def recall(self, shard: int) -> bool:
         """Gives a shard back that the engine has not begun to work on; says whether it does."""
@@ -139,16 +147,6 @@ async def _check_shared(store: ObjectStore, plan: Plan, outage: Outage) -> None:
             f"output: {store.location} {found} on the machine of this engine; it has to be a folder that all machines "
             "share, or s3://bucket/prefix"
         )
-
-
-def _where(error: BaseException) -> str:
-    """Module and line that raised; an exception's own text may quote a row."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return "unknown place"
-    return f"{trace.tb_frame.f_globals.get('__name__', '?')}:{trace.tb_lineno}"
 
 
 class LocalFleet:

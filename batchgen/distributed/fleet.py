@@ -25,6 +25,7 @@ from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from batchgen.distributed.cluster import ask, fate_of, gpus_of_machines, usable_cores
 from batchgen.distributed.guard import guard_this_process
+from batchgen.distributed.parcel import Parcel
 from batchgen.errors import ClusterLost, EngineDead, EngineStartError
 from batchgen.fleet import Answer, HostConfig, Placement, Work
 from batchgen.known import Texts
@@ -49,19 +50,26 @@ class _Actor:
         local: whether the cluster is one machine, which messages need not name.
     """
 
-    def __init__(self, config: HostConfig, log: str | None, threads: int | None, local: bool) -> None:
+    _refused: EngineStartError | None = None
+
+    def __init__(self, parcel: Parcel, log: str | None, threads: int | None, local: bool) -> None:
         if log is not None:
             _redirect_output(log)
         _set_threads(threads)
-        with contextlib.suppress(OSError):  # another machine may not have it: its paths are absolute, then
-            os.chdir(config.folder)
         guard_this_process()
+        self._calls: dict[str, asyncio.Task[Any]] = {}
+        self._where = "" if local else f"on {platform.node()}: "
         # Imported here: the driver needs neither distilabel nor an engine.
         from batchgen.host import EngineHost
 
+        try:
+            config = parcel.opened()
+        except EngineStartError as error:
+            self._refused = error  # what an actor raises as it is made does not come through
+            return
+        with contextlib.suppress(OSError):  # another machine may not have it: its paths are absolute, then
+            os.chdir(config.folder)
         self._host = EngineHost(config)
-        self._calls: dict[str, asyncio.Task[Any]] = {}
-        self._where = "" if local else f"on {platform.node()}: "
 
     async def placed(self) -> None:
         """Answers as soon as the actor runs somewhere."""
@@ -81,6 +89,8 @@ class _Actor:
 
     async def _start(self) -> int | EngineStartError:
         try:
+            if self._refused is not None:
+                raise self._refused
             slots = await self._host.start()
             _leave_out_of_collections()
             return slots
@@ -211,8 +221,8 @@ class RayFleet:
         log = self.log_of(engine)
         create = ray.remote(_Actor).options(**options).remote
         try:
-            config = replace(self._config, seed=seed)
-            actor = await ask(create, config, str(log) if log else None, self._threads, self._local)
+            parcel = Parcel.of(replace(self._config, seed=seed))
+            actor = await ask(create, parcel, str(log) if log else None, self._threads, self._local)
         except TimeoutError:
             raise EngineStartError("Ray does not answer") from None
         self._actors[engine] = actor

@@ -10,7 +10,7 @@ from typing import Any
 
 from batchgen import bridge
 from batchgen.engines.base import Engine, Message
-from batchgen.errors import EngineError, RowRejected, Stopped
+from batchgen.errors import EngineError, EngineStartError, RowRejected, Stopped, own_place_of
 from batchgen.tasks.fixes import task_class
 from batchgen.tasks.llm import CallLog, EngineLLM
 from batchgen.tasks.plainstep import PlainStep
@@ -58,10 +58,12 @@ class TaskRunner:
         self._chooses = spec.chooses(parameters)
         self.gate = spec.gate(parameters) if spec.gate is not None else None
         llm = EngineLLM.over(engine, sampling, reasoning)
-        self._task: Any = None
-        name = re.sub(r"[^A-Za-z0-9_-]", "_", name)  # distilabel takes no others
-        if spec.distilabel is not None:
-            self._task = _build(name, spec, parameters, llm) if spec.calls_model else PlainStep(name, spec, parameters)
+        try:
+            self._task = _set_up(name, spec, parameters, llm)
+        except Exception as error:
+            place = own_place_of(error)
+            why = f"{type(error).__name__}: {' '.join(str(error).split())}" + (f" ({place})" if place else "")
+            raise EngineStartError(f"{name} cannot be set up: {why}", final=True) from error
 
     async def run(self, row: Row, log: CallLog) -> list[Row]:
         """The columns that the task adds to a row; to each of them, where it makes several of one.
@@ -91,7 +93,8 @@ class TaskRunner:
             raise
         except Exception as error:
             # Texts of exceptions may quote prompts; a reason never does.
-            raise RowRejected(f"task_error:{type(error).__name__}") from error
+            place = own_place_of(error)
+            raise RowRejected(f"task_error:{type(error).__name__}" + (f" ({place})" if place else "")) from error
         for each in added:
             if self._logprobs:
                 each["logprobs"] = log.logprobs
@@ -150,6 +153,14 @@ class TaskRunner:
             (batch,) = self._task.process([inputs])
         (finished,) = batch
         return dict(finished)
+
+
+def _set_up(name: str, spec: TaskSpec, parameters: TaskParameters, llm: EngineLLM) -> Any:
+    """What runs a task's rows; None for an entry of the table that needs no class."""
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", name)  # distilabel takes no others
+    if spec.distilabel is None:
+        return None
+    return _build(name, spec, parameters, llm) if spec.calls_model else PlainStep(name, spec, parameters)
 
 
 def _build(name: str, spec: TaskSpec, parameters: TaskParameters, llm: EngineLLM) -> Any:

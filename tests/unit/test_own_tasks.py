@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import json
 import random
+import sys
 import threading
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,8 +21,13 @@ from distilabel.steps import Step, StepInput
 from distilabel.steps.tasks import Task
 
 from batchgen import Job, JobError, own_task, run
+from batchgen.api import plan_run
+from batchgen.distributed.parcel import Parcel
+from batchgen.errors import EngineStartError, UserError
+from batchgen.fleet import HostConfig
 from batchgen.plan import read_plan
 from batchgen.store import open_store
+from batchgen.tasks.spec import TaskSpec
 from batchgen.upkeep import verify
 
 
@@ -99,6 +111,33 @@ def test_a_step_without_a_model_runs_between_the_tasks_and_may_leave_rows_out(tm
     assert found == [("he", True, "well"), ("ho", False, "well")]
     with pytest.raises(JobError, match="shorten it! calls no model and generates nothing"):
         Job.of({**job, "steps": [{"task": "shorten it!", "num_generations": 2}]}, tasks={"shorten it!": shorten})
+
+
+class Broken(Shorten):
+    """Fails where a word says so, in code of its own or in a library's."""
+
+    def load(self):
+        super().load()
+        if self.length == 0:
+            raise FileNotFoundError("index.bin")
+
+    def process(self, inputs: StepInput):
+        yield [{**row, "short": str(json.loads(row["word"])), "long": 1 / len(row["word"]) > 1} for row in inputs]
+
+
+def test_where_code_of_one_s_own_failed_is_told(tmp_path: Path):
+    entry = own_task(Broken, inputs={"word": "text"}, outputs={"short": "text", "long": "boolean"})
+    first = inspect.getsourcelines(Broken)[1]
+    rows = [{"word": word} for word in ("1", "{", "2", "[")]
+    job = {**tree(tmp_path / "run"), "source": {"rows": rows}, "steps": [{"task": "broken"}]}
+    result = run(job, in_process=True, tasks={"broken": entry})
+    reason = f"task_error:JSONDecodeError (test_own_tasks.py:{first + 9})"
+    assert (result.progress.ok, result.progress.reasons) == (2, {reason: 2})
+    # Not after three tries, each of which would load the model.
+    where = rf"^broken cannot be set up: FileNotFoundError: index.bin \(test_own_tasks.py:{first + 6}\)"
+    failing = {**job, "steps": [{"task": "broken", "length": 0}], "output": str(tmp_path / "failing")}
+    with pytest.raises(EngineStartError, match=where):
+        run(failing, in_process=True, tasks={"broken": entry})
 
 
 class Drawn(Shorten):
@@ -301,3 +340,65 @@ def test_yaml_alone_knows_no_own_task(tmp_path: Path):
 @pytest.mark.cluster
 def test_an_own_task_travels_to_its_actor(tmp_path: Path):
     assert run(tree(tmp_path / "run"), tasks={"shout": ENTRY}).progress.ok == 2
+
+
+MODULE = """
+from distilabel.steps import Step, StepInput
+
+class Cut(Step):
+    'Cuts words.'
+
+    @property
+    def inputs(self):
+        return ["word"]
+
+    @property
+    def outputs(self):
+        return ["short"]
+
+    def process(self, inputs: StepInput):
+        yield [{**row, "short": row["word"][:1]} for row in inputs]
+"""
+
+
+@pytest.fixture
+def cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TaskSpec]:
+    """A step in a module that Python finds because the driver has added a folder to its path."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "own_cut.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path / "lib")
+    yield own_task(importlib.import_module("own_cut").Cut, inputs={"word": "text"}, outputs={"short": "text"})
+    del sys.modules["own_cut"]
+
+
+@pytest.mark.cluster
+def test_a_module_in_a_folder_that_was_added_to_the_path_is_found_by_actors(tmp_path: Path, cut: TaskSpec):
+    result = run({**tree(tmp_path / "run"), "steps": [{"task": "cut"}]}, tasks={"cut": cut})
+    (file,) = (Path(result.dataset) / "data").glob("*.parquet")
+    assert pq.read_table(file)["short"].to_pylist() == ["h", "h"]
+
+
+def packed(tmp_path: Path, task: TaskSpec) -> Parcel:
+    """A job with a task of one's own, on its way to an actor."""
+    job = Job.of({**tree(tmp_path / "run"), "steps": [{"task": "own"}]}, tasks={"own": task})
+    plan, _ = plan_run(job)
+    return Parcel.of(HostConfig(job, plan, str(tmp_path / "run"), 0))
+
+
+def test_a_module_that_an_actor_does_not_find_is_named(tmp_path: Path, cut: TaskSpec):
+    parcel = packed(tmp_path, cut)
+    assert str(tmp_path / "lib") in parcel.paths
+    assert not [path for path in parcel.paths if "site-packages" in path or path.startswith(sys.base_prefix)]
+    assert parcel.opened().job.steps[0].spec.summary == "Cuts words."
+    del sys.modules["own_cut"]
+    sys.path.remove(str(tmp_path / "lib"))
+    with pytest.raises(EngineStartError, match="No module named 'own_cut': the module of a task or step of your own"):
+        replace(parcel, paths=()).opened()
+    assert parcel.opened().job.steps[0].spec.summary == "Cuts words."
+
+
+def test_a_class_that_cannot_be_sent_is_told_before_any_engine_starts(tmp_path: Path):
+    lock = Lock()
+    locked = type("Locked", (Shout,), {"__module__": "__main__", "format_input": lambda self, row: [lock]})
+    with pytest.raises(UserError, match=r"tasks: a class of your own cannot be sent .*: cannot pickle '_thread.lock'"):
+        packed(tmp_path, own_task(locked, inputs={"word": "text"}, outputs={"shout": "text"}))
