@@ -81,7 +81,7 @@ class TaskRunner:
             if isinstance(self._task, PlainStep):
                 made = await self._task.run(inputs, log, log.seed if self._chooses else None)
             else:
-                made = [inputs if self._task is None else await self._called(inputs, log)]
+                made = [inputs] if self._task is None else await self._called(inputs, log)
             finished = [self.spec.finish(each, self.parameters, log.notes) for each in made]
             added = [self._fitted(each) for each in finished]
         except RowRejected as rejection:
@@ -118,7 +118,7 @@ class TaskRunner:
             if value is None:
                 if is_required(kind):
                     raise RowRejected(f"missing_input:{column}")
-                if not prompts and column in row:
+                if isinstance(self.spec.distilabel, type) and column in row:
                     inputs[task_input] = None
                 continue
             if bare(kind) == "conversation":
@@ -132,7 +132,7 @@ class TaskRunner:
             raise RowRejected("empty_input")
         return inputs
 
-    async def _called(self, inputs: Row, log: CallLog) -> Row:
+    async def _called(self, inputs: Row, log: CallLog) -> list[Row]:
         """What the task makes of a row, unless an engine left one of its calls without an answer.
 
         Then nothing counts that the task says, which may be a user's own and take every exception for a bad answer.
@@ -146,13 +146,14 @@ class TaskRunner:
             raise log.lost
         return finished
 
-    def _process(self, inputs: Row) -> Row:
+    def _process(self, inputs: Row) -> list[Row]:
         if self.spec.generator:
-            ((batch, _),) = self._task.process()
+            ((made, _),) = self._task.process()
         else:
-            (batch,) = self._task.process([inputs])
-        (finished,) = batch
-        return dict(finished)
+            made = [row for rows in self._task.process([inputs]) for row in rows]
+        if not made:
+            raise RowRejected("filtered")
+        return [dict(row) for row in made]
 
 
 def _set_up(name: str, spec: TaskSpec, parameters: TaskParameters, llm: EngineLLM) -> Any:
@@ -171,9 +172,11 @@ def _build(name: str, spec: TaskSpec, parameters: TaskParameters, llm: EngineLLM
     if spec.stop:
         given = llm.sampling.get("stop") or []
         llm.sampling["stop"] = [*([given] if isinstance(given, str) else given), *spec.stop]
-    task: Any = named(name=name, llm=llm, add_raw_input=False, add_raw_output=False, **parameters.for_distilabel())
+    # A step of the user's own that has an LLM, and is no task, has no such fields.
+    left_out = {field: False for field in ("add_raw_input", "add_raw_output") if field in named.model_fields}
+    task: Any = named(name=name, llm=llm, **left_out, **parameters.for_distilabel())
     task.load()
-    if task.use_default_structured_output and (schema := task.get_structured_output()):
+    if getattr(task, "use_default_structured_output", False) and (schema := task.get_structured_output()):
         llm.sampling["structured_outputs"] = {"json": schema}
     return task
 

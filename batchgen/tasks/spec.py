@@ -12,6 +12,8 @@ from batchgen.errors import JobError
 
 Row = dict[str, Any]
 OPTIONAL = "?"
+# The kind of an input that goes along as it is, whatever its column holds.
+ANY = "any"
 # What becomes of a reasoning model's thoughts: left out, left in the text, or put into a column of their own.
 Reasoning = Literal["drop", "keep", "column"]
 
@@ -119,8 +121,8 @@ class TaskSpec:
 
     @property
     def may_spread(self) -> bool:
-        """Whether it may make several rows of one, as only a class without a model can."""
-        return self.distilabel is not None and not self.calls_model
+        """Whether it may make several rows of one, as no entry of the table does."""
+        return isinstance(self.distilabel, type)
 
 
 def columns(**kinds: str) -> Callable[[Any], Mapping[str, str]]:
@@ -144,8 +146,8 @@ def own_task(
     """An entry for a user's own distilabel task or step, for `run(..., tasks={name: entry})`.
 
     Args:
-        task: a class that can be pickled: a subclass of distilabel's `Task`, or one of `Step` (which `@step` makes of a
-            function) that makes one row of one, or several, or leaves it out.
+        task: a class that can be pickled: a subclass of distilabel's `Task`, or of its `Step` (which `@step` makes of a
+            function). It sees one row at a time, and makes one row of it, or several, or none.
         inputs: columns that it reads, name to kind (`text`, `number`, `boolean`, `conversation`, `list[...]`).
         outputs: columns that it writes, name to kind.
         summary: what it does, in a line; by default the first of the class's docstring.

@@ -53,6 +53,11 @@ def is_task(step: Any) -> bool:
     return class_name(type(step)) in (*BY_CLASS, *GENERATORS)
 
 
+def names_model(step: Any) -> bool:
+    """Whether a step's rows have the name of its model: a task's; not those of any step that has an LLM."""
+    return is_task(step) and hasattr(step, "format_input")
+
+
 def makes_chat(step: Any) -> bool:
     """Whether a dataset's conversation is made of what a step reads and writes, where it is the last of its kind."""
     return is_task(step) and not is_own(step) and _spec(step).chat(_parameters(step)) is not None
@@ -80,11 +85,13 @@ def reads_of(step: Any, there: Mapping[str, str]) -> dict[str, str]:
     inputs, mapped = inputs_of(step), step.input_mappings
     there = {column: kind for column, kind in there.items() if column not in mapped.values()}
     known = inputs if runs_as_it_is(step) else _spec(step).inputs(_parameters(step))
+    # Classes of the user's own see the whole row, whatever they say that they read.
+    others = [column for column in there if is_own(step) and column not in (*inputs, *mapped, MODEL_NAME)]
     return {
         name: column
         for name, column in ((name, mapped.get(name, name)) for name in inputs)
         if inputs[name] or name in mapped or (name in known and column in there)
-    }
+    } | dict(zip(others, others, strict=True))
 
 
 def unread_of(step: Any, reads: Mapping[str, str]) -> list[str]:
@@ -98,7 +105,7 @@ def writes_of(step: Any, there: Mapping[str, str]) -> dict[str, str]:
     Args:
         there: columns of a row before the step, with their kinds.
     """
-    names = [*outputs_of(step, there, {}), *([MODEL_NAME] if is_task(step) else [])]
+    names = [*outputs_of(step, there, {}), *([MODEL_NAME] if names_model(step) else [])]
     if runs_as_it_is(step):
         return {output: step.output_mappings.get(output, output) for output in names}
     written = {}
@@ -122,7 +129,7 @@ def outputs_of(step: Any, there: Mapping[str, str], kinds: Mapping[str, str]) ->
         return PLAIN[class_name(type(step))](
             step, {name: there[column] for name, column in reads_of(step, there).items() if column in there}
         )
-    left_out = ("distilabel_metadata", *([MODEL_NAME] if is_task(step) else []))
+    left_out = ("distilabel_metadata", *([MODEL_NAME] if names_model(step) else []))
     names = [name for name in step.outputs if name not in left_out]
     return {name: kinds.get(step.output_mappings.get(name, name), "text") for name in names}
 
@@ -186,7 +193,7 @@ def _parameters(step: Any) -> TaskParameters:
 def _own_fields(step: Any) -> dict[str, Any]:
     """The fields of a class that runs as it is, but for those that distilabel's bases of all steps and tasks have."""
     bases = [kind for kind in type(step).__mro__ if kind.__module__ in _BASES and hasattr(kind, "model_fields")]
-    common = {field for base in bases for field in base.model_fields} - {"use_default_structured_output"}
+    common = {"llm", *(field for base in bases for field in base.model_fields)} - {"use_default_structured_output"}
     return _given(step, [field for field in type(step).model_fields if field not in common])
 
 

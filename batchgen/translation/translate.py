@@ -10,7 +10,7 @@ from typing import Any
 from batchgen.job import Job
 from batchgen.rows import MESSAGES
 from batchgen.step import MODEL_NAME
-from batchgen.tasks.spec import OPTIONAL, TaskSpec, own_task
+from batchgen.tasks.spec import ANY, OPTIONAL, TaskSpec, own_task
 from batchgen.translation.llms import model_of, place_of, sampling_of, share_memory
 from batchgen.translation.segments import Segment
 from batchgen.translation.steps import (
@@ -152,10 +152,10 @@ def _step(columns: Columns, name: str, step: Any) -> dict[str, Any]:
         # What a class of the user's own makes of thoughts is its own affair, as in distilabel.
         if task in _ANSWERS or is_own(step):
             tree["reasoning"] = "keep"
-        if columns.wants_model_name(name, writes[MODEL_NAME]):
+        if MODEL_NAME in writes and columns.wants_model_name(name, writes[MODEL_NAME]):
             tree["model_name"] = True
         else:
-            del writes[MODEL_NAME]
+            writes.pop(MODEL_NAME, None)
     mappings: dict[str, str | None] = {given: columns.read(name, column) for given, column in reads.items()}
     # A job's step reads the column of an input's name unless it is told not to.
     unread = [given for given in unread_of(step, reads) if columns.kind_of(given) is not None]
@@ -166,15 +166,17 @@ def _step(columns: Columns, name: str, step: Any) -> dict[str, Any]:
 
 def _own_entry(there: Mapping[str, str], step: Any, kinds: Mapping[str, str]) -> TaskSpec:
     """The entry of a step that runs as it is."""
-    required, outputs = inputs_of(step), outputs_of(step, there, kinds)
+    required, outputs, reads = inputs_of(step), outputs_of(step, there, kinds), reads_of(step, there)
     if is_own(step) and not is_task(step):
         # It gets a null and writes one, as in distilabel; neither a prompt nor one of distilabel's steps can have one.
         required = dict.fromkeys(required, False)
         outputs = {name: kind + OPTIONAL for name, kind in outputs.items()}
     inputs = {
         name: there[column] if required[name] else there[column] + OPTIONAL
-        for name, column in reads_of(step, there).items()
+        for name, column in reads.items()
+        if name in required
     }
+    inputs |= {name: ANY + OPTIONAL for name in reads if name not in required}
     # Replicas of a task are the engines' affair.
     threads = step.resources.replicas if step.resources.replicas > 1 and not is_task(step) else 0
     return own_task(type(step), inputs, outputs, threads=threads)

@@ -21,7 +21,7 @@ from batchgen.translation.steps import (
     KEEP,
     class_name,
     columns_of,
-    is_task,
+    names_model,
     reads_of,
     writes_of,
 )
@@ -175,7 +175,7 @@ class Columns:
             self._read |= {self._found(name, view, column) for column in reads}
             kinds = columns_of(step, there, self._own_kinds)
             gone = reads if kind == MERGE else ()
-            if is_task(step) and writes_of(step, there)[MODEL_NAME] == MODEL_NAME:
+            if names_model(step) and writes_of(step, there)[MODEL_NAME] == MODEL_NAME:
                 self._model_names.add(Version(MODEL_NAME, name))
         for column, of_column in kinds.items():
             self._written.append((Version(column, name), view.get(column)))

@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from datasets import Dataset, DatasetDict
 from distilabel.distiset import Distiset
 from distilabel.mixins.runtime_parameters import RuntimeParameter
 from distilabel.models import (
+    LLM,
     AzureOpenAILLM,
     ClientvLLM,
     InferenceEndpointsLLM,
@@ -36,6 +38,7 @@ from distilabel.steps import (
     LoadDataFromHub,
     MergeColumns,
     RewardModelScore,
+    Step,
     StepInput,
     StepResources,
     make_generator_step,
@@ -544,12 +547,13 @@ def test_inputs_that_may_be_absent_are_read_where_they_are_there():
         (job,) = translated(pipeline, dict.fromkeys(rows[0], "text")).values()
         return [dict(step.input_mappings) for step in job.steps]
 
-    own = {"instruction": "instruction"}
-    asked = {**own, "system_prompt": None}
-    written = {**own, "system_prompt": "system_prompt"}
-    assert read(ROWS) == [asked, own, asked, written]
-    first = {**own, "system_prompt": "system_prompt_before_prompts"}
-    assert read([{**row, "system_prompt": "Be brief."} for row in ROWS]) == [first, first, first, written]
+    asked = {"instruction": "instruction", "system_prompt": None}
+    written = {"instruction": "instruction", "system_prompt": "system_prompt"}
+    # A class of one's own sees all columns.
+    whole = {"instruction": "instruction", "draft": "draft"}
+    assert read(ROWS) == [asked, whole, asked, written]
+    first = {"instruction": "instruction", "system_prompt": "system_prompt_before_prompts"}
+    assert read([{**row, "system_prompt": "Be brief."} for row in ROWS]) == [first, whole | first, first, written]
     mapped = {"instruction": "instruction", "system_prompt": "draft"}
     assert read(ROWS, input_mappings={"system_prompt": "draft"}) == [asked, mapped, asked, written]
 
@@ -835,6 +839,80 @@ def test_a_step_of_one_s_own_reads_and_writes_nulls_and_empty_texts(tmp_path: Pa
     made = from_pipeline(pipeline, tmp_path / "out", in_process=True, kinds={"rank": "number"})["default"]["train"]
     assert [(row["instruction"], row["rank"]) for row in made] == [("Ask!", 2.0), ("Ask!", None), ("Hm?", 3.0)]
     assert all(made["generation"])
+
+
+class Overview(Step):
+    """Says what it sees of a row, of which it has asked for one column."""
+
+    @property
+    def inputs(self):
+        return ["topic"]
+
+    @property
+    def outputs(self):
+        return ["seen"]
+
+    def process(self, inputs):
+        yield [{**row, "seen": json.dumps({**row, "moment": str(row["moment"])}, sort_keys=True)} for row in inputs]
+
+
+Overview.process.__annotations__ = {"inputs": StepInput}
+
+
+def test_a_class_of_one_s_own_sees_the_whole_row_under_distilabel_s_names(tmp_path: Path):
+    moment = datetime(2026, 1, 1)
+    talk = [{"role": "user", "content": None}]
+    rows = [
+        {"instruction": "Do.", "talk": talk, "note": None, "moment": moment},
+        {"instruction": "No.", "note": "x"},
+    ]
+    with Pipeline() as pipeline:
+        start = LoadDataFromDicts(data=rows) >> answer("first", output_mappings={"generation": "draft"})
+        again = answer("again", output_mappings={"generation": "draft"})
+        start >> Overview(name="overview", input_mappings={"topic": "draft"}) >> again
+    made = from_pipeline(pipeline, tmp_path / "out", in_process=True)["default"]["train"]
+    assert [set(json.loads(seen)) for seen in made["seen"]] == [{"instruction", "talk", "moment", "note", "topic"}] * 2
+    first, second = map(json.loads, made["seen"])
+    assert (first["talk"], first["note"], first["moment"]) == (talk, None, str(moment))
+    assert (second["talk"], second["note"], second["topic"]) == (None, "x", made["draft_before_again"][1])
+
+
+class Asker(Step):
+    """Has an LLM, and is no task; makes a row of every word that it is told."""
+
+    llm: LLM
+
+    def load(self):
+        super().load()
+        self.llm.load()
+
+    @property
+    def inputs(self):
+        return ["instruction"]
+
+    @property
+    def outputs(self):
+        return ["word"]
+
+    def process(self, inputs):
+        asked = [[{"role": "user", "content": row["instruction"]}] for row in inputs]
+        said = [answer["generations"][0] for answer in self.llm.generate_outputs(inputs=asked)]
+        yield [{**row, "word": word} for row, text in zip(inputs, said, strict=True) for word in text.split()]
+
+
+Asker.process.__annotations__ = {"inputs": StepInput}
+
+
+def test_a_step_with_an_llm_comes_along(tmp_path: Path):
+    with Pipeline() as pipeline:
+        two = vLLM(model="chaos", extra_kwargs={"reply": "one two"}, generation_kwargs={"temperature": 0.5})
+        LoadDataFromDicts(data=ROWS[:2]) >> Asker(llm=two, name="ask")
+    (job,) = translated(pipeline).values()
+    assert job.steps[0].sampling["temperature"] == 0.5
+    made = from_pipeline(pipeline, tmp_path / "out", in_process=True)["default"]["train"]
+    assert made["word"] == ["one", "two"] * 2
+    assert made["output_tokens"] == [2, 0] * 2
+    assert "model_name" not in made.column_names
 
 
 class Keyed(Tidied):
