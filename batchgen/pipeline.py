@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import shutil
 import uuid
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -21,7 +23,7 @@ from batchgen.rows import kind_of
 from batchgen.seeds import load_seeds
 from batchgen.store import is_remote
 from batchgen.translation.segments import Segment, segments_of, set_parameters
-from batchgen.translation.steps import GENERATORS, check_kinds
+from batchgen.translation.steps import GENERATORS, check_kinds, is_own_loader
 from batchgen.translation.translate import Translated, translate
 
 
@@ -123,7 +125,7 @@ def from_pipeline(
     elif type(steps[root]).__name__ in GENERATORS:
         loaded = None
     else:
-        loaded = _load(root, steps[root])
+        loaded = _load(root, steps[root], seed)
     settings: dict[str, Any] = {"seed": seed, **({"engines": engines} if engines else {})}
     # Everything is translated before anything runs: a step that cannot be carried over costs no engine.
     jobs: dict[Segment, Translated] = {}
@@ -151,17 +153,44 @@ def _kinds_of(rows: pa.Table | None) -> dict[str, str]:
     return {field.name: kind_of(field.type) for field in rows.schema} if rows is not None else {}
 
 
-def _load(name: str, step: Any) -> pa.Table:
+def _load(name: str, step: Any, seed: int) -> pa.Table:
     """The rows of a loading step, under its output mappings."""
     limit = getattr(step, "num_examples", None) or None
     if getattr(step, "_dataset", None) is not None:  # of distilabel's `make_generator_step`
         table = _table_of(step._dataset).slice(0, limit)
+    elif is_own_loader(step):
+        return _table_of(_made_by(name, step, seed))
     else:
         try:
             table = load_seeds(_source_of(name, step).model_copy(update={"limit": limit})).table
         except SeedError as error:
             raise SeedError(f"step {name!r}: {error}") from error
     return table.rename_columns([step.output_mappings.get(column, column) for column in table.column_names])
+
+
+def _made_by(name: str, step: Any, seed: int) -> list[dict[str, Any]]:
+    """The rows that a loading step's own code makes, with the same random choices at every call: a run resumes by them.
+
+    Raises:
+        JobError: it makes none.
+        Whatever that code raises.
+    """
+    states = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        step.load()
+        rows = []
+        for batch, is_last in step.process_applying_mappings():
+            rows += batch
+            if is_last:
+                break
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+    if not rows:
+        raise JobError(f"step {name!r}: it made no rows")
+    return rows
 
 
 def _source_of(name: str, step: Any) -> Source:

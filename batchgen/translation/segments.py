@@ -18,6 +18,7 @@ from batchgen.translation.steps import (
     KEEP,
     LOADERS,
     class_name,
+    has_rows,
     is_task,
     parameters_of,
     runs_as_it_is,
@@ -78,7 +79,7 @@ def segments_of(dag: Any, steps: Mapping[str, Any], loaded: bool = False) -> lis
         JobError: the graph is none that can be carried over.
     """
     roots = sorted(dag.root_steps)
-    makers = [name for name in roots if type(steps[name]).__name__ in (*LOADERS, *GENERATORS)]
+    makers = [name for name in roots if has_rows(steps[name])]
     if loaded and makers:
         raise JobError(f"step {makers[0]!r}: it has rows of its own, and dataset is given too; use one of them")
     if not loaded and len(roots) != 1:
@@ -159,8 +160,9 @@ def _check_step(name: str, step: Any, dag: Any, is_root: bool) -> None:
         if known in GENERATORS:
             if not step.num_rows:
                 raise JobError(f"step {name!r}: num_rows is not set; give it to the step or in parameters")
-        elif known not in LOADERS:
-            legal = f"a pipeline starts with one of {', '.join((*LOADERS, *GENERATORS))}, or dataset is given"
+        elif not has_rows(step):
+            loaders = f"{', '.join((*LOADERS, *GENERATORS))}, DataSampler or a GeneratorStep of your own"
+            legal = f"a pipeline starts with one of {loaders}, or dataset is given"
             reason: str | None = LEFT_OUT.get(known, legal)
             raise JobError(f"step {name!r} ({kind}) cannot be carried over: {reason}")
         return

@@ -19,6 +19,8 @@ BY_CLASS: Mapping[str, str] = {str(spec.distilabel): name for name, spec in TASK
 # A task that makes its rows out of nothing, as many as its `num_rows` says: the same task over numbered rows.
 GENERATORS: Mapping[str, str] = {"MagpieGenerator": "magpie"}
 LOADERS = ("LoadDataFromDicts", "LoadDataFromDisk", "LoadDataFromFileSystem", "LoadDataFromHub")
+# distilabel's own that makes rows out of others, which are few: it is run as it is.
+_SAMPLER = "DataSampler"
 KEEP = "KeepColumns"
 GROUP = "GroupColumns"
 COMBINE = "CombineOutputs"
@@ -39,6 +41,17 @@ def is_own(step: Any) -> bool:
     """Whether a step is of a class of the user's own that sees one row after the other."""
     own = type(step).__module__.partition(".")[0] != "distilabel"
     return own and hasattr(step, "process_applying_mappings") and not (step.is_global or step.is_generator)
+
+
+def is_own_loader(step: Any) -> bool:
+    """Whether a step makes rows by code of its own, without a model."""
+    own = type(step).__module__.partition(".")[0] != "distilabel" or type(step).__name__ == _SAMPLER
+    return own and bool(getattr(step, "is_generator", False)) and not hasattr(step, "llm")
+
+
+def has_rows(step: Any) -> bool:
+    """Whether a pipeline may begin with a step."""
+    return class_name(type(step)) in (*LOADERS, *GENERATORS) or is_own_loader(step)
 
 
 def runs_as_it_is(step: Any) -> bool:

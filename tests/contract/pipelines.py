@@ -20,6 +20,7 @@ from distilabel.steps import (
     FormatChatGenerationSFT,
     FormatTextGenerationDPO,
     FormatTextGenerationSFT,
+    GeneratorStep,
     GroupColumns,
     KeepColumns,
     LoadDataFromDicts,
@@ -236,9 +237,22 @@ class Parts(Step):
             yield [{**row, "topic": part, "place": place} for place, part in enumerate(parts)]
 
 
+class Numbered(GeneratorStep):
+    """Makes rows in two batches."""
+
+    @property
+    def outputs(self) -> list[str]:
+        return ["instruction", "words", "number"]
+
+    def process(self, offset: int = 0) -> Iterator[tuple[list[dict[str, Any]], bool]]:
+        rows = [{"instruction": f"Do {n}.", "words": "word " * (n + 1), "number": n} for n in range(6)]
+        yield rows[:4], False
+        yield rows[4:], True
+
+
 def parts(url: str) -> Any:
     """A step that makes several rows of one, before a task and after it."""
-    load = LoadDataFromDicts(data=[{**row, "topic": "word " * (number + 1)} for number, row in enumerate(ROWS)])
+    load = Numbered(name="numbered", output_mappings={"words": "topic"})
     answer = TextGeneration(llm=_llm(url), input_mappings={"instruction": "topic"})
     list_them = SelfInstruct(llm=_llm(url), num_instructions=3, input_mappings={"input": "generation"})
     two = ExpandColumns(columns={"instructions": "question", "words": "word"})

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
@@ -27,9 +29,11 @@ from distilabel.models import (
 from distilabel.pipeline import Pipeline, routing_batch_function
 from distilabel.steps import (
     CombineOutputs,
+    DataSampler,
     ExpandColumns,
     FormatTextGenerationDPO,
     FormatTextGenerationSFT,
+    GeneratorStep,
     GroupColumns,
     KeepColumns,
     LoadDataFromDicts,
@@ -1050,6 +1054,68 @@ def test_lists_are_spread_wherever_they_stand(tmp_path: Path):
         (None, ["2", "3"], "3"),
     ]
     assert distiset.runs["again"].progress.reasons == {"filtered": 1}
+
+
+class Drawn(GeneratorStep):
+    """Makes rows out of numbers that it draws, in batches."""
+
+    rows: RuntimeParameter[int] = 5
+
+    @property
+    def outputs(self):
+        return ["topic", "rank"]
+
+    def load(self):
+        super().load()
+        self._topics = ["cats", "dogs", "birds"]
+
+    def process(self, offset: int = 0):
+        for first in range(offset, self.rows, 2):
+            batch = [
+                {"topic": f"{random.choice(self._topics)} {np.random.randint(1_000_000)}", "rank": rank}
+                for rank in range(first, min(first + 2, self.rows))
+            ]
+            yield batch, first + 2 >= self.rows
+
+
+@pytest.mark.parametrize("rows", [5, 4])
+def test_a_loader_of_one_s_own_makes_the_same_rows_again(tmp_path: Path, rows: int):
+    def load() -> Pipeline:
+        with Pipeline(name="drawn") as pipeline:
+            Drawn(name="draw", rows=rows, output_mappings={"topic": "instruction"}) >> answer("answer")
+        return pipeline
+
+    before = random.getstate()
+    first = from_pipeline(load(), tmp_path / "out", in_process=True)["default"]["train"]
+    assert random.getstate() == before
+    assert sorted(first["rank"]) == list(range(rows))
+    assert len(set(first["instruction"])) == rows
+    again = from_pipeline(load(), tmp_path / "out", in_process=True, parameters={"draw": {"rows": rows}})
+    assert again["default"]["train"].to_list() == first.to_list()
+    other = from_pipeline(load(), tmp_path / "other", in_process=True, seed=1)["default"]["train"]
+    assert set(other["instruction"]) != set(first["instruction"])
+    with pytest.raises(JobError, match="step 'draw': it made no rows"):
+        from_pipeline(load(), tmp_path / "none", in_process=True, parameters={"draw": {"rows": 0}})
+    with pytest.raises(JobError, match="step 'draw': it has rows of its own, and dataset is given too"):
+        from_pipeline(load(), tmp_path / "none", in_process=True, dataset=ROWS)
+
+
+def joined(inputs):
+    """Joins what was sampled."""
+    yield [{**row, "instruction": " ".join(row["text"])} for row in inputs]
+
+
+joined.__annotations__ = {"inputs": StepInput}
+Joined = step(inputs=["text"], outputs=["instruction"])(joined)
+
+
+def test_samples_of_rows_come_along(tmp_path: Path):
+    with Pipeline() as pipeline:
+        sampler = DataSampler(data=[{"text": word} for word in ("a", "b", "c")], size=2, samples=4, batch_size=3)
+        sampler >> Joined(name="join") >> answer("answer")
+    made = from_pipeline(pipeline, tmp_path / "out", in_process=True)["default"]["train"]
+    assert len(made) == 4
+    assert {len(text) for text in made["instruction"]} == {3}
 
 
 def test_how_many_rows_magpie_makes_has_to_be_said_once(tmp_path: Path):
