@@ -87,7 +87,8 @@ def grouped(generations: Sequence[Generation]) -> Generation:
         log.last = generations[0].log.last
         return Generation(log, {}, generations[0].reason)
     log.notes += [f"generation_failed:{each.reason}" for each in generations if each.reason is not None]
-    return Generation(log, {name: [each.added[name] for each in good] for name in good[0].added}, None)
+    rows = [row for each in good for row in (each.added, *each.further)]
+    return Generation(log, {name: [row[name] for row in rows] for name in rows[0]}, None)
 
 
 def check_text(added: Mapping[str, Any]) -> None:

@@ -23,12 +23,16 @@ Exit codes follow sysexits.h where it has one (75 is EX_TEMPFAIL).
 from __future__ import annotations
 
 import errno
+import os
 import sysconfig
 import traceback
 from pathlib import Path
 
 # Where code lies that is not the user's own.
-_NOT_OWN = (str(Path(__file__).parent), *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
+_NOT_OWN = tuple(
+    f"{folder}{os.sep}"
+    for folder in (Path(__file__).parent, *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))
+)
 # What a full disk, a file server or a machine says that may say otherwise in a while, with the same job.
 _PASSING = frozenset(
     getattr(errno, name)

@@ -307,11 +307,11 @@ class Worker:
         )
         if step.group_generations:
             branches = [branch.after(grouped(generations))]
-        elif many == 1:
-            branches = branch.spread(generations[0])
         else:
-            parts = branch.split(many)
-            branches = [part.after(generation) for part, generation in zip(parts, generations, strict=True)]
+            parts = branch.split(many) if many > 1 else [branch]
+            branches = [
+                each for part, generation in zip(parts, generations, strict=True) for each in part.spread(generation)
+            ]
         if step.exploded is not None:
             branches = [part for each in branches for part in explode(each, *step.exploded)]
         groups = await _together(

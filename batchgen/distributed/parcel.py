@@ -45,13 +45,13 @@ class Parcel:
         """The config.
 
         Raises:
-            EngineStartError: a module that it names is not there.
+            EngineStartError: a module that it names is not there, or fails.
         """
         sys.path.extend(path for path in self.paths if path not in sys.path)
         try:
             config: HostConfig = cloudpickle.loads(self.data)
-        except (AttributeError, ImportError) as error:
-            message = f"{error}: the module of a task or step of your own has to be there, too"
+        except Exception as error:  # of any type: it imports the user's own modules
+            message = f"{type(error).__name__}: {error}; what your own tasks and steps import has to be there, too"
             raise EngineStartError(message, final=True) from error
         return config
 

@@ -244,6 +244,27 @@ def test_a_step_may_make_several_rows_of_one(tmp_path: Path, threads: int):
     assert verify(store, read_plan(store)).good
 
 
+class Chorus(Shout):
+    """Makes two rows of every answer."""
+
+    def process(self, inputs):
+        for batch in super().process(inputs):
+            yield [{**row, "length": number} for row in batch for number in (1, 2)]
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_task_may_make_several_rows_of_each_of_several_generations(tmp_path: Path, grouped: bool):
+    entry = own_task(Chorus, inputs={"word": "text"}, outputs={"shout": "text", "length": "number"})
+    chorus = {"task": "chorus", "num_generations": 2, "group_generations": grouped}
+    job = {**tree(tmp_path / "run"), "steps": [chorus], "merge": {"exact": False, "near": False}}
+    result = run(job, in_process=True, tasks={"chorus": entry})
+    (file,) = (Path(result.dataset) / "data").glob("*.parquet")
+    table = pq.read_table(file).to_pylist()
+    made = [[row["branch"], row["length"], row["output_tokens"]] for row in table if row["word"] == "hey"]
+    apart = [["0.0", 1, 1], ["0.1", 2, 0], ["1.0", 1, 1], ["1.1", 2, 0]]
+    assert made == ([["", [1, 2, 1, 2], 2]] if grouped else apart)
+
+
 LETTERS = (("hey", "0", "h"), ("hey", "1", "e"), ("hey", "2", "y"), ("o", "", "o"))
 
 
@@ -392,7 +413,7 @@ def test_a_module_that_an_actor_does_not_find_is_named(tmp_path: Path, cut: Task
     assert parcel.opened().job.steps[0].spec.summary == "Cuts words."
     del sys.modules["own_cut"]
     sys.path.remove(str(tmp_path / "lib"))
-    with pytest.raises(EngineStartError, match="No module named 'own_cut': the module of a task or step of your own"):
+    with pytest.raises(EngineStartError, match="No module named 'own_cut'; what your own tasks and steps import"):
         replace(parcel, paths=()).opened()
     assert parcel.opened().job.steps[0].spec.summary == "Cuts words."
 
