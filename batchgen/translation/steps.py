@@ -120,13 +120,17 @@ def writes_of(step: Any, there: Mapping[str, str]) -> dict[str, str]:
     """
     names = [*outputs_of(step, there, {}), *([MODEL_NAME] if names_model(step) else [])]
     if runs_as_it_is(step):
-        return {output: step.output_mappings.get(output, output) for output in names}
+        return {output: _column_of(step, output) for output in names}
     written = {}
     for output in names:
-        theirs = _THEIR_NAMES.get(output, output)
-        column = step.output_mappings.get(theirs, theirs)
+        column = _column_of(step, _THEIR_NAMES.get(output, output))
         written[output] = output if column in META_NAMES else column
     return written
+
+
+def _column_of(step: Any, output: str) -> str:
+    """The column of an output: in distilabel that of the input of the same name, unless it is mapped itself."""
+    return str(step.output_mappings.get(output) or step.input_mappings.get(output, output))
 
 
 def outputs_of(step: Any, there: Mapping[str, str], kinds: Mapping[str, str]) -> Mapping[str, str]:
@@ -144,7 +148,7 @@ def outputs_of(step: Any, there: Mapping[str, str], kinds: Mapping[str, str]) ->
         )
     left_out = ("distilabel_metadata", *([MODEL_NAME] if names_model(step) else []))
     names = [name for name in step.outputs if name not in left_out]
-    return {name: kinds.get(step.output_mappings.get(name, name), "text") for name in names}
+    return {name: kinds.get(_column_of(step, name), "text") for name in names}
 
 
 def columns_of(step: Any, there: Mapping[str, str], kinds: Mapping[str, str]) -> dict[str, str]:

@@ -232,9 +232,10 @@ class Parts(Step):
         return ["topic", "place"]
 
     def process(self, inputs: StepInput) -> Iterator[list[dict[str, Any]]]:
-        for row in inputs:
-            parts = row["topic"].split() if row["number"] % 2 == 0 else []
-            yield [{**row, "topic": part, "place": place} for place, part in enumerate(parts)]
+        even = [row for row in inputs if row["number"] % 2 == 0]
+        yield [
+            {**row, "topic": part, "place": place} for row in even for place, part in enumerate(row["topic"].split())
+        ]
 
 
 class Numbered(GeneratorStep):
@@ -252,12 +253,14 @@ class Numbered(GeneratorStep):
 
 def parts(url: str) -> Any:
     """A step that makes several rows of one, before a task and after it."""
-    load = Numbered(name="numbered", output_mappings={"words": "topic"})
-    answer = TextGeneration(llm=_llm(url), input_mappings={"instruction": "topic"})
+    load = Numbered(name="numbered", output_mappings={"number": "place"})
+    # An output goes where the input of its name comes from, unless it is mapped itself.
+    cut = Parts(input_mappings={"topic": "words", "number": "place"}, output_mappings={"place": "part"})
+    answer = TextGeneration(llm=_llm(url), input_mappings={"instruction": "words"})
     list_them = SelfInstruct(llm=_llm(url), num_instructions=3, input_mappings={"input": "generation"})
-    two = ExpandColumns(columns={"instructions": "question", "words": "word"})
-    words = MergeColumns(columns=["topic", "generation", "instruction"], output_column="words")
-    return load >> Parts(input_batch_size=1) >> answer >> list_them >> words >> two
+    words = MergeColumns(columns=["words", "generation", "instruction"], output_column="all")
+    two = ExpandColumns(columns={"instructions": "question", "all": "word"})
+    return load >> cut >> answer >> list_them >> words >> two
 
 
 class Loud(TextGeneration):
@@ -305,7 +308,7 @@ NAMES = (*PIPELINES, *RANDOM)
 KINDS: Mapping[str, Mapping[str, str]] = {
     "own": {"letters": "number"},
     "forms": {"letters": "number"},
-    "parts": {"place": "number"},
+    "parts": {"part": "number"},
 }
 
 

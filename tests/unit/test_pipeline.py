@@ -924,7 +924,7 @@ class Keyed(Tidied):
 
     key: SecretStr | None = None
     token: str = Field(default_factory=lambda: os.environ["SEARCH_API_KEY"])
-    limit: int | None = 5
+    limit: Any = 5
 
     def process(self, inputs):
         yield [{**row, "instruction": f"{self.token[:4]} {self.limit}", "rank": 1} for row in inputs]
@@ -948,6 +948,10 @@ def test_a_key_of_the_environment_is_not_kept_with_the_run(tmp_path: Path, monke
     assert not [file for file in kept if b"hush-0123456789ab" in file.read_bytes()]
     with pytest.raises(JobError, match="step 'keyed': key: SecretStr cannot be part of a job: it would be kept in the"):
         translated(keyed(key=SecretStr("x")))
+    with pytest.raises(
+        JobError, match="step 'keyed': limit: vLLM cannot be part of a job: a step's LLM is its field `ll"
+    ):
+        translated(keyed(limit=llm()))
     with pytest.raises(JobError, match=r"steps\[0\].token: holds the value of OTHER_TOKEN"):
         monkeypatch.setenv("OTHER_TOKEN", "wxyz-0123456789ab")
         translated(keyed(token="wxyz-0123456789ab"))
