@@ -42,6 +42,6 @@ def _plain(value: Any, field: str, what: str) -> Any:
         hint = f"; {_TABLES}"
     elif hasattr(value, "get_secret_value"):
         hint = ": it would be kept in the run's files; have the class read it from the environment by a default_factory"
-    elif hasattr(value, "agenerate") or hasattr(value, "generate_outputs"):
+    elif hasattr(value, "generate_outputs"):
         hint = ": a step's LLM is its field `llm`, of which it can have one"
     raise JobError(f"{what}: {field}: {type(value).__name__} cannot be part of a job{hint}")
