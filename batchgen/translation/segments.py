@@ -25,6 +25,13 @@ from batchgen.translation.steps import (
 )
 
 
+# What does the same here, of steps that need all rows.
+_INSTEAD: Mapping[str, str] = {
+    "MinHashDedup": "it compares all rows, as the merge of a job does (`merge.near`)",
+    "PushToHub": "take it out, and call push_to_hub of what from_pipeline gives",
+}
+
+
 @dataclass(frozen=True, eq=False)
 class Segment:
     """Steps through which every row goes: a chain, in which branches that meet again stand one after the other.
@@ -171,7 +178,7 @@ def _check_step(name: str, step: Any, dag: Any, is_root: bool) -> None:
     if known in (*JOINS, KEEP):
         _check_column_step(name, step)
     elif known not in BY_CLASS and not runs_as_it_is(step):
-        reason = LEFT_OUT.get(known)
+        reason = LEFT_OUT.get(known) or _INSTEAD.get(known)
         if reason is None:
             reason = "a global step needs all rows at once" if step.is_global else "it is not a task"
         raise JobError(f"step {name!r} ({kind}) cannot be carried over: {reason}")

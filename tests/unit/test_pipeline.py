@@ -41,6 +41,7 @@ from distilabel.steps import (
     LoadDataFromFileSystem,
     LoadDataFromHub,
     MergeColumns,
+    PushToHub,
     RewardModelScore,
     Step,
     StepInput,
@@ -344,6 +345,10 @@ def refused(build) -> str:
     ("build", "message"),
     [
         (lambda data: data >> Everything(name="all"), "'all' (Everything) cannot be carried over: a global step"),
+        (
+            lambda data: data >> TextGeneration(llm=llm()) >> PushToHub(name="push", repo_id="org/name"),
+            "'push' (PushToHub) cannot be carried over: take it out, and call push_to_hub of what from_pipeline gives",
+        ),
         (
             lambda data: data >> TextGeneration(llm=llm()) >> ExpandColumns(columns=["x"], name="spread"),
             "'spread': reads column 'x', which is not there; there are: instruction",
