@@ -24,7 +24,6 @@ from batchgen.translation.steps import (
     runs_as_it_is,
 )
 
-
 # What does the same here, of steps that need all rows.
 _INSTEAD: Mapping[str, str] = {
     "MinHashDedup": "it compares all rows, as the merge of a job does (`merge.near`)",
