@@ -221,7 +221,7 @@ class RayFleet:
         log = self.log_of(engine)
         create = ray.remote(_Actor).options(**options).remote
         try:
-            parcel = Parcel.of(replace(self._config, seed=seed))
+            parcel = await asyncio.to_thread(Parcel.of, replace(self._config, seed=seed))
             actor = await ask(create, parcel, str(log) if log else None, self._threads, self._local)
         except TimeoutError:
             raise EngineStartError("Ray does not answer") from None
