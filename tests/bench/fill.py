@@ -20,6 +20,7 @@ import ray
 
 from batchgen.distributed import fleet as ray_fleet
 from batchgen.distributed.cluster import connected
+from batchgen.distributed.parcel import Parcel
 from batchgen.fleet import HostConfig, Placement
 from batchgen.host import EngineHost
 from batchgen.job import Job
@@ -89,9 +90,9 @@ class BenchHost(EngineHost):
 class BenchActor(ray_fleet._Actor):
     """batchgen's actor with the bench's host."""
 
-    def __init__(self, config: HostConfig, log: str | None, threads: int | None, local: bool) -> None:
-        super().__init__(config, log, threads, local)
-        self._host: BenchHost = BenchHost(config)
+    def __init__(self, parcel: Parcel, log: str | None, threads: int | None, local: bool) -> None:
+        super().__init__(parcel, log, threads, local)
+        self._host: BenchHost = BenchHost(parcel.opened())
 
     async def raw(self) -> Side:
         """See `BenchHost.raw`."""
@@ -183,7 +184,7 @@ class Actor:
         self._actor = (
             ray.remote(BenchActor)
             .options(num_cpus=self._gpus, num_gpus=self._gpus, max_concurrency=1000)
-            .remote(replace(config, seed=5), str(log), None if self._gpus else 2, True)
+            .remote(Parcel.of(replace(config, seed=5)), str(log), None if self._gpus else 2, True)
         )
         self.slots = await self._actor.start.remote()
         assert isinstance(self.slots, int), f"{self.slots}\n{log.read_text()[-8000:]}"
