@@ -43,7 +43,10 @@ def _merged(step: Any, inputs: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _items(step: Any, inputs: Mapping[str, str]) -> Mapping[str, str]:
-    """What lists hold that are spread over rows. The shorter of two lists leaves its column empty at the end."""
+    """What lists hold that are spread over rows; an item may be null.
+
+    Where two lists differ in length, distilabel puts the whole row in the place of an item, and the row is rejected.
+    """
     for name, kind in inputs.items():
         if not kind.startswith("list["):
             raise JobError(f"step {step.name!r} ({EXPAND}): column {name!r} is not a list (it is {kind})")

@@ -19,7 +19,7 @@ BY_CLASS: Mapping[str, str] = {str(spec.distilabel): name for name, spec in TASK
 # A task that makes its rows out of nothing, as many as its `num_rows` says: the same task over numbered rows.
 GENERATORS: Mapping[str, str] = {"MagpieGenerator": "magpie"}
 LOADERS = ("LoadDataFromDicts", "LoadDataFromDisk", "LoadDataFromFileSystem", "LoadDataFromHub")
-# distilabel's own that makes rows out of others, which are few: it is run as it is.
+# distilabel's own loader that draws its rows from others: it is run as it is.
 _SAMPLER = "DataSampler"
 KEEP = "KeepColumns"
 GROUP = "GroupColumns"
