@@ -134,6 +134,7 @@ def from_pipeline(
         jobs[segment] = translate(segment, steps, first, folder, settings, kinds)
     tables: dict[Segment | None, pa.Table | None] = {None: loaded}
     results: dict[str, Result] = {}
+    earlier: list[Path] = []
     leaves = [segment for segment in segments if segment.leaf]
     for segment in segments:
         translated = jobs[segment]
@@ -144,7 +145,9 @@ def from_pipeline(
             results["default" if len(leaves) == 1 else segment.name] = result
         else:
             tables[segment] = _rows_of(result).select(list(translated.columns))
-    dataset = publish_configs({name: Path(result.dataset) for name, result in results.items()}, folder / "dataset")
+            earlier.append(Path(result.dataset))
+    datasets = {name: Path(result.dataset) for name, result in results.items()}
+    dataset = publish_configs(datasets, folder / "dataset", earlier)
     return PipelineResult(dataset, results)
 
 

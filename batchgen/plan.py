@@ -267,8 +267,17 @@ def _inputs(job: Job, seeds: Seeds) -> dict[str, Any]:
 
 def _model_inputs(model: dict[str, Any]) -> dict[str, Any]:
     """What of a model the generated rows depend on."""
-    names = ("tokens", "lines", "reply") if model["path"] == "chaos" else _TEXT_ARGUMENTS
-    return {**model, "engine": {name: value for name, value in model["engine"].items() if name in names}}
+    return {**model, "engine": text_arguments(model["path"], model["engine"])}
+
+
+def text_arguments(model: str, engine: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a model's engine arguments that change what is generated.
+
+    Args:
+        model: its path.
+    """
+    names = ("tokens", "lines", "reply") if model == "chaos" else _TEXT_ARGUMENTS
+    return {name: value for name, value in engine.items() if name in names}
 
 
 def _model_input(model: str | None, field: str) -> str:

@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from batchgen.card import render_configs
@@ -62,11 +62,12 @@ def publish_store(store: ObjectStore, version: Version) -> str:
     return f"{store.location}/dataset"
 
 
-def publish_configs(datasets: Mapping[str, Path], folder: str | Path) -> Path:
+def publish_configs(datasets: Mapping[str, Path], folder: str | Path, earlier: Sequence[Path] = ()) -> Path:
     """Puts several published datasets into one folder, each as a config of it, in the place of an earlier one.
 
     Args:
         datasets: folder of each config.
+        earlier: folders of the datasets whose rows theirs go on from, of which the card tells.
 
     Raises:
         UserError: the folder holds something that is no dataset.
@@ -75,7 +76,8 @@ def publish_configs(datasets: Mapping[str, Path], folder: str | Path) -> Path:
         for name, dataset in datasets.items():
             shutil.copytree(dataset / "data", fresh / "data" / name)
         cards = {name: (dataset / CARD).read_text(encoding="utf-8") for name, dataset in datasets.items()}
-        (fresh / CARD).write_text(render_configs(cards), encoding="utf-8")
+        before = [(dataset / CARD).read_text(encoding="utf-8") for dataset in earlier]
+        (fresh / CARD).write_text(render_configs(cards, before), encoding="utf-8")
     return target
 
 

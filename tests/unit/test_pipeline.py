@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -165,6 +166,8 @@ def test_every_leaf_is_a_config_and_shared_tasks_run_once(tmp_path: Path):
     rows = {name: distiset[name]["train"].to_list() for name in distiset}
     asked = [{row["topic"]: row["instruction"] for row in rows[name]} for name in ("short", "hard")]
     assert asked[0] == asked[1], "both leaves continue the same rows"
+    card = (distiset.dataset / "README.md").read_text()
+    assert re.findall(r"^# (.*)$", card, re.MULTILINE) == ["hard", "short", "ask"], "how those came to be is told, too"
     assert all(row["evolved_instruction"] for row in rows["hard"])
     assert all(row["generation"] for row in rows["short"])
 
