@@ -13,7 +13,7 @@ from batchgen.step import MODEL_NAME
 from batchgen.tasks.spec import TaskParameters, TaskSpec, bare
 from batchgen.tasks.table import TASKS
 from batchgen.translation.plain import EXPAND, PLAIN
-from batchgen.trees import plain_tree
+from batchgen.trees import plain_fields
 
 BY_CLASS: Mapping[str, str] = {str(spec.distilabel): name for name, spec in TASKS.items() if spec.distilabel}
 # A task that makes its rows out of nothing, as many as its `num_rows` says: the same task over numbered rows.
@@ -220,13 +220,21 @@ def _given(step: Any, fields: Iterable[str]) -> dict[str, Any]:
     for field in fields:
         info = type(step).model_fields.get(field)
         value = vars(step).get(field)  # asked for by name, distilabel's older fields warn
-        if info is None or value == (default := _default(step, info)):
+        if info is None or _equal(value, default := _default(step, info)):
             continue
         if value is None and not runs_as_it_is(step):
             # In a job null is the task's own text. Where distilabel takes None for no text, it takes "" for that, too.
             value = "" if isinstance(default, str) else None
         given[field] = value
-    return plain_tree(given, f"step {step.name!r}")
+    return plain_fields(given, f"step {step.name!r}")
+
+
+def _equal(value: Any, other: Any) -> bool:
+    """Whether two values are equal, where their types say so in one word: an array does not."""
+    try:
+        return bool(value == other)
+    except Exception:
+        return False
 
 
 def _default(step: Any, info: Any) -> Any:

@@ -965,6 +965,24 @@ def test_a_key_of_the_environment_is_not_kept_with_the_run(tmp_path: Path, monke
         translated(keyed(token="wxyz-0123456789ab"))
 
 
+def test_a_table_of_numbers_reaches_a_class_as_it_is_and_an_array_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("SEARCH_API_KEY", raising=False)
+    pipeline = keyed(token="none", limit={1: 0.5, np.int64(2): [True, {None: "x"}], "a": np.float32(2)})
+    dataset = from_pipeline(pipeline, tmp_path / "out", in_process=True, kinds={"rank": "number"})["default"]["train"]
+    assert set(dataset["instruction"]) == {"none {1: 0.5, 2: [True, {None: 'x'}], 'a': 2.0}"}
+    for value, what in (
+        (np.arange(2), "limit: ndarray"),
+        ({"a": [pd.Series([1, 2])]}, r"limit.a\[0\]: Series"),
+        (pd.DataFrame({"a": [1]}), "limit: DataFrame"),
+    ):
+        with pytest.raises(JobError, match=f"step 'keyed': {what} cannot be part of a job: have the class make it in"):
+            translated(keyed(token="none", limit=value))
+    with pytest.raises(JobError, match="step 'keyed': limit: a key of type tuple cannot be part of a job"):
+        translated(keyed(token="none", limit={(1, 2): 3}))
+
+
 def test_none_is_a_value_where_a_class_has_another_default(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("SEARCH_API_KEY", raising=False)
     (job,) = translated(keyed(token="mine", limit=None)).values()

@@ -56,6 +56,16 @@ def test_rows_of_a_data_frame_keep_their_values():
     ]
 
 
+def test_keys_are_names_but_among_the_parameters_of_a_step(tmp_path: Path):
+    rows = pd.DataFrame([["a", 1]]).to_dict("records")
+    job = Job.of(TREE | {"source": {"rows": rows}, "steps": [{"task": "text_generation", "template": "{{ _0 }}"}]})
+    assert job.source.rows == [{"0": "a", "1": 1}]
+    steps = [{"task": "apigen_generator", "number": {1: 0.5, np.int64(2): 0.5}}]
+    assert Job.of(TREE | {"steps": steps}).steps[0].parameters.model_dump()["number"] == {1: 0.5, 2: 0.5}
+    with pytest.raises(JobError, match=r"job: steps\[0\].number: a key of type tuple cannot be part of a job"):
+        Job.of(TREE | {"steps": [{"task": "apigen_generator", "number": {(1, 2): 0.5}}]})
+
+
 def test_bytes_among_the_rows_of_a_job_do_not_end_its_run(tmp_path: Path):
     output = tmp_path / "run"
     result = run(
