@@ -366,6 +366,8 @@ def _sampling_options(request: Request) -> dict[str, Any]:
         from vllm.sampling_params import RepetitionDetectionParams
 
         options["repetition_detection"] = RepetitionDetectionParams(**repetition)
+    if bias := options.get("logit_bias"):
+        options["logit_bias"] = {int(token): value for token, value in bias.items()}  # JSON has text for keys
     stop = options.get("stop") or []
     options["stop"] = [*([stop] if isinstance(stop, str) else stop), *request.stop]
     options["stop_token_ids"] = [*(options.get("stop_token_ids") or []), *request.stop_token_ids]

@@ -271,7 +271,7 @@ def test_sampling_parameters_reach_the_engine(vllm_engine: Engine, loop_thread):
     cut = ask(temperature=0.0, max_tokens=3)
     assert (cut.finish_reason, cut.output_tokens) == ("length", 3)
     assert "Tokyo" not in ask(temperature=0.0, max_tokens=40, stop=["Tokyo"]).text
-    looping = {"temperature": 0.0, "max_tokens": 400, "ignore_eos": True, "logit_bias": {prompt[-1]: 100}}
+    looping = {"temperature": 0.0, "max_tokens": 400, "ignore_eos": True, "logit_bias": {str(prompt[-1]): 100}}
     looped = ask(**looping, repetition_detection={"max_pattern_size": 4, "min_count": 5})
     assert (looped.finish_reason, looped.output_tokens) == ("repetition", 5)
     choice = ask(temperature=0.0, max_tokens=40, structured_outputs={"choice": ["Lima", "Oslo"]})
