@@ -252,7 +252,7 @@ def gc(options: argparse.Namespace) -> int:
 
     store = open_store(options.run)
     objects, size = collect(store, read_plan(store), options.dry_run)
-    print(f"{'would remove' if options.dry_run else 'removed'} {objects:,} files, {size:,} bytes")
+    print(f"{'would remove' if options.dry_run else 'removed'} {objects:,} file{'s' * (objects != 1)}, {size:,} bytes")
     return 0
 
 
