@@ -16,6 +16,7 @@ from batchgen.plan import Plan, text_arguments
 from batchgen.rows import canonical_json
 from batchgen.step import Step
 
+_TAGS = ["synthetic", "distilabel", "batchgen"]
 _SIZES = (
     (1_000, "n<1K"),
     (10_000, "1K<n<10K"),
@@ -39,7 +40,7 @@ def render_card(job: Job, plan: Plan, schema: pa.Schema, details: Mapping[str, A
     front = {
         "pretty_name": job.name,
         "size_categories": [_size_category(details["kept"])],
-        "tags": ["synthetic", "distilabel", "batchgen"],
+        "tags": _TAGS,
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
         "dataset_info": {"config_name": "default", "description": f"batchgen, data {digest}"},
     }
@@ -94,10 +95,18 @@ def _recipe(job: Job, plan: Plan) -> dict[str, Any]:
         "model": models.pop(None, None),
         "models": {str(name): model for name, model in models.items()},
         "sampling": tree.get("sampling"),
-        "steps": [{"task": step.pop("task"), **step} for step in tree["steps"]],
+        "steps": [{"task": step["task"], **_step(step)} for step in tree["steps"]],
         "merge": tree.get("merge"),
     }
     return {name: value for name, value in recipe.items() if value not in (None, {})}
+
+
+def _step(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A step without mappings of columns to their own names, which translated pipelines have many of."""
+    step = dict(tree)
+    for name in ("input_mappings", "output_mappings"):
+        step[name] = {given: column for given, column in step.get(name, {}).items() if given != column}
+    return {name: value for name, value in step.items() if value != {}}
 
 
 def _model(model: Model, commit: str | None) -> dict[str, Any]:
@@ -119,20 +128,21 @@ def _source(tree: Mapping[str, Any]) -> dict[str, Any]:
     return source
 
 
-def render_configs(cards: Mapping[str, str], earlier: Sequence[str] = ()) -> str:
+def render_configs(name: str, cards: Mapping[str, str], earlier: Sequence[str] = ()) -> str:
     """One card for several datasets, each a config with its files under `data/<config>/`.
 
     Args:
+        name: of all of them together.
         cards: of every config.
         earlier: of the datasets whose rows theirs go on from, which are no configs.
     """
     configs = [
-        {"config_name": name, "data_files": [{"split": "train", "path": f"data/{name}/train-*.parquet"}]}
-        for name in cards
+        {"config_name": config, "data_files": [{"split": "train", "path": f"data/{config}/train-*.parquet"}]}
+        for config in cards
     ]
-    parts = {name: card.split("---\n", 2) for name, card in cards.items()}
-    infos = [{**yaml.safe_load(part[1])["dataset_info"], "config_name": name} for name, part in parts.items()]
-    front = {"tags": ["synthetic", "distilabel", "batchgen"], "configs": configs, "dataset_info": infos}
+    parts = {config: card.split("---\n", 2) for config, card in cards.items()}
+    infos = [{**yaml.safe_load(part[1])["dataset_info"], "config_name": config} for config, part in parts.items()]
+    front = {"pretty_name": name, "tags": _TAGS, "configs": configs, "dataset_info": infos}
     bodies = [part[2].strip() for part in parts.values()]
     if earlier:
         bodies += ["These rows go on from:", *(card.split("---\n", 2)[2].strip() for card in earlier)]

@@ -217,7 +217,7 @@ def describe_version(version: Version) -> str:
 def sample_rows(store: ObjectStore, version: Version, rows: int = 3) -> list[str]:
     """The first rows of a version: their conversations, a line a message; a line a column where they have none.
 
-    None where they cannot be read just now: the version is published all the same.
+    No lines where they cannot be read just now: the version is published all the same.
     """
     from batchgen.parquet import first_rows
     from batchgen.rows import CLUSTER_SIZE, META_NAMES
@@ -275,7 +275,7 @@ _TAIL_BYTES = 64 * 1024
 def log_tail(folder: Path, lines: int = 15) -> str:
     """The last lines of the newest engine log, or of the driver's: that is where vLLM or Ray says why.
 
-    None where they cannot be read: what failed is told all the same.
+    "" where they cannot be read: what failed is told all the same.
     """
     try:
         logs = sorted(folder.glob("*.log"), key=lambda path: (path.name != "driver.log", path.stat().st_mtime))

@@ -147,7 +147,7 @@ def from_pipeline(
             tables[segment] = _rows_of(result).select(list(translated.columns))
             earlier.append(Path(result.dataset))
     datasets = {name: Path(result.dataset) for name, result in results.items()}
-    dataset = publish_configs(datasets, folder / "dataset", earlier)
+    dataset = publish_configs(pipeline.name, datasets, folder / "dataset", earlier)
     return PipelineResult(dataset, results)
 
 

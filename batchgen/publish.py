@@ -62,10 +62,11 @@ def publish_store(store: ObjectStore, version: Version) -> str:
     return f"{store.location}/dataset"
 
 
-def publish_configs(datasets: Mapping[str, Path], folder: str | Path, earlier: Sequence[Path] = ()) -> Path:
+def publish_configs(name: str, datasets: Mapping[str, Path], folder: str | Path, earlier: Sequence[Path] = ()) -> Path:
     """Puts several published datasets into one folder, each as a config of it, in the place of an earlier one.
 
     Args:
+        name: of all of them together.
         datasets: folder of each config.
         earlier: folders of the datasets whose rows theirs go on from, of which the card tells.
 
@@ -73,11 +74,11 @@ def publish_configs(datasets: Mapping[str, Path], folder: str | Path, earlier: S
         UserError: the folder holds something that is no dataset.
     """
     with _replacing(folder) as (fresh, target):
-        for name, dataset in datasets.items():
-            shutil.copytree(dataset / "data", fresh / "data" / name)
-        cards = {name: (dataset / CARD).read_text(encoding="utf-8") for name, dataset in datasets.items()}
+        for config, dataset in datasets.items():
+            shutil.copytree(dataset / "data", fresh / "data" / config)
+        cards = {config: (dataset / CARD).read_text(encoding="utf-8") for config, dataset in datasets.items()}
         before = [(dataset / CARD).read_text(encoding="utf-8") for dataset in earlier]
-        (fresh / CARD).write_text(render_configs(cards, before), encoding="utf-8")
+        (fresh / CARD).write_text(render_configs(name, cards, before), encoding="utf-8")
     return target
 
 

@@ -20,10 +20,11 @@ from batchgen.store import LocalStore
 from tests.helpers import chaos_job, planned
 
 DETAILS = {"kept": 9, "read": 10, "dropped": {"truncated": 1}, "shards": 2, "of_shards": 2}
-STEPS = [
+STEPS: list[dict[str, Any]] = [
     {"task": "magpie", "only_instruction": True, "n_turns": 1},
     {"task": "text_generation", "model": "teacher", "sampling": {"temperature": 0.2}},
 ]
+SAME = {"input_mappings": {"instruction": "instruction"}, "output_mappings": {"generation": "generation"}}
 
 
 def card_of(job: Job, **details: Any) -> str:
@@ -50,7 +51,7 @@ def test_every_model_that_wrote_rows_is_named_with_what_changes_its_text(tmp_pat
             "chat_template_kwargs": {"enable_thinking": False},
         },
         models={"teacher": {"path": "org/teacher", "backend": "openai", "engine": server}},
-        steps=STEPS,
+        steps=[STEPS[0], STEPS[1] | SAME],
     )
     plan, _, _ = planned(job)
     plan = plan.with_versions({None: {"commit": "c" * 40}})
@@ -131,13 +132,14 @@ def test_a_partial_merge_is_told(tmp_path: Path):
 
 def test_one_card_for_several_datasets_has_what_they_go_on_from(tmp_path: Path):
     cards = {name: card_of(chaos_job(tmp_path / name, name=name)) for name in ("one", "two", "before")}
-    card = render_configs({name: cards[name] for name in ("one", "two")}, [cards["before"]])
+    card = render_configs("both", {name: cards[name] for name in ("one", "two")}, [cards["before"]])
     front = yaml.safe_load(card.split("---\n")[1])
     assert [config["config_name"] for config in front["configs"]] == ["one", "two"]
     assert [info["config_name"] for info in front["dataset_info"]] == ["one", "two"]
     assert re.findall(r"^# (.*)$", card, re.MULTILINE) == ["one", "two", "before"]
     assert card.index("# two") < card.index("These rows go on from:") < card.index("# before")
-    assert "go on from" not in render_configs(cards)
+    assert front["pretty_name"] == "both"
+    assert "go on from" not in render_configs("all", cards)
 
 
 def test_a_card_with_anything_in_it_can_be_loaded(tmp_path: Path):
