@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import re
 import shutil
 import uuid
@@ -10,20 +9,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen.api import Result, Watch, run
-from batchgen.errors import JobError, SeedError
-from batchgen.job import Source
+from batchgen.errors import JobError
 from batchgen.parquet import read_parquet
 from batchgen.publish import publish_configs
 from batchgen.rows import kind_of
-from batchgen.seeds import load_seeds
 from batchgen.store import is_remote
+from batchgen.translation.loading import rows_of_dataset, rows_of_step
 from batchgen.translation.segments import Segment, segments_of, set_parameters
-from batchgen.translation.steps import GENERATORS, check_kinds, is_own_loader
+from batchgen.translation.steps import GENERATORS, check_kinds
 from batchgen.translation.translate import Translated, translate
 
 
@@ -121,11 +118,11 @@ def from_pipeline(
     folder = Path(output) if output is not None else Path("runs") / re.sub(r"[^A-Za-z0-9._-]", "_", pipeline.name)
     root = next(iter(pipeline.dag.root_steps))
     if dataset is not None:
-        loaded = _table_of(dataset)
+        loaded = rows_of_dataset(dataset)
     elif type(steps[root]).__name__ in GENERATORS:
         loaded = None
     else:
-        loaded = _load(root, steps[root], seed)
+        loaded = rows_of_step(root, steps[root], seed)
     settings: dict[str, Any] = {"seed": seed, **({"engines": engines} if engines else {})}
     # Everything is translated before anything runs: a step that cannot be carried over costs no engine.
     jobs: dict[Segment, Translated] = {}
@@ -154,78 +151,6 @@ def from_pipeline(
 def _kinds_of(rows: pa.Table | None) -> dict[str, str]:
     """The columns of loaded rows, with their kinds."""
     return {field.name: kind_of(field.type) for field in rows.schema} if rows is not None else {}
-
-
-def _load(name: str, step: Any, seed: int) -> pa.Table:
-    """The rows of a loading step, under its output mappings."""
-    limit = getattr(step, "num_examples", None) or None
-    if getattr(step, "_dataset", None) is not None:  # of distilabel's `make_generator_step`
-        table = _table_of(step._dataset).slice(0, limit)
-    elif is_own_loader(step):
-        return _table_of(_made_by(name, step, seed))
-    else:
-        try:
-            table = load_seeds(_source_of(name, step).model_copy(update={"limit": limit})).table
-        except SeedError as error:
-            raise SeedError(f"step {name!r}: {error}") from error
-    return table.rename_columns([step.output_mappings.get(column, column) for column in table.column_names])
-
-
-def _made_by(name: str, step: Any, seed: int) -> list[dict[str, Any]]:
-    """The rows that a loading step's own code makes, with the same random choices at every call: a run resumes by them.
-
-    Raises:
-        JobError: it makes none.
-        Whatever that code raises.
-    """
-    states = random.getstate(), np.random.get_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    try:
-        step.load()
-        rows = []
-        for batch, is_last in step.process_applying_mappings():
-            rows += batch
-            if is_last:
-                break
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-    if not rows:
-        raise JobError(f"step {name!r}: it made no rows")
-    return rows
-
-
-def _source_of(name: str, step: Any) -> Source:
-    kind = type(step).__name__
-    place = {"LoadDataFromDicts": "data", "LoadDataFromFileSystem": "data_files", "LoadDataFromDisk": "dataset_path"}
-    field = place.get(kind, "repo_id")
-    value = getattr(step, field)
-    if not value:
-        raise JobError(f"step {name!r}: {field} is not set; give it to the step or in parameters")
-    if field == "data":
-        return Source(rows=value)
-    if field == "data_files":
-        return Source(path=str(Path(value) / "*") if Path(value).is_dir() else str(value))
-    split = step.split or "train"
-    if field == "dataset_path":
-        # A Distiset on disk has a folder for each of its configs.
-        folder = Path(value) / (step.config or "default") if step.is_distiset else Path(value)
-        return Source(dataset=str(folder), split=split)
-    return Source(dataset=value, config=step.config, split=split, revision=step.revision, streaming=step.streaming)
-
-
-def _table_of(dataset: Any) -> pa.Table:
-    """The rows of what `pipeline.run` takes as a dataset."""
-    if isinstance(dataset, list):
-        return load_seeds(Source(rows=dataset)).table
-    if type(dataset).__name__ == "DataFrame":
-        return pa.Table.from_pandas(dataset, preserve_index=False)
-    if type(dataset).__name__ == "Dataset":
-        table: pa.Table = dataset.with_format("arrow")[:]
-        return table
-    legal = "a datasets.Dataset, a pandas DataFrame or a list of dictionaries"
-    raise JobError(f"dataset: expected {legal}, got {type(dataset).__name__}")
 
 
 def _write_seeds(table: pa.Table, names: Mapping[str, str], path: Path) -> None:

@@ -278,7 +278,7 @@ def from_records(
 
 
 def _odd_value(name: str, values: Sequence[Any], place: Callable[[int], str]) -> str:
-    """Says which row's value has another type than the ones before it."""
+    """Says which row's value has another type than the ones before it, or one of which there are no columns."""
     first: type | None = None
     for row, value in enumerate(values):
         if value is None:
@@ -289,4 +289,10 @@ def _odd_value(name: str, values: Sequence[Any], place: Callable[[int], str]) ->
             first = type(value)
         elif type(value) is not first:
             return f"{place(row)}: column {name!r} is {type(value).__name__} here and {first.__name__} before"
+        try:
+            pa.array([value])
+        except (pa.ArrowException, OverflowError, UnicodeEncodeError):  # its text may quote the value
+            nested = isinstance(value, dict | list | tuple)
+            what = "whose parts have different types" if nested else "of which no column can be made"
+            return f"{place(row)}: column {name!r} holds a value of type {type(value).__name__}, {what}"
     return f"{place(0)}: column {name!r} has values of different types"

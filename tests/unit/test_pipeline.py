@@ -1232,5 +1232,28 @@ def test_a_pipeline_without_rows_and_rows_of_an_odd_kind_are_refused(tmp_path: P
         TextGeneration(llm=llm(), name="answer")
     with pytest.raises(JobError, match=r"a pipeline starts with one of LoadDataFromDicts, .*, or dataset is given"):
         from_pipeline(pipeline, tmp_path / "out", in_process=True)
-    with pytest.raises(JobError, match=r"dataset: expected a datasets\.Dataset, .*, got DatasetDict"):
-        from_pipeline(pipeline, tmp_path / "out", dataset=DatasetDict({"train": Dataset.from_list(ROWS)}))
+    for dataset, message in (
+        (
+            DatasetDict({"train": Dataset.from_list(ROWS)}),
+            r"dataset: expected a datasets\.Dataset, .*, got DatasetDict",
+        ),
+        ([], "dataset: there are no rows"),
+        (Dataset.from_dict({"instruction": []}), "dataset: there are no rows"),
+        (pd.DataFrame({"instruction": []}), "dataset: there are no rows"),
+        ([ROWS[0], "x"], r"dataset\[1\]: expected a dictionary of columns by their names, got str"),
+        ([{0: "x"}], r"dataset\[0\]: expected a dictionary of columns by their names, got keys like 0"),
+        (pd.DataFrame({"instruction": ["canary", 1]}), "dataset: column 'instruction' has values of different types"),
+        (pd.DataFrame([["a", "b"]], columns=["a", "a"]), "dataset: it has two columns 'a'"),
+        (
+            [{"instruction": Path("canary")}],
+            r"dataset: source.rows\[0\]: column 'instruction' holds a value of type Posix",
+        ),
+        (
+            [*ROWS, {"instruction": [1, "canary"]}],
+            r"dataset: source.rows\[6\]: column 'instruction' is list here and str",
+        ),
+        ([{"instruction": [1, {"canary": 2}]}], "type list, whose parts have different types"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            from_pipeline(pipeline, tmp_path / "out", dataset=dataset)
+        assert "canary" not in str(caught.value)

@@ -1,0 +1,128 @@
+"""The rows that a pipeline starts from: those of its loading step, or of a dataset that is given."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from batchgen.errors import JobError, SeedError
+from batchgen.job import Source
+from batchgen.seeds import load_seeds
+from batchgen.translation.steps import is_own_loader
+
+
+def rows_of_step(name: str, step: Any, seed: int) -> pa.Table:
+    """The rows of a loading step, under its output mappings.
+
+    Raises:
+        JobError: the step lacks a setting, or has no rows.
+        SeedError: they cannot be read.
+    """
+    limit = getattr(step, "num_examples", None) or None
+    if getattr(step, "_dataset", None) is not None:  # of distilabel's `make_generator_step`
+        table = rows_of_dataset(step._dataset, f"step {name!r}").slice(0, limit)
+    elif is_own_loader(step):
+        return rows_of_dataset(_made_by(name, step, seed), f"step {name!r}")
+    else:
+        source = _source_of(name, step).model_copy(update={"limit": limit})
+        table = _loaded(source, f"step {name!r}")
+    return table.rename_columns([step.output_mappings.get(column, column) for column in table.column_names])
+
+
+def rows_of_dataset(dataset: Any, where: str = "dataset") -> pa.Table:
+    """The rows of what `pipeline.run` takes as a dataset.
+
+    Args:
+        where: it was given, for errors.
+
+    Raises:
+        JobError: it is of another kind, or has no rows.
+        SeedError: a column cannot be stored.
+    """
+    kind = type(dataset).__name__
+    if kind not in ("list", "DataFrame", "Dataset"):
+        legal = "a datasets.Dataset, a pandas DataFrame or a list of dictionaries"
+        raise JobError(f"{where}: expected {legal}, got {kind}")
+    if not len(dataset):
+        raise JobError(f"{where}: there are no rows")
+    if kind == "list":
+        return _of_records(dataset, where)
+    if kind == "DataFrame":
+        return _of_frame(dataset, where)
+    table: pa.Table = dataset.with_format("arrow")[:]
+    return table
+
+
+def _of_records(records: Sequence[Any], where: str) -> pa.Table:
+    for index, record in enumerate(records):
+        if not isinstance(record, dict) or not all(isinstance(column, str) for column in record):
+            got = f"keys like {next(iter(record))!r}" if isinstance(record, dict) else type(record).__name__
+            raise JobError(f"{where}[{index}]: expected a dictionary of columns by their names, got {got}")
+    return _loaded(Source(rows=list(records)), where)
+
+
+def _of_frame(frame: Any, where: str) -> pa.Table:
+    if not frame.columns.is_unique:
+        raise JobError(f"{where}: it has two columns {frame.columns[frame.columns.duplicated()][0]!r}")
+    for column in frame.columns:
+        try:
+            pa.Array.from_pandas(frame[column])
+        except (pa.ArrowException, TypeError, ValueError):  # its text may quote a row
+            raise JobError(f"{where}: column {column!r} has values of different types") from None
+    return pa.Table.from_pandas(frame, preserve_index=False)
+
+
+def _loaded(source: Source, where: str) -> pa.Table:
+    try:
+        return load_seeds(source).table
+    except SeedError as error:
+        raise SeedError(f"{where}: {error}") from error
+
+
+def _made_by(name: str, step: Any, seed: int) -> list[dict[str, Any]]:
+    """The rows that a loading step's own code makes, with the same random choices at every call: a run resumes by them.
+
+    Raises:
+        JobError: it makes none.
+        Whatever that code raises.
+    """
+    states = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        step.load()
+        rows = []
+        for batch, is_last in step.process_applying_mappings():
+            rows += batch
+            if is_last:
+                break
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+    if not rows:
+        raise JobError(f"step {name!r}: it made no rows")
+    return rows
+
+
+def _source_of(name: str, step: Any) -> Source:
+    kind = type(step).__name__
+    place = {"LoadDataFromDicts": "data", "LoadDataFromFileSystem": "data_files", "LoadDataFromDisk": "dataset_path"}
+    field = place.get(kind, "repo_id")
+    value = getattr(step, field)
+    if not value:
+        raise JobError(f"step {name!r}: {field} is not set; give it to the step or in parameters")
+    if field == "data":
+        return Source(rows=value)
+    if field == "data_files":
+        return Source(path=str(Path(value) / "*") if Path(value).is_dir() else str(value))
+    split = step.split or "train"
+    if field == "dataset_path":
+        # A Distiset on disk has a folder for each of its configs.
+        folder = Path(value) / (step.config or "default") if step.is_distiset else Path(value)
+        return Source(dataset=str(folder), split=split)
+    return Source(dataset=value, config=step.config, split=split, revision=step.revision, streaming=step.streaming)
