@@ -144,8 +144,12 @@ def run(
         BatchgenError: failed.
     """
     with stopped_by_signals():
-        if not isinstance(job, Job):
-            job = Job.of(job, tasks=tasks) if isinstance(job, Mapping) else Job.load(job, tasks=tasks)
+        if isinstance(job, Mapping):
+            job = Job.of(job, tasks=tasks)
+        elif isinstance(job, str | Path):
+            job = Job.load(job, tasks=tasks)
+        elif not isinstance(job, Job):
+            raise JobError(f"run: expected a Job, its tree, or the path of its file, got {type(job).__name__}")
         return _run(job, address, watch, trust_remote_code, in_process)
 
 

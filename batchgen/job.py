@@ -34,6 +34,7 @@ from batchgen.engines.options import OPTIONS
 from batchgen.errors import JobError
 from batchgen.problems import apply_override, problem
 from batchgen.step import OwnTasks, Part, Step
+from batchgen.tasks.spec import check_own_tasks
 from batchgen.trees import plain_tree
 from batchgen.yamlfile import YamlDocument, load_yaml
 
@@ -247,6 +248,7 @@ class Job(Part):
         overridden: Iterable[tuple[str | int, ...]],
         tasks: OwnTasks | None,
     ) -> Job:
+        check_own_tasks(tasks or {})
         try:
             return cls.model_validate(data, context={"tasks": tasks})
         except ValidationError as error:

@@ -109,6 +109,11 @@ def from_pipeline(
         JobError: names the step that cannot be carried over, and why.
         BatchgenError: as `run` does.
     """
+    if not hasattr(pipeline, "dag"):
+        raise JobError(f"from_pipeline: expected a distilabel Pipeline, got {type(pipeline).__name__}")
+    for name, given in (("parameters", parameters), ("kinds", kinds)):
+        if not isinstance(given or {}, Mapping):
+            raise JobError(f"{name}: expected a mapping, got {type(given).__name__}")
     if output is not None and is_remote(str(output)):
         raise JobError(f"output: {str(output)!r}: a pipeline's output is a folder")
     steps = {name: pipeline.dag.get_step(name)["step"] for name in pipeline.dag}
@@ -123,7 +128,7 @@ def from_pipeline(
         loaded = None
     else:
         loaded = rows_of_step(root, steps[root], seed)
-    settings: dict[str, Any] = {"seed": seed, **({"engines": engines} if engines else {})}
+    settings: dict[str, Any] = {"seed": seed, **({"engines": engines} if engines is not None else {})}
     # Everything is translated before anything runs: a step that cannot be carried over costs no engine.
     jobs: dict[Segment, Translated] = {}
     for segment in segments:

@@ -148,20 +148,25 @@ def own_task(
     Args:
         task: a class that can be pickled: a subclass of distilabel's `Task`, or of its `Step` (which `@step` makes of a
             function). It sees one row at a time, and makes one row of it, or several, or none.
-        inputs: columns that it reads, name to kind (`text`, `number`, `boolean`, `conversation`, `list[...]`).
-        outputs: columns that it writes, name to kind.
+        inputs: columns that it reads, name to kind (`text`, `number`, `boolean`, `conversation`, `list[...]`), with a
+            `?` behind it where the column may be absent or null.
+        outputs: columns that it writes, name to kind, with a `?` where it may be null.
         summary: what it does, in a line; by default the first of the class's docstring.
         threads: rows that a `Step` works on at once beside every engine, each with an instance of its own: for one that
             waits for a sandbox or a server. By default it runs between the engine's requests, one row at a time; what
             takes long there holds them up, but its random choices are the row's own.
 
     Raises:
-        JobError: threads for a task, which runs where its requests do, or fewer than none.
+        JobError: it is no such class, or there is no such kind; threads for a task, which runs where its requests do,
+            or fewer than none.
     """
+    _check_class(task)
+    _check_kinds(f"{task.__name__}: inputs", inputs, also=ANY)
+    _check_kinds(f"{task.__name__}: outputs", outputs)
     calls_model = "llm" in getattr(task, "model_fields", {})
-    if threads < 0 or (threads and calls_model):
-        legal = "it calls a model, and runs where its requests do" if calls_model else "0 or more"
-        raise JobError(f"{task.__name__}: threads={threads}: {legal}")
+    if not isinstance(threads, int) or threads < 0 or (threads and calls_model):
+        legal = "it calls a model, and runs where its requests do" if calls_model else "a whole number of 0 or more"
+        raise JobError(f"{task.__name__}: threads={threads!r}: {legal}")
     return TaskSpec(
         summary or (task.__doc__ or task.__name__).strip().splitlines()[0],
         task,
@@ -173,6 +178,39 @@ def own_task(
         chooses=always,
         threads=threads,
     )
+
+
+def _check_class(task: Any) -> None:
+    if not isinstance(task, type) or all(base.__module__.partition(".")[0] != "distilabel" for base in task.__mro__):
+        got = getattr(task, "__name__", f"an object of type {type(task).__name__}")
+        legal = "a subclass of distilabel's Task or Step (which @step makes of a function)"
+        raise JobError(f"own_task: expected {legal}, got {got}")
+    if odd := {"GeneratorStep", "GlobalStep"} & {base.__name__ for base in task.__mro__}:
+        raise JobError(f"own_task: {task.__name__} is a {odd.pop()}; a task or step sees one row at a time")
+
+
+def _check_kinds(where: str, kinds: Any, also: str = "") -> None:
+    from batchgen.rows import KINDS, is_kind  # with Arrow, which most of those who look at the table do not need
+
+    if not isinstance(kinds, Mapping):
+        raise JobError(f"{where}: expected a mapping of columns to kinds, got {type(kinds).__name__}")
+    for column, kind in kinds.items():
+        if not isinstance(kind, str) or not (is_kind(bare(kind)) or bare(kind) == also):
+            raise JobError(f"{where}: {column!r}: expected {KINDS}, got {kind!r}")
+
+
+def check_own_tasks(tasks: Any) -> None:
+    """Checks the entries of a user's own tasks.
+
+    Raises:
+        JobError: they are none.
+    """
+    if not isinstance(tasks, Mapping):
+        raise JobError(f"tasks: expected a mapping of names to what own_task gives, got {type(tasks).__name__}")
+    for name, entry in tasks.items():
+        if not isinstance(entry, TaskSpec):
+            got = entry.__name__ if isinstance(entry, type) else type(entry).__name__
+            raise JobError(f"tasks[{name!r}]: expected what own_task(class, inputs, outputs) gives, got {got}")
 
 
 def is_required(kind: str) -> bool:

@@ -67,6 +67,8 @@ def set_parameters(steps: Mapping[str, Any], parameters: Mapping[str, Mapping[st
 
 
 def _check_parameters(where: str, part: Any, given: Mapping[str, Any]) -> None:
+    if not isinstance(given, Mapping):
+        raise JobError(f"{where}: expected a mapping, got {type(given).__name__}")
     legal = part.runtime_parameters_names
     for name, value in given.items():
         if name not in legal:

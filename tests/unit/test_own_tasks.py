@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from distilabel.steps import Step, StepInput
+from distilabel.steps import GlobalStep, Step, StepInput
 from distilabel.steps.tasks import Task
 
 from batchgen import Job, JobError, own_task, run
@@ -202,10 +203,46 @@ def test_more_rows_are_begun_where_some_stand_on_threads(tmp_path: Path):
     assert result.progress.ok == 8
 
 
-@pytest.mark.parametrize(("task", "threads"), [(Shout, 2), (Shorten, -1)])
-def test_threads_are_for_steps_without_a_model(task: type, threads: int):
-    with pytest.raises(JobError, match=f"{task.__name__}: threads={threads}: "):
+@pytest.mark.parametrize(("task", "threads"), [(Shout, 2), (Shorten, -1), (Shorten, 2.5), (Shorten, "4")])
+def test_threads_are_for_steps_without_a_model(task: type, threads: Any):
+    with pytest.raises(JobError, match=f"{task.__name__}: threads={threads!r}: "):
         own_task(task, inputs={}, outputs={}, threads=threads)
+
+
+class All(GlobalStep):
+    """Needs all rows."""
+
+
+@pytest.mark.parametrize(
+    ("task", "inputs", "outputs", "message"),
+    [
+        (str, {}, {}, "own_task: expected a subclass of distilabel's Task or Step .*, got str"),
+        (len, {}, {}, "own_task: expected a subclass of distilabel's Task or Step .*, got len"),
+        (Shorten(name="it"), {}, {}, "own_task: expected a .*, got an object of type Shorten"),
+        (All, {}, {}, "own_task: All is a GlobalStep; a task or step sees one row at a time"),
+        (Shorten, ["word"], {}, "Shorten: inputs: expected a mapping of columns to kinds, got list"),
+        (Shorten, {}, {"n": "int"}, r"Shorten: outputs: 'n': expected text, number, .*\[...\].*, got 'int'"),
+        (Shorten, {"word": str}, {}, "Shorten: inputs: 'word': expected text, .*, got <class 'str'>"),
+        (Shorten, {}, {"n": "any"}, "Shorten: outputs: 'n': expected text, .*, got 'any'"),
+    ],
+)
+def test_an_entry_that_cannot_run_is_refused(task: Any, inputs: Any, outputs: Any, message: str):
+    with pytest.raises(JobError, match=message):
+        own_task(task, inputs=inputs, outputs=outputs)
+
+
+@pytest.mark.parametrize(
+    ("job", "tasks", "message"),
+    [
+        (None, None, "run: expected a Job, its tree, or the path of its file, got NoneType"),
+        ({}, [ENTRY], "tasks: expected a mapping of names to what own_task gives, got list"),
+        ({}, {"shout": Shout}, r"tasks\['shout'\]: expected what own_task\(class, .*\) gives, got Shout"),
+        ({}, {"shout": None}, r"tasks\['shout'\]: expected what own_task\(class, .*\) gives, got NoneType"),
+    ],
+)
+def test_what_run_cannot_take_is_named(job: Any, tasks: Any, message: str):
+    with pytest.raises(JobError, match=message):
+        run(job, tasks=tasks, in_process=True)
 
 
 class Letters(Shorten):

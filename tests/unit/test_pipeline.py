@@ -1218,13 +1218,20 @@ def test_runtime_parameters_are_set_as_pipeline_run_sets_them(tmp_path: Path, ki
         ),
         ({"parameters": {"answer": {"llm": {"max_new_tokens": 3}}}}, r"parameters\['answer'\]\['llm'\]: no .*'max_new"),
         ({"parameters": {"load": {"repo_id": "no such folder"}}}, "step 'load': source.dataset: 'no such folder'"),
+        ({"parameters": ["load"]}, "parameters: expected a mapping, got list"),
+        ({"parameters": {"load": 5}}, r"parameters\['load'\]: expected a mapping, got int"),
+        ({"parameters": {"answer": {"llm": 5}}}, r"parameters\['answer'\]\['llm'\]: expected a mapping, got int"),
+        ({"kinds": ["number"]}, "kinds: expected a mapping, got list"),
+        ({"pipeline": "pipeline.yaml"}, "from_pipeline: expected a distilabel Pipeline, got str"),
     ],
 )
 def test_what_is_wrong_with_parameters_and_rows_is_named(tmp_path: Path, changes: dict, message: str):
     with Pipeline() as pipeline:
         LoadDataFromHub(name="load") >> TextGeneration(llm=llm(), name="answer")
     with pytest.raises(UserError, match=message):
-        from_pipeline(pipeline, tmp_path / "out", in_process=True, **changes)
+        from_pipeline(**{"pipeline": pipeline, "output": tmp_path / "out", "in_process": True, **changes})
+    with pytest.raises(JobError, match="engines: input should be greater than 0, got 0"):
+        from_pipeline(keyed(token="x"), tmp_path / "out", engines=0, kinds={"rank": "number"})
 
 
 def test_a_pipeline_without_rows_and_rows_of_an_odd_kind_are_refused(tmp_path: Path):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from distilabel.steps import Step
 
 from batchgen import Job, own_task
 from batchgen.drive import Status
@@ -86,6 +87,6 @@ def test_cut_rows_end_no_run_where_they_are_kept_or_no_limit_is_set(tmp_path: Pa
 
 def test_cut_rows_end_no_run_in_which_a_step_may_make_several_of_one(tmp_path: Path):
     job = {"name": "t", "source": {"count": 1000}, "model": {"path": "chaos"}, "output": str(tmp_path)}
-    for own, ends in ((own_task(str, {}, {}), False), (TASKS["magpie"], True)):
+    for own, ends in ((own_task(Step, {}, {}), False), (TASKS["magpie"], True)):
         made = Job.of({**job, "steps": [{"task": "own"}], "fail_after_rejected": 100}, tasks={"own": own})
         assert bool(hopeless(made, Status(1000, lost(cut=200), 10, 1), Progress())) == ends
