@@ -217,6 +217,8 @@ class Job(Part):
         Raises:
             JobError: with file, line, field, value and what is legal.
         """
+        if not isinstance(path, str | Path):
+            raise JobError(f"Job.load: expected the path of a file, got {type(path).__name__}; a tree is for Job.of")
         try:
             text = Path(path).read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -236,6 +238,8 @@ class Job(Part):
         Raises:
             JobError: with field, value and what is legal.
         """
+        if not isinstance(tree, Mapping):
+            raise JobError(f"Job.of: expected a job's tree, got {type(tree).__name__}; a file is for Job.load")
         data = plain_tree(tree)
         return cls._validated(data, None, "job", [apply_override(data, override) for override in overrides], tasks)
 

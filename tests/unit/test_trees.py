@@ -76,6 +76,13 @@ def test_bytes_among_the_rows_of_a_job_do_not_end_its_run(tmp_path: Path):
     assert '"raw":"_w=="' in (output / "job.json").read_text()
 
 
+def test_a_file_and_a_tree_are_not_mistaken_for_each_other():
+    with pytest.raises(JobError, match=r"Job.of: expected a job's tree, got str; a file is for Job.load"):
+        Job.of("job.yaml")  # type: ignore[arg-type]
+    with pytest.raises(JobError, match=r"Job.load: expected the path of a file, got dict; a tree is for Job.of"):
+        Job.load(TREE)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
