@@ -18,9 +18,9 @@ from batchgen.parquet import read_parquet
 from batchgen.publish import publish_configs
 from batchgen.rows import kind_of
 from batchgen.store import is_remote
-from batchgen.translation.loading import rows_of_dataset, rows_of_step
+from batchgen.translation.loading import formats_of, rows_of_dataset, rows_of_step
 from batchgen.translation.segments import Segment, segments_of, set_parameters
-from batchgen.translation.steps import GENERATORS, check_kinds
+from batchgen.translation.steps import check_kinds, generates
 from batchgen.translation.translate import Translated, translate
 
 
@@ -122,12 +122,13 @@ def from_pipeline(
     segments = segments_of(pipeline.dag, steps, loaded=dataset is not None)
     folder = Path(output) if output is not None else Path("runs") / re.sub(r"[^A-Za-z0-9._-]", "_", pipeline.name)
     root = next(iter(pipeline.dag.root_steps))
+    formats = formats_of(steps.values())
     if dataset is not None:
-        loaded = rows_of_dataset(dataset)
-    elif type(steps[root]).__name__ in GENERATORS:
+        loaded = rows_of_dataset(dataset, formats)
+    elif generates(steps[root]):
         loaded = None
     else:
-        loaded = rows_of_step(root, steps[root], seed)
+        loaded = rows_of_step(root, steps[root], seed, formats)
     settings: dict[str, Any] = {"seed": seed, **({"engines": engines} if engines is not None else {})}
     # Everything is translated before anything runs: a step that cannot be carried over costs no engine.
     jobs: dict[Segment, Translated] = {}

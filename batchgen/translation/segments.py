@@ -18,6 +18,7 @@ from batchgen.translation.steps import (
     KEEP,
     LOADERS,
     class_name,
+    generates,
     has_rows,
     is_task,
     parameters_of,
@@ -96,7 +97,7 @@ def segments_of(dag: Any, steps: Mapping[str, Any], loaded: bool = False) -> lis
         )
     for name in dag:
         _check_step(name, steps[name], dag, is_root=not loaded and name == roots[0])
-    starts = loaded or type(steps[roots[0]]).__name__ in GENERATORS
+    starts = loaded or generates(steps[roots[0]])
     segments: list[Segment] = []
 
     def grow(parent: Segment | None, firsts: Sequence[str]) -> None:
@@ -165,8 +166,8 @@ def _check_step(name: str, step: Any, dag: Any, is_root: bool) -> None:
     if dag.get_step(name).get("routing_batch_function") is not None:
         raise JobError(f"step {name!r}: a routing function follows it; batchgen cannot carry that over")
     if is_root:
-        if known in GENERATORS:
-            if not step.num_rows:
+        if generates(step):
+            if not getattr(step, "num_rows", 1):
                 raise JobError(f"step {name!r}: num_rows is not set; give it to the step or in parameters")
         elif not has_rows(step):
             loaders = f"{', '.join((*LOADERS, *GENERATORS))}, DataSampler or a GeneratorStep of your own"

@@ -16,8 +16,9 @@ from batchgen.translation.plain import EXPAND, PLAIN
 from batchgen.trees import plain_fields
 
 BY_CLASS: Mapping[str, str] = {str(spec.distilabel): name for name, spec in TASKS.items() if spec.distilabel}
-# A task that makes its rows out of nothing, as many as its `num_rows` says: the same task over numbered rows.
-GENERATORS: Mapping[str, str] = {"MagpieGenerator": "magpie"}
+_PROMPT_ALONE: Mapping[str, str] = {str(spec.distilabel): name for name, spec in TASKS.items() if spec.generator}
+# Tasks that make rows out of nothing, one or as many as `num_rows` says: the same tasks over numbered rows.
+GENERATORS: Mapping[str, str] = {"MagpieGenerator": "magpie", **_PROMPT_ALONE}
 LOADERS = ("LoadDataFromDicts", "LoadDataFromDisk", "LoadDataFromFileSystem", "LoadDataFromHub")
 # distilabel's own loader that draws its rows from others: it is run as it is.
 _SAMPLER = "DataSampler"
@@ -51,7 +52,22 @@ def is_own_loader(step: Any) -> bool:
 
 def has_rows(step: Any) -> bool:
     """Whether a pipeline may begin with a step."""
-    return class_name(type(step)) in (*LOADERS, *GENERATORS) or is_own_loader(step)
+    return class_name(type(step)) in LOADERS or generates(step) or is_own_loader(step)
+
+
+def generates(step: Any) -> bool:
+    """Whether a step is a task that makes rows out of nothing."""
+    return class_name(type(step)) in GENERATORS
+
+
+def groups(step: Any) -> bool:
+    """Whether a step puts several generations into lists."""
+    return bool(getattr(step, "group_generations", False)) and not generates(step)  # which pass over it in distilabel
+
+
+def flattens(step: Any) -> bool:
+    """Whether a step spreads what it makes over rows."""
+    return generates(step) and bool(getattr(step, "flatten_tasks", False))
 
 
 def runs_as_it_is(step: Any) -> bool:
@@ -68,7 +84,7 @@ def is_task(step: Any) -> bool:
 
 def names_model(step: Any) -> bool:
     """Whether a step's rows have the name of its model: a task's; not those of any step that has an LLM."""
-    return is_task(step) and hasattr(step, "format_input")
+    return is_task(step) and (hasattr(step, "format_input") or class_name(type(step)) in _PROMPT_ALONE)
 
 
 def makes_chat(step: Any) -> bool:
@@ -140,6 +156,8 @@ def outputs_of(step: Any, there: Mapping[str, str], kinds: Mapping[str, str]) ->
         there: columns of a row before the step, with their kinds.
         kinds: of columns that steps of the user's own write, where they are no texts.
     """
+    if flattens(step):
+        return {"task": "text"}
     if not runs_as_it_is(step):
         return _spec(step).outputs(_parameters(step))
     if not is_own(step):
@@ -153,7 +171,7 @@ def outputs_of(step: Any, there: Mapping[str, str], kinds: Mapping[str, str]) ->
 
 def columns_of(step: Any, there: Mapping[str, str], kinds: Mapping[str, str]) -> dict[str, str]:
     """The columns that a step writes with their kinds; the further arguments are those of `outputs_of`."""
-    form = "list[{}]" if getattr(step, "group_generations", False) else "{}"
+    form = "list[{}]" if groups(step) else "{}"
     of_outputs = {output: form.format(bare(kind)) for output, kind in outputs_of(step, there, kinds).items()}
     return {column: of_outputs.get(output, "text") for output, column in writes_of(step, there).items()}
 
@@ -188,10 +206,9 @@ def parameters_of(name: str, step: Any) -> dict[str, Any]:
         columns = [step.columns] if isinstance(getattr(step, "columns", None), str) else getattr(step, "columns", None)
         if columns not in (None, ["instruction"]) and "template" not in given:
             raise JobError(f"step {name!r}: `columns` without a template that uses them")
-    for field in ("num_generations", "group_generations"):
-        if value := getattr(step, field, None):
-            given[field] = value
-    return given
+    if value := getattr(step, "num_generations", None):
+        given["num_generations"] = value
+    return given | ({"group_generations": True} if groups(step) else {})
 
 
 def _spec(step: Any) -> TaskSpec:

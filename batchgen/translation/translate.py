@@ -15,10 +15,11 @@ from batchgen.translation.llms import model_of, place_of, sampling_of, share_mem
 from batchgen.translation.segments import Segment
 from batchgen.translation.steps import (
     COMBINE,
-    GENERATORS,
     GROUP,
     KEEP,
     class_name,
+    flattens,
+    generates,
     inputs_of,
     is_own,
     is_task,
@@ -97,7 +98,7 @@ def translate(
     job = {
         **settings,
         "name": segment.name,
-        "source": {"count": starter.num_rows} if type(starter).__name__ in GENERATORS else seeds,
+        "source": {"count": getattr(starter, "num_rows", 1)} if generates(starter) else seeds,
         "model": models[0] if models else _uncalled(segment, steps),
         "models": {f"llm_{index}": model for index, model in enumerate(models) if index},
         "steps": tree_steps,
@@ -161,6 +162,10 @@ def _step(columns: Columns, name: str, step: Any) -> dict[str, Any]:
     unread = [given for given in unread_of(step, reads) if columns.kind_of(given) is not None]
     tree["input_mappings"] = mappings | dict.fromkeys(unread)
     tree["output_mappings"] = {output: columns.written(name, column) for output, column in writes.items()}
+    if flattens(step):
+        several = f"tasks_of_{name}"
+        tree["explode"] = f"{several} -> {tree['output_mappings'].pop('task')}"
+        tree["output_mappings"]["tasks"] = several
     return tree
 
 

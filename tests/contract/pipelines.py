@@ -31,11 +31,14 @@ from distilabel.steps import (
 )
 from distilabel.steps.tasks import (
     ChatGeneration,
+    EmbeddingTaskGenerator,
     FormatPRM,
     GenerateSentencePair,
+    GenerateTextRetrievalData,
     InstructionBacktranslation,
     MathShepherdCompleter,
     MathShepherdGenerator,
+    MonolingualTripletGenerator,
     PrometheusEval,
     SelfInstruct,
     TextGeneration,
@@ -176,6 +179,21 @@ def labelled(url: str) -> Any:
     )
 
 
+def embedded(url: str) -> Any:
+    """Tasks that a model thinks up, and data for each of them."""
+    think = EmbeddingTaskGenerator(llm=_llm(url), category="text-retrieval", flatten_tasks=True, num_generations=2)
+    chosen = {"query_type": "common", "query_length": "5 to 15 words", "difficulty": "PhD", "clarity": "clear"}
+    return think >> GenerateTextRetrievalData(llm=_llm(url, "writer"), num_words=50, **chosen)
+
+
+def triplets(url: str) -> Any:
+    """Sentences of a prompt alone, and how two of them go together."""
+    chosen = {"unit": "sentence", "difficulty": "college", "high_score": "4", "low_score": "3"}
+    write = MonolingualTripletGenerator(llm=_llm(url), **chosen, output_mappings={"S1": "anchor", "model_name": "by"})
+    pair = GenerateSentencePair(llm=_llm(url), action="paraphrase")
+    return write >> pair >> KeepColumns(columns=["anchor", "S2", "S3", "positive", "by"])
+
+
 def scored(url: str) -> Any:
     """Answers, and why they have their score."""
     judge = InstructionBacktranslation(llm=_llm(url), output_mappings={"reason": "why", "score": "points"})
@@ -294,6 +312,8 @@ PIPELINES: Mapping[str, Callable[[str], Any]] = {
         preferences,
         chats,
         labelled,
+        embedded,
+        triplets,
         scored,
         forms,
         own,

@@ -219,6 +219,10 @@ def test_a_task_asks_and_reads_as_distilabel_s_own(case: Case):
         assert ours == theirs
 
 
+# Of the JSON objects that tasks for embeddings ask for.
+_KEYS = ("user_query", "positive_document", "hard_negative_document", "S1", "S2", "S3")
+
+
 def said(messages: list[Any]) -> str:
     """What the server says: something that depends on the messages, in the form that they ask for."""
     asked = "\n".join(message["content"] for message in messages)
@@ -240,6 +244,10 @@ def said(messages: list[Any]) -> str:
     if "The answer is" in asked:
         solutions = [f"Step 1: {word}.\nStep 2: Done.\nThe answer is: {int(word, 16) % 2}" for word in words[:2]]
         return "\n---\n".join(solutions) if "---" in asked else solutions[0]
+    if "Brainstorm" in asked:
+        return json.dumps([f"Find {word}." for word in words])
+    if keys := [key for key in _KEYS if f'"{key}"' in asked]:
+        return json.dumps({key: f"{key} {words[0]}" for key in keys})
     if "## Positive" in asked:
         return f"## Positive\n\n{words[0]}.\n\n## Negative\n\n{words[1]}."
     return "\n".join(f"What is {word}?" for word in words)

@@ -51,7 +51,9 @@ from distilabel.steps import (
     step,
 )
 from distilabel.steps.tasks import (
+    BitextRetrievalGenerator,
     ChatGeneration,
+    EmbeddingTaskGenerator,
     EvolInstruct,
     EvolInstructGenerator,
     InstructionBacktranslation,
@@ -68,7 +70,10 @@ from distilabel.steps.tasks import (
 from pydantic import BaseModel, Field, SecretStr
 
 from batchgen import JobError, from_pipeline
+from batchgen.engines.base import Completion, Request
+from batchgen.engines.chaos import ChaosEngine
 from batchgen.errors import UserError
+from batchgen.plan import trace_columns
 from batchgen.translation.segments import segments_of
 from batchgen.translation.translate import translate
 
@@ -1182,6 +1187,83 @@ def test_a_step_made_of_a_dataset_loads_it(tmp_path: Path):
         make_generator_step(rows, output_mappings={"prompt": "instruction"}) >> TextGeneration(llm=llm())
     made = from_pipeline(pipeline, tmp_path / "out", in_process=True)["default"]["train"]
     assert sorted(made["instruction"]) == ["Write 0.", "Write 1.", "Write 2."]
+
+
+@pytest.mark.parametrize("kind", ["dicts", "list", "pandas", "datasets", "hub", "own"])
+def test_the_forms_of_structured_answers_are_those_of_their_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    """distilabel's rows say them by dictionaries, of which a column of Arrow's would give each the keys of all."""
+    forms = [
+        {"format": "json", "schema": {"type": "object", "properties": {"name": {"type": "string"}}}},
+        {"format": "json", "schema": {"type": "object", "properties": {"age": {"type": "integer", "minimum": 1}}}},
+    ]
+    forms += [{"format": "regex", "schema": "[ab]+"}] * (kind in ("dicts", "list", "pandas"))  # else of another type
+    rows = [{"instruction": f"Do {number}.", "form": form} for number, form in enumerate(forms)]
+    asked: dict[str, Any] = {}
+
+    async def generate(engine: ChaosEngine, request: Request) -> Completion:
+        asked[request.messages[-1]["content"]] = request.sampling["structured_outputs"]
+        return Completion("{}", "stop", 1, 1)
+
+    monkeypatch.setattr(ChaosEngine, "generate", generate)
+    mappings = {"structured_output": "form"}
+    with Pipeline() as pipeline:
+        task = StructuredGeneration(llm=llm(), name="form", input_mappings=mappings)
+        if kind == "dicts":
+            named = [{"instruction": row["instruction"], "given": row["form"]} for row in rows]
+            LoadDataFromDicts(data=named, output_mappings={"given": "form"}) >> task
+        elif kind == "own":
+            Listed(rows=rows) >> task
+        elif kind == "hub":
+            Dataset.from_list(rows).to_parquet(tmp_path / "files" / "rows.parquet")
+            LoadDataFromHub(repo_id=str(tmp_path / "files")) >> task
+    given = {"list": list, "pandas": pd.DataFrame, "datasets": Dataset.from_list}
+    dataset = given[kind](rows) if kind in given else None
+    made = from_pipeline(pipeline, tmp_path / "out", in_process=True, dataset=dataset)["default"]["train"]
+    assert asked == {row["instruction"]: {row["form"]["format"]: row["form"]["schema"]} for row in rows}
+    assert [json.loads(text) for text in made["form"]] == forms
+
+
+class Listed(GeneratorStep):
+    """Makes the rows that it is given."""
+
+    rows: list[dict[str, Any]]
+
+    @property
+    def outputs(self):
+        return list(self.rows[0])
+
+    def process(self, offset=0):
+        yield self.rows, True
+
+
+@pytest.mark.parametrize(
+    ("make", "columns"),
+    [
+        (lambda: EmbeddingTaskGenerator(llm=llm(), category="text-retrieval"), {"tasks": "list[text]"}),
+        (
+            lambda: EmbeddingTaskGenerator(
+                llm=llm(), category="text-retrieval", flatten_tasks=True, output_mappings={"task": "idea"}
+            ),
+            {"idea": "text"},
+        ),
+        (
+            lambda: BitextRetrievalGenerator(
+                llm=llm(), target_language="German", num_generations=3, group_generations=True
+            ),
+            {"S1": "text", "S2": "text", "S3": "text"},
+        ),
+    ],
+)
+def test_a_pipeline_may_begin_with_a_task_that_needs_no_input(make: Callable[[], Any], columns: dict[str, str]):
+    with Pipeline() as pipeline:
+        made = make()
+        made >> KeepColumns(columns=list(columns))
+    (job,) = translated(pipeline).values()
+    assert job.source.count == 1
+    assert trace_columns(job, {}) == columns
+    assert job.steps[0].num_generations == made.num_generations
 
 
 @pytest.mark.parametrize("kind", ["hub", "disk", "config", "folder"])
