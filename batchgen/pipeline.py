@@ -109,6 +109,7 @@ def from_pipeline(
         JobError: names the step that cannot be carried over, and why.
         BatchgenError: as `run` does.
     """
+    pipeline = getattr(pipeline, "pipeline", pipeline)  # of `InstructionResponsePipeline`, which holds one
     if not hasattr(pipeline, "dag"):
         raise JobError(f"from_pipeline: expected a distilabel Pipeline, got {type(pipeline).__name__}")
     for name, given in (("parameters", parameters), ("kinds", kinds)):

@@ -27,7 +27,7 @@ from distilabel.models import (
     TransformersLLM,
     vLLM,
 )
-from distilabel.pipeline import Pipeline, routing_batch_function
+from distilabel.pipeline import InstructionResponsePipeline, Pipeline, routing_batch_function
 from distilabel.steps import (
     CombineOutputs,
     DataSampler,
@@ -1236,6 +1236,13 @@ class Listed(GeneratorStep):
 
     def process(self, offset=0):
         yield self.rows, True
+
+
+def test_distilabel_s_ready_made_pipeline_is_taken(tmp_path: Path):
+    ready = InstructionResponsePipeline(llm=vLLM(model="chaos", magpie_pre_query_template="qwen2"), num_rows=3)
+    made = from_pipeline(ready, tmp_path / "out", in_process=True)["default"]["train"]
+    assert len(made) == 3
+    assert {"instruction", "response"} <= set(made.column_names)
 
 
 @pytest.mark.parametrize(
