@@ -20,6 +20,12 @@ def render_template(template: str, values: Mapping[str, Any]) -> str:
     return _PLACEHOLDER.sub(lambda match: str(values[match[1]]), template)
 
 
+def is_code(template: str) -> bool:
+    """Whether a template has more in it than placeholders: loops, filters, expressions."""
+    rest = _PLACEHOLDER.sub("", template)
+    return any(mark in rest for mark in ("{{", "{%", "{#"))
+
+
 class TextGeneration(TaskParameters):
     """Answers an instruction."""
 
@@ -31,10 +37,9 @@ class TextGeneration(TaskParameters):
     def _plain(cls, template: str | None) -> str | None:
         if template is None:
             return template
-        rest = _PLACEHOLDER.sub("", template)
-        if "{{" in rest or "{%" in rest or "{#" in rest:
+        if is_code(template):
             raise PydanticCustomError("template", "may hold {{ column }} placeholders and no other template code")
-        if rest == template:
+        if not _PLACEHOLDER.search(template):
             raise PydanticCustomError("template", "must hold at least one {{ column }} placeholder")
         return template
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from batchgen.errors import JobError
 from batchgen.rows import KINDS, META_NAMES, is_kind
 from batchgen.step import MODEL_NAME
+from batchgen.tasks.generation import is_code
 from batchgen.tasks.spec import TaskParameters, TaskSpec, bare
 from batchgen.tasks.table import TASKS
 from batchgen.translation.plain import EXPAND, PLAIN
@@ -71,8 +72,13 @@ def flattens(step: Any) -> bool:
 
 
 def runs_as_it_is(step: Any) -> bool:
-    """Whether a step's class itself runs, and no task of the table: the user's own, or one of `PLAIN`."""
-    return is_own(step) or class_name(type(step)) in PLAIN
+    """Whether a step's class itself runs, and no task of the table: the user's own, one of `PLAIN`, one with code."""
+    return is_own(step) or class_name(type(step)) in PLAIN or has_code(step)
+
+
+def has_code(step: Any) -> bool:
+    """Whether a text generation has a template that the table's entry would not run, but which is the caller's own."""
+    return class_name(type(step)) == "TextGeneration" and is_code(step.template)
 
 
 def is_task(step: Any) -> bool:
@@ -89,7 +95,7 @@ def names_model(step: Any) -> bool:
 
 def makes_chat(step: Any) -> bool:
     """Whether a dataset's conversation is made of what a step reads and writes, where it is the last of its kind."""
-    return is_task(step) and not is_own(step) and _spec(step).chat(_parameters(step)) is not None
+    return is_task(step) and not runs_as_it_is(step) and _spec(step).chat(_parameters(step)) is not None
 
 
 def task_of(step: Any) -> str:
@@ -160,7 +166,7 @@ def outputs_of(step: Any, there: Mapping[str, str], kinds: Mapping[str, str]) ->
         return {"task": "text"}
     if not runs_as_it_is(step):
         return _spec(step).outputs(_parameters(step))
-    if not is_own(step):
+    if class_name(type(step)) in PLAIN:
         return PLAIN[class_name(type(step))](
             step, {name: there[column] for name, column in reads_of(step, there).items() if column in there}
         )

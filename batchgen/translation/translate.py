@@ -151,7 +151,7 @@ def _step(columns: Columns, name: str, step: Any) -> dict[str, Any]:
     if is_task(step):
         tree["sampling"] = sampling_of(name, step.llm)
         # What a class of the user's own makes of thoughts is its own affair, as in distilabel.
-        if task in _ANSWERS or is_own(step):
+        if task in _ANSWERS or runs_as_it_is(step):
             tree["reasoning"] = "keep"
         if MODEL_NAME in writes and columns.wants_model_name(name, writes[MODEL_NAME]):
             tree["model_name"] = True

@@ -179,6 +179,22 @@ def labelled(url: str) -> Any:
     )
 
 
+def shots(url: str) -> Any:
+    """A prompt with examples, written by a template with a loop."""
+    rows = [{**row, "examples": [f"Do {n}." for n in range(row["number"] + 1)]} for row in ROWS]
+    template = "{% for each in examples %}{{ loop.index }}. {{ each | upper }}\n{% endfor %}Another on {{ topic }}:"
+    ask = TextGeneration(
+        llm=_llm(url),
+        template=template,
+        columns=["examples", "topic"],
+        system_prompt="Be brief.",
+        input_mappings={"topic": "instruction"},
+        output_mappings={"generation": "question"},
+    )
+    answer = TextGeneration(llm=_llm(url, "writer"), input_mappings={"instruction": "question"})
+    return LoadDataFromDicts(data=rows) >> ask >> answer
+
+
 def embedded(url: str) -> Any:
     """Tasks that a model thinks up, and data for each of them."""
     think = EmbeddingTaskGenerator(llm=_llm(url), category="text-retrieval", flatten_tasks=True, num_generations=2)
@@ -312,6 +328,7 @@ PIPELINES: Mapping[str, Callable[[str], Any]] = {
         preferences,
         chats,
         labelled,
+        shots,
         embedded,
         triplets,
         scored,

@@ -478,10 +478,8 @@ def refused(build) -> str:
             "'columns': `columns` without a template",
         ),
         (
-            lambda data: (
-                data >> TextGeneration(llm=llm(), template="{% if x %}{{ instruction }}{% endif %}", name="jinja")
-            ),
-            "placeholders",
+            lambda data: data >> TextGeneration(llm=llm(), template="Say it.", name="none"),
+            "must hold at least one {{ column }} placeholder",
         ),
     ],
 )
