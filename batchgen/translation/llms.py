@@ -11,7 +11,12 @@ from batchgen.errors import JobError
 from batchgen.translation.steps import class_name
 
 # distilabel's generation arguments by vLLM's names; None: nothing to carry over.
-_GENERATION: Mapping[str, str | None] = {"max_new_tokens": "max_tokens", "do_sample": None, "echo": None}
+_GENERATION: Mapping[str, str | None] = {
+    "max_new_tokens": "max_tokens",
+    "stop_sequences": "stop",
+    "do_sample": None,
+    "echo": None,
+}
 # Of OpenAI's clients: what asks at other paths, with a version of the API.
 _OTHER_PATHS = ("AzureOpenAILLM",)
 # distilabel's names for texts that are derived from the model's chat template here.
@@ -40,10 +45,12 @@ def model_of(name: str, llm: Any) -> dict[str, Any]:
             raise JobError(f"step {name!r}: its {kinds[0]} needs `model`, as the server calls it")
         engine = {"base_url": str(llm.base_url or "https://api.openai.com/v1"), "api_key_env": llm._api_key_env_var}
         return {"path": llm.model, "backend": "openai", "engine": engine | _own_patience(llm)}
+    if kinds[0] == "InferenceEndpointsLLM":
+        return _hosted(name, llm)
     if kinds[0] not in ("vLLM", "TransformersLLM"):
         raise JobError(
             f"step {name!r}: its LLM is a {kinds[0]}, which cannot be carried over; legal: vLLM, TransformersLLM, "
-            "OpenAILLM and its like"
+            "InferenceEndpointsLLM, OpenAILLM and its like"
         )
     if llm.trust_remote_code:
         raise JobError(f"step {name!r}: trust_remote_code is not carried over; a job is data")
@@ -55,12 +62,27 @@ def model_of(name: str, llm: Any) -> dict[str, Any]:
         if getattr(llm, theirs, None) not in (None, "auto")
     }
     engine |= getattr(llm, "extra_kwargs", None) or {}
-    model = {"path": llm.model, "engine": engine}
+    model = {"path": llm.model, "engine": engine, **_opening(llm)}
     if llm.revision not in (None, "main"):
         model["revision"] = llm.revision
-    if llm.magpie_pre_query_template not in (None, *_DERIVED):
-        model["pre_query_template"] = llm.magpie_pre_query_template
     return model
+
+
+def _hosted(name: str, llm: Any) -> dict[str, Any]:
+    """The model that Hugging Face would host, as one of this machine's."""
+    if not llm.model_id:
+        raise JobError(
+            f"step {name!r}: its InferenceEndpointsLLM has an endpoint and no model_id; name the endpoint in an "
+            "OpenAILLM (base_url, up to and with its /v1), or the model in a vLLM"
+        )
+    own = {"tokenizer": llm.tokenizer_id} if llm.tokenizer_id not in (None, llm.model_id) else {}
+    return {"path": llm.model_id, "engine": own, **_opening(llm)}
+
+
+def _opening(llm: Any) -> dict[str, str]:
+    """The text that opens user turns, where it is one of the caller's own."""
+    text = llm.magpie_pre_query_template
+    return {"pre_query_template": text} if text not in (None, *_DERIVED) else {}
 
 
 def place_of(models: list[dict[str, Any]], model: dict[str, Any]) -> int:
@@ -88,7 +110,8 @@ def _from_environment(llm: Any) -> bool:
 
 def sampling_of(name: str, llm: Any) -> dict[str, Any]:
     """A job's sampling for a distilabel LLM: what was given, and distilabel's defaults for the rest."""
-    signature = inspect.signature(type(llm).generate if type(llm).__name__ != "OpenAILLM" else type(llm).agenerate)
+    # Clients have theirs where one input is completed.
+    signature = inspect.signature(getattr(type(llm), "agenerate", type(llm).generate))
     legal = {key: p.default for key, p in signature.parameters.items() if p.default is not inspect.Parameter.empty}
     given = {key: legal[key] for key in ("max_new_tokens", "temperature", "top_p") if legal.get(key) is not None}
     given |= llm.generation_kwargs or {}
@@ -97,7 +120,7 @@ def sampling_of(name: str, llm: Any) -> dict[str, Any]:
         given["temperature"] = 0.0
     if given.get("top_k") == 0:
         given["top_k"] = -1  # distilabel's word for "all" with transformers
-    for field in ("logits_processors", "stop_sequences", "logprobs", "top_logprobs", "response_format"):
+    for field in ("logits_processors", "logprobs", "top_logprobs", "response_format"):
         if given.pop(field, None) is not None:
             raise JobError(f"step {name!r}: generation argument {field!r} cannot be carried over")
     sampling = {_GENERATION.get(key, key): value for key, value in given.items() if value is not None}

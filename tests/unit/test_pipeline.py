@@ -24,6 +24,7 @@ from distilabel.models import (
     ClientvLLM,
     InferenceEndpointsLLM,
     OpenAILLM,
+    TogetherLLM,
     TransformersLLM,
     vLLM,
 )
@@ -267,11 +268,54 @@ def test_a_key_of_the_environment_stays_there(monkeypatch: pytest.MonkeyPatch):
     assert "sk-secret" not in str(job.tree())
 
 
-def test_distilabel_s_own_limit_of_tokens_stays():
+@pytest.mark.parametrize(
+    "make",
+    [
+        llm,
+        lambda: OpenAILLM(model="x"),
+        lambda: ClientvLLM(model="x", base_url="http://x/v1", tokenizer="x"),
+        lambda: TogetherLLM(model="x"),
+        lambda: InferenceEndpointsLLM(model_id="org/x"),
+    ],
+)
+def test_distilabel_s_own_limit_of_tokens_stays(make: Callable[[], Any]):
     with Pipeline() as pipeline:
-        LoadDataFromDicts(data=ROWS) >> TextGeneration(llm=llm())
+        LoadDataFromDicts(data=ROWS) >> TextGeneration(llm=make())
     (job,) = translated(pipeline).values()
     assert job.step_sampling(job.steps[0])["max_tokens"] == 128
+
+
+def test_a_model_that_hugging_face_hosts_runs_here():
+    with Pipeline() as pipeline:
+        writer = InferenceEndpointsLLM(
+            model_id="org/writer",
+            tokenizer_id="org/writer",
+            api_key="hf_secret",
+            magpie_pre_query_template="<|me|>",
+            use_magpie_template=True,
+            generation_kwargs={
+                "temperature": 0.7,
+                "max_new_tokens": 300,
+                "stop_sequences": ["\n\n"],
+                "do_sample": True,
+            },
+        )
+        judge = InferenceEndpointsLLM(model_id="org/judge", tokenizer_id="org/words")
+        (
+            LoadDataFromDicts(data=ROWS)
+            >> TextGeneration(llm=writer)
+            >> TextGeneration(
+                llm=judge, input_mappings={"instruction": "generation"}, output_mappings={"generation": "verdict"}
+            )
+        )
+    (job,) = translated(pipeline).values()
+    share = {"gpu_memory_utilization": 0.45}
+    assert (job.model.path, job.model.backend, job.model.engine) == ("org/writer", "vllm", share)
+    assert job.model.pre_query_template == "<|me|>"
+    assert job.models["llm_1"].engine == {"tokenizer": "org/words", **share}
+    sampling = {"temperature": 0.7, "max_tokens": 300, "stop": ["\n\n"]}
+    assert job.step_sampling(job.steps[0]) == sampling
+    assert "hf_secret" not in str(job.tree())
 
 
 def test_two_local_models_share_the_gpu():
@@ -423,8 +467,8 @@ def refused(build) -> str:
             "'own': its LLM is a OwnLLM of your own",
         ),
         (
-            lambda data: data >> TextGeneration(llm=InferenceEndpointsLLM(model_id="x", api_key="k"), name="far"),
-            "'far': its LLM is a InferenceEndpointsLLM",
+            lambda data: data >> TextGeneration(llm=InferenceEndpointsLLM(endpoint_name="x", api_key="k"), name="far"),
+            "'far': its InferenceEndpointsLLM has an endpoint and no model_id; name the endpoint in an OpenAILLM",
         ),
         (
             lambda data: data >> TextGeneration(llm=OpenAILLM(model="x", api_key="sk-secret"), name="paid"),
