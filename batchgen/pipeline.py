@@ -66,6 +66,11 @@ class PipelineResult(Mapping[str, Any]):
             folder_path=self.dataset, repo_id=made.repo_id, repo_type="dataset", delete_patterns="data/**"
         )
 
+    def save_to_disk(self, folder: str | Path) -> None:
+        """Writes every config to a folder of its own there, which `datasets.load_from_disk` opens."""
+        for config, dataset in self.items():
+            dataset.save_to_disk(Path(folder) / config)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.runs)
 

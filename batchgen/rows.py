@@ -33,6 +33,9 @@ META_NAMES = frozenset(field.name for field in META_FIELDS)
 MESSAGES = "messages"
 CLUSTER_SIZE = "cluster_size"
 
+# Columns of a shard that say nothing about a row that was kept, so that a dataset has them not.
+SHARD_ONLY = frozenset(("row_index", "outcome", "reason", "failed_completion"))
+
 CONVERSATION = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
 _TYPES: Mapping[str, pa.DataType] = {
     "text": pa.string(),

@@ -14,7 +14,7 @@ from batchgen.errors import SeedError
 from batchgen.job import Source
 from batchgen.parquet import stored_type
 from batchgen.paths import expanded
-from batchgen.rows import META_NAMES, SeedRow, is_publishable, row_id
+from batchgen.rows import CLUSTER_SIZE, META_NAMES, SHARD_ONLY, SeedRow, is_publishable, row_id
 from batchgen.seedfiles import Part, check_wanted, from_records, join, read_files
 
 
@@ -56,16 +56,17 @@ def _ids(table: pa.Table, start: int, stop: int) -> Iterator[str]:
     return (hashlib.blake2b(b"[%d,{}]" % index, digest_size=16).hexdigest() for index in range(start, stop))
 
 
-def load_seeds(source: Source, base: Path | None = None) -> Seeds:
+def load_seeds(source: Source, base: Path | None = None, own: bool = True) -> Seeds:
     """Reads and checks every seed row.
 
     Args:
         base: the folder that relative paths start from; the current one by default.
+        own: whether columns of batchgen's own, in a dataset of an earlier run, are refused; else they are left out.
 
     Raises:
         SeedError: names file, line and what is wrong.
     """
-    part = Part(pa.table({}), _seed_row) if source.count is not None else _read(source, base or Path())
+    part = Part(pa.table({}), _seed_row) if source.count is not None else _read(source, base or Path(), own)
     table, count = part.table, source.count or part.table.num_rows
     if source.limit is not None and source.limit < count:
         count = source.limit
@@ -80,7 +81,7 @@ def load_seeds(source: Source, base: Path | None = None) -> Seeds:
     return Seeds(table, count, digest.hexdigest(), part.place)
 
 
-def _read(source: Source, base: Path) -> Part:
+def _read(source: Source, base: Path, own: bool) -> Part:
     """The rows of a source that has columns."""
     wanted = None if source.columns is None else list(dict.fromkeys(source.columns))
     if source.rows is not None:
@@ -94,7 +95,15 @@ def _read(source: Source, base: Path) -> Part:
         part = Part(table.select(wanted) if wanted else table, _seed_row)
     if not part.table.num_rows:
         raise SeedError("source: there are no seed rows")
-    return Part(_as_stored(part.table), part.place)
+    return Part(_as_stored(part.table if own else without_own_columns(part.table)), part.place)
+
+
+def without_own_columns(table: pa.Table) -> pa.Table:
+    """Rows without the columns that batchgen gave them, where they have all that a dataset of its own has."""
+    names = set(table.column_names)
+    if not names >= META_NAMES - SHARD_ONLY:
+        return table
+    return table.drop_columns(sorted(names & {*META_NAMES, CLUSTER_SIZE}))
 
 
 def _seed_row(row: int) -> str:

@@ -12,11 +12,8 @@ from batchgen.job import Job
 from batchgen.merge.conversations import ChatColumns, batches, chat_columns, has_messages, messages
 from batchgen.merge.selection import Selection, Shards, select
 from batchgen.plan import Plan
-from batchgen.rows import CLUSTER_SIZE, CONVERSATION, MESSAGES, META_NAMES
+from batchgen.rows import CLUSTER_SIZE, CONVERSATION, MESSAGES, META_NAMES, SHARD_ONLY
 from batchgen.store.base import ObjectStore
-
-# Columns of a shard that say nothing about a row that was kept.
-_DROPPED_COLUMNS = ("row_index", "outcome", "reason", "failed_completion")
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ def merge_rows(store: ObjectStore, plan: Plan, job: Job, manifests: Mapping[int,
     unwanted: set[str] = set()
     if job.merge.columns is not None:
         unwanted = set(plan.schema.names) - META_NAMES - set(job.merge.columns)
-    left_out = frozenset(spread | unwanted | {name for name in _DROPPED_COLUMNS if name in plan.schema.names})
+    left_out = frozenset(spread | unwanted | SHARD_ONLY)
     shown = chat if has_messages(job, plan, chat) else None
     schema = _finished(plan.schema.empty_table(), shown, left_out).schema
     if selection.cluster_sizes is not None:

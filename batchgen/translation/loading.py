@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from batchgen.errors import JobError, SeedError
 from batchgen.job import Source
-from batchgen.seeds import load_seeds
+from batchgen.seeds import load_seeds, without_own_columns
 from batchgen.translation.steps import class_name, is_own_loader
 
 # The input of `StructuredGeneration`.
@@ -73,7 +73,7 @@ def rows_of_dataset(dataset: Any, formats: Collection[str] = (), where: str = "d
         return _of_records(dataset, formats, where)
     if kind == "DataFrame":
         return _of_frame(dataset, formats, where)
-    return _with_text(dataset.with_format("arrow")[:], formats)
+    return _with_text(without_own_columns(dataset.with_format("arrow")[:]), formats)
 
 
 def _of_records(records: Sequence[Any], formats: Collection[str], where: str) -> pa.Table:
@@ -118,12 +118,12 @@ def _of_frame(frame: Any, formats: Collection[str], where: str) -> pa.Table:
             pa.Array.from_pandas(frame[column])
         except (pa.ArrowException, TypeError, ValueError):  # its text may quote a row
             raise JobError(f"{where}: column {column!r} has values of different types") from None
-    return pa.Table.from_pandas(frame, preserve_index=False)
+    return without_own_columns(pa.Table.from_pandas(frame, preserve_index=False))
 
 
 def _loaded(source: Source, where: str) -> pa.Table:
     try:
-        return load_seeds(source).table
+        return load_seeds(source, own=False).table
     except SeedError as error:
         raise SeedError(f"{where}: {error}") from error
 

@@ -73,7 +73,7 @@ from pydantic import BaseModel, Field, SecretStr
 from batchgen import JobError, from_pipeline
 from batchgen.engines.base import Completion, Request
 from batchgen.engines.chaos import ChaosEngine
-from batchgen.errors import UserError
+from batchgen.errors import SeedError, UserError
 from batchgen.plan import trace_columns
 from batchgen.translation.segments import segments_of
 from batchgen.translation.translate import translate
@@ -172,6 +172,12 @@ def test_every_leaf_is_a_config_and_shared_tasks_run_once(tmp_path: Path):
     rows = {name: distiset[name]["train"].to_list() for name in distiset}
     asked = [{row["topic"]: row["instruction"] for row in rows[name]} for name in ("short", "hard")]
     assert asked[0] == asked[1], "both leaves continue the same rows"
+    distiset.save_to_disk(tmp_path / "saved")
+    with Pipeline() as again:
+        load = LoadDataFromDisk(dataset_path=str(tmp_path / "saved"), is_distiset=True, config="short")
+        load >> answer("more", input_mappings={"instruction": "generation"})
+    more = from_pipeline(again, tmp_path / "more", in_process=True)["default"]["train"]
+    assert sorted(more["generation_before_more"]) == sorted(row["generation"] for row in rows["short"])
     card = (distiset.dataset / "README.md").read_text()
     assert re.findall(r"^# (.*)$", card, re.MULTILINE) == ["hard", "short", "ask"], "how those came to be is told, too"
     assert all(row["evolved_instruction"] for row in rows["hard"])
@@ -1229,6 +1235,28 @@ def test_a_step_made_of_a_dataset_loads_it(tmp_path: Path):
         make_generator_step(rows, output_mappings={"prompt": "instruction"}) >> TextGeneration(llm=llm())
     made = from_pipeline(pipeline, tmp_path / "out", in_process=True)["default"]["train"]
     assert sorted(made["instruction"]) == ["Write 0.", "Write 1.", "Write 2."]
+
+
+@pytest.mark.parametrize("kind", ["hub", "pandas", "datasets", "list"])
+def test_a_pipeline_goes_on_from_the_dataset_of_another(tmp_path: Path, kind: str):
+    """What batchgen wrote about its rows is left out; a column that is only called so is still refused."""
+    with Pipeline() as first:
+        LoadDataFromDicts(data=ROWS) >> answer("a", output_mappings={"generation": "draft"})
+    made = from_pipeline(first, tmp_path / "first", in_process=True)
+    table = made["default"]["train"].remove_columns("messages")
+    with Pipeline() as second:
+        task = answer("b", input_mappings={"instruction": "draft"})
+        if kind == "hub":
+            table.to_parquet(tmp_path / "files" / "rows.parquet")
+            LoadDataFromHub(repo_id=str(tmp_path / "files")) >> task
+    given = {"pandas": table.to_pandas(), "datasets": table, "list": table.to_list()}.get(kind)
+    rows = from_pipeline(second, tmp_path / "second", in_process=True, dataset=given)["default"]["train"]
+    assert sorted(rows["draft"]) == sorted(table["draft"])
+    assert set(rows["row_id"]) != set(table["row_id"])
+    with pytest.raises(SeedError, match="column 'row_id' is one that batchgen writes itself"):
+        with Pipeline() as third:
+            answer("c")
+        from_pipeline(third, tmp_path / "third", dataset=[{"instruction": "x", "row_id": "y"}])
 
 
 @pytest.mark.parametrize("kind", ["dicts", "list", "pandas", "datasets", "hub", "own"])
