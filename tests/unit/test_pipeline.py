@@ -1243,7 +1243,7 @@ def test_a_pipeline_goes_on_from_the_dataset_of_another(tmp_path: Path, kind: st
     with Pipeline() as first:
         LoadDataFromDicts(data=ROWS) >> answer("a", output_mappings={"generation": "draft"})
     made = from_pipeline(first, tmp_path / "first", in_process=True)
-    table = made["default"]["train"].remove_columns("messages")
+    table = made["default"]["train"]
     with Pipeline() as second:
         task = answer("b", input_mappings={"instruction": "draft"})
         if kind == "hub":
