@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -40,6 +41,7 @@ from batchgen.job import Job
 from batchgen.known import Texts
 from batchgen.plan import PLAN_KEY, read_plan
 from batchgen.progress import Progress
+from batchgen.pulse import Pulse
 from batchgen.schedule import Scheduler
 from batchgen.store import LocalStore
 from tests.faults import ledger
@@ -82,6 +84,33 @@ def test_all_shards_are_committed_and_the_last_status_says_so(tmp_path: Path):
     assert last.eta in (None, 0.0)
     assert (last.done.ok, last.done.rejected, last.shards_done) == (300, 0, len(plan.shards))
     assert last.done.output_tokens == sum(manifest.output_tokens for manifest in manifests.values())
+
+
+def test_rates_and_what_is_left_are_told_as_long_as_an_engine_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    now = 1000.0
+    monkeypatch.setattr("batchgen.drive.time", SimpleNamespace(monotonic=lambda: now))
+    job = chaos_job(tmp_path, source={"count": 300})
+    plan, seeds, store = planned(job)
+    scheduler = Scheduler(plan.shards, 1)
+    statuses: list[Status] = []
+    fleet = LocalFleet(HostConfig(job, plan, store.location, 0))
+    driver = Driver(scheduler, fleet, seeds, len(plan.shards), 0, Progress(), 1, statuses.append)
+    scheduler.start()
+    driver._show()
+    assert (statuses[-1].tokens_per_second, statuses[-1].eta) == (0.0, None)
+    scheduler.engine_ready(0, 16)
+    driver._up[0] = Pulse(moved=now)
+    for rows in (0, 50, 100):
+        driver._up[0].felt(Progress(ok=rows, output_tokens=12 * rows, in_flight=32), now)
+        driver._show()
+        now += 10.0
+    status = statuses[-1]
+    assert (status.done.ok, status.rows_in_flight, status.tokens_per_second) == (100, 32, 60.0)
+    assert status.eta == 200 / 5, "rows that are left, at five a second"
+    scheduler.engine_lost(0, "gone", machine=True)
+    driver._up.clear()
+    driver._show()
+    assert (statuses[-1].engines_ready, statuses[-1].tokens_per_second, statuses[-1].eta) == (0, 0.0, None)
 
 
 def test_an_engine_that_hangs_is_taken_for_dead_and_replaced(tmp_path: Path):
