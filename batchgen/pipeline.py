@@ -18,8 +18,8 @@ from batchgen.parquet import read_parquet
 from batchgen.publish import publish_configs
 from batchgen.rows import kind_of
 from batchgen.store import is_remote
-from batchgen.translation.loading import formats_of, rows_of_dataset, rows_of_step
-from batchgen.translation.segments import Segment, segments_of, set_parameters
+from batchgen.translation.loading import formats_of, rows_of_dataset, rows_of_step, side_by_side
+from batchgen.translation.segments import Segment, loaders_of, segments_of, set_parameters
 from batchgen.translation.steps import check_kinds, generates
 from batchgen.translation.translate import Translated, translate
 
@@ -127,33 +127,34 @@ def from_pipeline(
     check_kinds(steps.values(), kinds or {})
     segments = segments_of(pipeline.dag, steps, loaded=dataset is not None)
     folder = Path(output) if output is not None else Path("runs") / re.sub(r"[^A-Za-z0-9._-]", "_", pipeline.name)
-    root = next(iter(pipeline.dag.root_steps))
     formats = formats_of(steps.values())
     if dataset is not None:
         loaded = rows_of_dataset(dataset, formats)
-    elif generates(steps[root]):
-        loaded = None
     else:
-        loaded = rows_of_step(root, steps[root], seed, formats)
+        loaders, _ = loaders_of(pipeline.dag, steps)
+        tables = {
+            name: rows_of_step(name, steps[name], seed, formats) for name in loaders if not generates(steps[name])
+        }
+        loaded = side_by_side(tables) if tables else None
     settings: dict[str, Any] = {"seed": seed, **({"engines": engines} if engines is not None else {})}
     # Everything is translated before anything runs: a step that cannot be carried over costs no engine.
     jobs: dict[Segment, Translated] = {}
     for segment in segments:
         first = jobs[segment.parent].columns if segment.parent else _kinds_of(loaded)
         jobs[segment] = translate(segment, steps, first, folder, settings, kinds)
-    tables: dict[Segment | None, pa.Table | None] = {None: loaded}
+    rows_after: dict[Segment | None, pa.Table | None] = {None: loaded}
     results: dict[str, Result] = {}
     earlier: list[Path] = []
     leaves = [segment for segment in segments if segment.leaf]
     for segment in segments:
         translated = jobs[segment]
-        if (rows := tables[segment.parent]) is not None:
+        if (rows := rows_after[segment.parent]) is not None:
             _write_seeds(rows, translated.seeds, Path(str(translated.job.source.path)))
         result = run(translated.job, address, watch, in_process=in_process)
         if segment.leaf:
             results["default" if len(leaves) == 1 else segment.name] = result
         else:
-            tables[segment] = _rows_of(result).select(list(translated.columns))
+            rows_after[segment] = _rows_of(result).select(list(translated.columns))
             earlier.append(Path(result.dataset))
     datasets = {name: Path(result.dataset) for name, result in results.items()}
     dataset = publish_configs(pipeline.name, datasets, folder / "dataset", earlier)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,21 @@ def rows_of_step(name: str, step: Any, seed: int, formats: Collection[str] = ())
         source = _source_of(name, step).model_copy(update={"limit": limit})
         table = _with_text(_loaded(source, f"step {name!r}"), formats)
     return table.rename_columns([step.output_mappings.get(column, column) for column in table.column_names])
+
+
+def side_by_side(tables: Mapping[str, pa.Table]) -> pa.Table:
+    """The rows of several loading steps, one of each together; of equal columns the last step's, as in distilabel.
+
+    Args:
+        tables: by the names of the steps.
+
+    Raises:
+        JobError: they do not have as many rows.
+    """
+    if len({table.num_rows for table in tables.values()}) > 1:
+        found = ", ".join(f"{name!r}: {table.num_rows}" for name, table in tables.items())
+        raise JobError(f"steps whose rows go together have different numbers of them ({found})")
+    return pa.table({column: table[column] for table in tables.values() for column in table.column_names})
 
 
 def rows_of_dataset(dataset: Any, formats: Collection[str] = (), where: str = "dataset") -> pa.Table:

@@ -12,6 +12,7 @@ from batchgen.tasks.table import LEFT_OUT
 from batchgen.translation.plain import EXPAND
 from batchgen.translation.steps import (
     BY_CLASS,
+    COMBINE,
     GENERATORS,
     GROUP,
     JOINS,
@@ -21,6 +22,7 @@ from batchgen.translation.steps import (
     generates,
     has_rows,
     is_task,
+    loads,
     parameters_of,
     runs_as_it_is,
 )
@@ -78,6 +80,26 @@ def _check_parameters(where: str, part: Any, given: Mapping[str, Any]) -> None:
             _check_parameters(f"{where}[{name!r}]", inner, value)
 
 
+def loaders_of(dag: Any, steps: Mapping[str, Any]) -> tuple[tuple[str, ...], str | None]:
+    """The steps that a pipeline begins with, and the one in which they meet at once, where there are several.
+
+    Raises:
+        JobError: there are none, or several that do not.
+    """
+    roots = tuple(dag.root_steps)
+    if len(roots) == 1:
+        return roots, None
+    after = {name for root in roots for name in dag.get_step_successors(root)}
+    join = min(after, default="")
+    together = len(after) == 1 and class_name(type(steps[join])) == COMBINE and all(map(loads, map(steps.get, roots)))
+    if not together or {*dag.get_step_predecessors(join)} != {*roots}:
+        raise JobError(
+            f"the pipeline has {len(roots)} first steps; batchgen carries over one that has rows, or several that load "
+            f"rows and all meet in a {COMBINE}, or give dataset"
+        )
+    return tuple(dag.get_step_predecessors(join)), join
+
+
 def segments_of(dag: Any, steps: Mapping[str, Any], loaded: bool = False) -> list[Segment]:
     """The pipeline's chains, parents first.
 
@@ -91,12 +113,9 @@ def segments_of(dag: Any, steps: Mapping[str, Any], loaded: bool = False) -> lis
     makers = [name for name in roots if has_rows(steps[name])]
     if loaded and makers:
         raise JobError(f"step {makers[0]!r}: it has rows of its own, and dataset is given too; use one of them")
-    if not loaded and len(roots) != 1:
-        raise JobError(
-            f"the pipeline has {len(roots)} first steps; batchgen carries over one that has rows, or give dataset"
-        )
+    loaders, join = ((), None) if loaded else loaders_of(dag, steps)
     for name in dag:
-        _check_step(name, steps[name], dag, is_root=not loaded and name == roots[0])
+        _check_step(name, steps[name], dag, is_root=name in loaders)
     starts = loaded or generates(steps[roots[0]])
     segments: list[Segment] = []
 
@@ -112,7 +131,7 @@ def segments_of(dag: Any, steps: Mapping[str, Any], loaded: bool = False) -> lis
             segments.append(segment)
             grow(segment, following)
 
-    grow(None, roots if starts else sorted(dag.get_step_successors(roots[0])))
+    grow(None, roots if starts else sorted(dag.get_step_successors(join or roots[0])))
     if not segments:
         raise JobError(f"step {roots[0]!r}: nothing comes after it; connect it with >>")
     if not any(is_task(step) for step in steps.values()):

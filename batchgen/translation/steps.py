@@ -53,7 +53,12 @@ def is_own_loader(step: Any) -> bool:
 
 def has_rows(step: Any) -> bool:
     """Whether a pipeline may begin with a step."""
-    return class_name(type(step)) in LOADERS or generates(step) or is_own_loader(step)
+    return loads(step) or generates(step)
+
+
+def loads(step: Any) -> bool:
+    """Whether a step has rows without a model."""
+    return class_name(type(step)) in LOADERS or is_own_loader(step)
 
 
 def generates(step: Any) -> bool:

@@ -179,6 +179,14 @@ def labelled(url: str) -> Any:
     )
 
 
+def beside(url: str) -> Any:
+    """Rows of two loaders that go together, one of which writes over a column of the other."""
+    combine = CombineOutputs()
+    answer = TextGeneration(llm=_llm(url), template="{{ words }} {{ topic }}", columns=["words", "topic"])
+    [LoadDataFromDicts(data=ROWS), Numbered(name="numbered")] >> combine
+    return combine >> answer
+
+
 def shots(url: str) -> Any:
     """A prompt with examples, written by a template with a loop."""
     rows = [{**row, "examples": [f"Do {n}." for n in range(row["number"] + 1)]} for row in ROWS]
@@ -328,6 +336,7 @@ PIPELINES: Mapping[str, Callable[[str], Any]] = {
         preferences,
         chats,
         labelled,
+        beside,
         shots,
         embedded,
         triplets,

@@ -1237,6 +1237,31 @@ def test_a_step_made_of_a_dataset_loads_it(tmp_path: Path):
     assert sorted(made["instruction"]) == ["Write 0.", "Write 1.", "Write 2."]
 
 
+def test_rows_of_several_loaders_go_together_where_all_meet_at_once(tmp_path: Path):
+    """As a sampler of examples beside the rows that they are for."""
+
+    def pipeline(samples: int, between: bool = False) -> Pipeline:
+        with Pipeline() as made:
+            load = LoadDataFromDicts(data=ROWS, name="rows")
+            sampler = DataSampler(data=[{"shot": str(n)} for n in range(9)], size=2, samples=samples, name="shots")
+            template = "{% for each in shot %}{{ each }} {% endfor %}{{ instruction }}"
+            asked = TextGeneration(llm=llm(), template=template, columns=["shot", "instruction"], name="asked")
+            combine = CombineOutputs(name="combine")
+            [load, sampler >> Tidied(name="tidied") if between else sampler] >> combine
+            combine >> [asked, answer("plain")]
+        return made
+
+    distiset = from_pipeline(pipeline(samples=6), tmp_path / "out", in_process=True)
+    rows = distiset["asked"]["train"].to_list()
+    assert [row["instruction"] for row in rows] == [row["instruction"] for row in ROWS]
+    assert all(len(row["shot"]) == 2 for row in rows)
+    assert distiset["plain"]["train"]["shot"] == [row["shot"] for row in rows]
+    with pytest.raises(JobError, match=r"different numbers of them \('rows': 6, 'shots': 5\)"):
+        from_pipeline(pipeline(samples=5), tmp_path / "other", in_process=True)
+    with pytest.raises(JobError, match=r"has 2 first steps; .* or several that load rows and all meet in a CombineOut"):
+        from_pipeline(pipeline(samples=6, between=True), tmp_path / "other", in_process=True)
+
+
 @pytest.mark.parametrize("kind", ["hub", "pandas", "datasets", "list"])
 def test_a_pipeline_goes_on_from_the_dataset_of_another(tmp_path: Path, kind: str):
     """What batchgen wrote about its rows is left out; a column that is only called so is still refused."""
