@@ -391,11 +391,11 @@ def meet_crosswise(data) -> None:
     [a, c] >> CombineOutputs(name="combine")
 
 
-def refused(build) -> str:
+def refused(build, folder: Path) -> str:
     with Pipeline() as pipeline:
         build(LoadDataFromDicts(data=ROWS, name="load"))
     with pytest.raises(JobError) as caught:
-        from_pipeline(pipeline, "unused", in_process=True)
+        from_pipeline(pipeline, folder / "unused", in_process=True)
     return str(caught.value)
 
 
@@ -533,8 +533,8 @@ def refused(build) -> str:
         ),
     ],
 )
-def test_what_cannot_be_carried_over_is_refused_by_name(build, message: str):
-    found = refused(build)
+def test_what_cannot_be_carried_over_is_refused_by_name(tmp_path: Path, build, message: str):
+    found = refused(build, tmp_path)
     assert message in found
     assert "sk-secret" not in found
 
@@ -546,7 +546,7 @@ def test_a_bucket_is_no_place_for_a_pipeline():
         from_pipeline(pipeline, "s3://bucket/x", in_process=True)
 
 
-def test_routing_functions_joins_and_generators_are_refused():
+def test_routing_functions_joins_and_generators_are_refused(tmp_path: Path):
     @routing_batch_function()
     def route(steps):
         return steps
@@ -554,18 +554,18 @@ def test_routing_functions_joins_and_generators_are_refused():
     def routed(data):
         data >> route >> [TextGeneration(llm=llm(), name="a"), TextGeneration(llm=llm(), name="b")]
 
-    assert "routing function" in refused(routed)
+    assert "routing function" in refused(routed, tmp_path)
 
     def joined(data):
         a = TextGeneration(llm=llm(), name="a")
         b = TextGeneration(llm=llm(), name="b", output_mappings={"generation": "other"})
         data >> [a, b] >> TextGeneration(llm=llm(), name="both", output_mappings={"generation": "third"})
 
-    assert "several steps lead to it; branches meet in GroupColumns or CombineOutputs" in refused(joined)
+    assert "several steps lead to it; branches meet in GroupColumns or CombineOutputs" in refused(joined, tmp_path)
     with Pipeline() as pipeline:
         EvolInstructGenerator(llm=llm(), num_instructions=3, name="evolve") >> TextGeneration(llm=llm())
     with pytest.raises(JobError, match="use evol_instruct over seed rows"):
-        from_pipeline(pipeline, "unused", in_process=True)
+        from_pipeline(pipeline, tmp_path / "unused", in_process=True)
 
 
 def test_branches_meet_in_a_list(tmp_path: Path):
