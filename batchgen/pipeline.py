@@ -92,9 +92,9 @@ def from_pipeline(
 ) -> PipelineResult:
     """Runs a pipeline's tasks on batchgen's engines, or goes on with a run of it that was interrupted.
 
-    The LLM of a task becomes an engine with the same model and generation arguments: vLLM for distilabel's `vLLM` and
-    `TransformersLLM`, a client for `OpenAILLM` and its like. Every row that ends well is in the dataset; nothing is
-    deduplicated, as distilabel does not.
+    The LLM of a task becomes an engine with the same model and generation arguments: vLLM for distilabel's `vLLM`,
+    `TransformersLLM` and `InferenceEndpointsLLM`, a client for `OpenAILLM` and its like. Every row that ends well is in
+    the dataset; nothing is deduplicated, as distilabel does not.
 
     Args:
         pipeline: a `distilabel.pipeline.Pipeline`; what it would do on its own machine is not used.
