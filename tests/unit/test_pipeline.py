@@ -1214,9 +1214,10 @@ def test_rows_are_given_as_pipeline_run_takes_them(tmp_path: Path, kind: str):
         TextGeneration(llm=llm(), name="answer")
         EvolInstruct(llm=llm(), num_evolutions=1, name="evolve")
     selected = Dataset.from_list([*ROWS, *ROWS]).select(range(6))
-    dataset = {"list": ROWS, "pandas": pd.DataFrame(ROWS), "datasets": selected}
+    dataset = {"list": ROWS, "pandas": pd.DataFrame(ROWS, index=range(9, 3, -1)), "datasets": selected}
     distiset = from_pipeline(pipeline, tmp_path / "out", in_process=True, dataset=dataset[kind])
     assert {name: len(distiset[name]["train"]) for name in distiset} == {"answer": 6, "evolve": 6}
+    assert not [name for name in distiset["answer"]["train"].column_names if "index" in name], "pandas' own"
 
 
 def test_given_rows_go_through_branches_that_meet(tmp_path: Path):
@@ -1292,9 +1293,11 @@ def test_the_forms_of_structured_answers_are_those_of_their_rows(
     forms = [
         {"format": "json", "schema": {"type": "object", "properties": {"name": {"type": "string"}}}},
         {"format": "json", "schema": {"type": "object", "properties": {"age": {"type": "integer", "minimum": 1}}}},
+        {"format": "json", "schema": {"anyOf": [{"type": "integer", "maximum": 9}, {"type": "string"}]}},
     ]
     forms += [{"format": "regex", "schema": "[ab]+"}] * (kind in ("dicts", "list", "pandas"))  # else of another type
-    rows = [{"instruction": f"Do {number}.", "form": form} for number, form in enumerate(forms)]
+    other = {"other": {"a": 1}} if kind in ("datasets", "hub") else {}
+    rows = [{"instruction": f"Do {number}.", "form": form, **other} for number, form in enumerate(forms)]
     asked: dict[str, Any] = {}
 
     async def generate(engine: ChaosEngine, request: Request) -> Completion:
@@ -1318,6 +1321,7 @@ def test_the_forms_of_structured_answers_are_those_of_their_rows(
     made = from_pipeline(pipeline, tmp_path / "out", in_process=True, dataset=dataset)["default"]["train"]
     assert asked == {row["instruction"]: {row["form"]["format"]: row["form"]["schema"]} for row in rows}
     assert [json.loads(text) for text in made["form"]] == forms
+    assert not other or made["other"] == [{"a": 1}] * len(rows)
 
 
 class Listed(GeneratorStep):
@@ -1331,6 +1335,7 @@ class Listed(GeneratorStep):
 
     def process(self, offset=0):
         yield self.rows, True
+        yield [{**self.rows[0], "instruction": "Nobody asks for more."}], True
 
 
 def test_distilabel_s_ready_made_pipeline_is_taken(tmp_path: Path):
