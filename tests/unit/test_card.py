@@ -130,6 +130,16 @@ def test_a_partial_merge_is_told(tmp_path: Path):
     assert "1 row of synthetic text" in card_of(chaos_job(tmp_path / "run"), kept=1)
 
 
+@pytest.mark.parametrize(
+    ("rows", "category"),
+    [(999, "n<1K"), (1000, "1K<n<10K"), (10_000, "10K<n<100K"), (9_999_999, "1M<n<10M"), (10_000_000, "10M<n<100M")],
+)
+def test_how_many_rows_there_are_is_told_in_the_hub_s_words(tmp_path: Path, rows: int, category: str):
+    card = card_of(chaos_job(tmp_path / "run"), kept=rows)
+    assert yaml.safe_load(card.split("---\n")[1])["size_categories"] == [category]
+    assert "\n```yaml\n" in card
+
+
 def test_one_card_for_several_datasets_has_what_they_go_on_from(tmp_path: Path):
     cards = {name: card_of(chaos_job(tmp_path / name, name=name)) for name in ("one", "two", "before")}
     card = render_configs("both", {name: cards[name] for name in ("one", "two")}, [cards["before"]])
