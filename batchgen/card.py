@@ -23,11 +23,12 @@ _SIZES = (
     (100_000, "10K<n<100K"),
     (1_000_000, "100K<n<1M"),
     (10_000_000, "1M<n<10M"),
+    (100_000_000, "10M<n<100M"),
 )
 
 
 def _size_category(rows: int) -> str:
-    return next((name for limit, name in _SIZES if rows < limit), "10M<n<100M")
+    return next((name for limit, name in _SIZES if rows < limit), "100M<n<1B")
 
 
 def render_card(job: Job, plan: Plan, schema: pa.Schema, details: Mapping[str, Any], digest: str) -> str:

@@ -132,7 +132,14 @@ def test_a_partial_merge_is_told(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("rows", "category"),
-    [(999, "n<1K"), (1000, "1K<n<10K"), (10_000, "10K<n<100K"), (9_999_999, "1M<n<10M"), (10_000_000, "10M<n<100M")],
+    [
+        (999, "n<1K"),
+        (1000, "1K<n<10K"),
+        (99_999, "10K<n<100K"),
+        (9_999_999, "1M<n<10M"),
+        (10_000_000, "10M<n<100M"),
+        (10**8, "100M<n<1B"),
+    ],
 )
 def test_how_many_rows_there_are_is_told_in_the_hub_s_words(tmp_path: Path, rows: int, category: str):
     card = card_of(chaos_job(tmp_path / "run"), kept=rows)
