@@ -20,7 +20,7 @@ from batchgen.rows import CLUSTER_SIZE, MESSAGES, META_NAMES, canonical_json, in
 from batchgen.seeds import Seeds
 from batchgen.step import Step
 from batchgen.store.base import ObjectStore
-from batchgen.tasks.spec import ANY, bare, is_required
+from batchgen.tasks.spec import bare, is_required, takes
 
 PLAN_KEY = "plan.json"
 FORMAT = 3
@@ -216,7 +216,7 @@ def _check_inputs(step: Step, columns: Mapping[str, str], where: str) -> None:
     for task_input, column in step.reads.items():
         kind = step.inputs[task_input]
         if column in columns:
-            if bare(kind) not in (ANY, columns[column]):
+            if not takes(bare(kind), columns[column]):
                 holds, wanted = in_words(columns[column]), in_words(bare(kind))
                 raise JobError(f"{where}: input {task_input!r} takes {wanted}, and column {column!r} holds {holds}")
         elif is_required(kind) or task_input in step.input_mappings:

@@ -81,6 +81,7 @@ _WORDS: Mapping[str, str] = {
     "number": "numbers",
     "boolean": "booleans",
     "conversation": "conversations (lists of messages with `role` and `content`)",
+    "printable": "texts, numbers or booleans",
     "other": "values of a type that no task reads",
 }
 

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt, field_validator
 from pydantic_core import PydanticCustomError
 
 from batchgen.errors import RowRejected
-from batchgen.tasks.spec import Row, TaskParameters, TaskSpec, columns
+from batchgen.tasks.spec import PRINTABLE, Row, TaskParameters, TaskSpec, columns
 
 _PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_]\w*)\s*\}\}")
 
@@ -170,7 +170,7 @@ GENERATION: Mapping[str, TaskSpec] = {
         summary="answers an instruction, or a prompt made of several columns",
         distilabel="TextGeneration",
         parameters=TextGeneration,
-        inputs=lambda p: {**dict.fromkeys(p.columns, "text"), "system_prompt": "text?"},
+        inputs=lambda p: {**dict.fromkeys(p.columns, PRINTABLE if p.template else "text"), "system_prompt": "text?"},
         outputs=columns(generation="text"),
         chat=lambda p: ("instruction", "generation") if p.template is None else None,
     ),

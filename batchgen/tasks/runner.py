@@ -14,7 +14,7 @@ from batchgen.errors import EngineError, EngineStartError, RowRejected, Stopped,
 from batchgen.tasks.fixes import task_class
 from batchgen.tasks.llm import CallLog, EngineLLM
 from batchgen.tasks.plainstep import PlainStep
-from batchgen.tasks.spec import Reasoning, Row, TaskParameters, TaskSpec, bare, is_required
+from batchgen.tasks.spec import PRINTABLE, Reasoning, Row, TaskParameters, TaskSpec, bare, is_required
 
 _TEXT_LISTS = ("list[text]", "list[list[text]]")
 
@@ -126,8 +126,8 @@ class TaskRunner:
             elif prompts and self._task is not None and bare(kind) in _TEXT_LISTS:
                 _check_texts(value, is_required(kind), column)
             inputs[task_input] = copy.deepcopy(value)
-        texts = [inputs[name] for name, kind in self._kinds.items() if kind == "text"]
-        if prompts and texts and not any(text.strip() for text in texts):
+        texts = [inputs[name] for name, kind in self._kinds.items() if kind in ("text", PRINTABLE)]
+        if prompts and texts and not any(str(text).strip() for text in texts):
             # A model answers an empty prompt with whatever comes to it. Where one of several is empty it may be meant.
             raise RowRejected("empty_input")
         return inputs

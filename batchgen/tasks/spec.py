@@ -14,6 +14,8 @@ Row = dict[str, Any]
 OPTIONAL = "?"
 # The kind of an input that goes along as it is, whatever its column holds.
 ANY = "any"
+# The kind of an input that is written into a text.
+PRINTABLE = "printable"
 # What becomes of a reasoning model's thoughts: left out, left in the text, or put into a column of their own.
 Reasoning = Literal["drop", "keep", "column"]
 
@@ -216,6 +218,11 @@ def check_own_tasks(tasks: Any) -> None:
 def is_required(kind: str) -> bool:
     """Whether a column must be there."""
     return not kind.endswith(OPTIONAL)
+
+
+def takes(kind: str, column: str) -> bool:
+    """Whether an input of a kind, without its mark, can read a column of another."""
+    return kind in (ANY, column) or (kind == PRINTABLE and column in ("text", "number", "boolean"))
 
 
 def bare(kind: str) -> str:

@@ -171,6 +171,15 @@ CASES = [
     Case(
         "text_generation", {"template": "Do {{ instruction }} now."}, renamed={"template": "Do {{ instruction }} now."}
     ),
+    Case(
+        "text_generation",
+        {"template": "Do {{ instruction }} {{ number }} {{ share }} {{ flag }} times."},
+        {"number": 3, "share": 0.5, "flag": True},
+        renamed={
+            "template": "Do {{ instruction }} {{ number }} {{ share }} {{ flag }} times.",
+            "columns": ["instruction", "number", "share", "flag"],
+        },
+    ),
     *(Case("ultrafeedback", {"aspect": aspect}) for aspect in ("honesty", "instruction-following", "overall-rating")),
     *(Case("ultrafeedback", {"aspect": aspect}, answers=TYPED) for aspect in ("helpfulness", "truthfulness")),
 ]

@@ -15,7 +15,7 @@ from batchgen.engines import repository
 from batchgen.engines.arguments import engine_arguments
 from batchgen.errors import JobError, ModelError, PlanMismatch, SeedError
 from batchgen.job import Job, Source
-from batchgen.plan import _TEXT_ARGUMENTS, Plan, make_plan, read_plan, settle_plan, shard_bounds
+from batchgen.plan import _TEXT_ARGUMENTS, Plan, make_plan, read_plan, settle_plan, shard_bounds, trace_columns
 from batchgen.seeds import load_seeds
 from batchgen.store import LocalStore
 from tests.helpers import chaos_job, planned
@@ -88,6 +88,20 @@ def test_a_tokenizer_with_code_of_its_own_runs_only_where_it_is_trusted(
     with (model / "own.py").open("a") as file:
         file.write("# other code\n")
     assert plan_run(job, trust_remote_code=True)[0].fingerprint != plan.fingerprint, "code changes what a model says"
+
+
+def test_a_template_takes_what_can_be_written_into_a_text():
+    def traced(**kinds: str) -> dict[str, str]:
+        steps = [{"task": "text_generation", "template": "{{ a }} {{ b }}"}]
+        return trace_columns(chaos_job("out", steps=steps), kinds)
+
+    assert traced(a="text", b="number") == traced(a="boolean", b="text") == {"generation": "text"}
+    with pytest.raises(
+        JobError, match="input 'b' takes texts, numbers or booleans, and column 'b' holds lists of texts"
+    ):
+        traced(a="text", b="list[text]")
+    with pytest.raises(JobError, match="input 'instruction' takes texts, and column 'instruction' holds numbers"):
+        trace_columns(chaos_job("out", steps=[{"task": "text_generation"}]), {"instruction": "number"})
 
 
 @pytest.mark.parametrize(
