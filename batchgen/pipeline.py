@@ -115,27 +115,13 @@ def from_pipeline(
         BatchgenError: as `run` does.
     """
     pipeline = getattr(pipeline, "pipeline", pipeline)  # of `InstructionResponsePipeline`, which holds one
-    if not hasattr(pipeline, "dag"):
-        raise JobError(f"from_pipeline: expected a distilabel Pipeline, got {type(pipeline).__name__}")
-    for name, given in (("parameters", parameters), ("kinds", kinds)):
-        if not isinstance(given or {}, Mapping):
-            raise JobError(f"{name}: expected a mapping, got {type(given).__name__}")
-    if output is not None and is_remote(str(output)):
-        raise JobError(f"output: {str(output)!r}: a pipeline's output is a folder")
+    _check_kind_of(pipeline, output, parameters=parameters, kinds=kinds)
     steps = {name: pipeline.dag.get_step(name)["step"] for name in pipeline.dag}
     set_parameters(steps, parameters or {})
     check_kinds(steps.values(), kinds or {})
     segments = segments_of(pipeline.dag, steps, loaded=dataset is not None)
     folder = Path(output) if output is not None else Path("runs") / re.sub(r"[^A-Za-z0-9._-]", "_", pipeline.name)
-    formats = formats_of(steps.values())
-    if dataset is not None:
-        loaded = rows_of_dataset(dataset, formats)
-    else:
-        loaders, _ = loaders_of(pipeline.dag, steps)
-        tables = {
-            name: rows_of_step(name, steps[name], seed, formats) for name in loaders if not generates(steps[name])
-        }
-        loaded = side_by_side(tables) if tables else None
+    loaded = _first_rows(pipeline.dag, steps, dataset, seed)
     settings: dict[str, Any] = {"seed": seed, **({"engines": engines} if engines is not None else {})}
     # Everything is translated before anything runs: a step that cannot be carried over costs no engine.
     jobs: dict[Segment, Translated] = {}
@@ -159,6 +145,27 @@ def from_pipeline(
     datasets = {name: Path(result.dataset) for name, result in results.items()}
     dataset = publish_configs(pipeline.name, datasets, folder / "dataset", earlier)
     return PipelineResult(dataset, results)
+
+
+def _check_kind_of(pipeline: Any, output: str | Path | None, **mappings: Any) -> None:
+    """Refuses arguments of other types than `from_pipeline` takes."""
+    if not hasattr(pipeline, "dag"):
+        raise JobError(f"from_pipeline: expected a distilabel Pipeline, got {type(pipeline).__name__}")
+    for name, given in mappings.items():
+        if not isinstance(given or {}, Mapping):
+            raise JobError(f"{name}: expected a mapping, got {type(given).__name__}")
+    if output is not None and is_remote(str(output)):
+        raise JobError(f"output: {str(output)!r}: a pipeline's output is a folder")
+
+
+def _first_rows(dag: Any, steps: Mapping[str, Any], dataset: Any, seed: int) -> pa.Table | None:
+    """The rows that a pipeline begins with; None where it begins with a task that makes them."""
+    formats = formats_of(steps.values())
+    if dataset is not None:
+        return rows_of_dataset(dataset, formats)
+    loaders, _ = loaders_of(dag, steps)
+    tables = {name: rows_of_step(name, steps[name], seed, formats) for name in loaders if not generates(steps[name])}
+    return side_by_side(tables) if tables else None
 
 
 def _kinds_of(rows: pa.Table | None) -> dict[str, str]:
