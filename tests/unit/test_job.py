@@ -478,7 +478,7 @@ def test_a_text_generation_template_is_no_code(tmp_path: Path):
         'steps: [{task: text_generation, template: "%s"}]\noutput: x\n'
     )
     job = Job.load(write(tmp_path, text % "Q: {{ q }}"))
-    assert dict(job.steps[0].inputs) == {"q": "text", "system_prompt": "text?"}
+    assert dict(job.steps[0].inputs) == {"q": "printable", "system_prompt": "text?"}
     assert "placeholders and no other template code" in refused(tmp_path, text % "{{ q }}{% raw %}")
     assert "placeholders and no other template code" in refused(tmp_path, text % "{{ q }}{{ q.__class__ }}")
     assert "at least one {{ column }} placeholder" in refused(tmp_path, text % "Q")
