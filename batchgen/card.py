@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
+from batchgen.engines.repository import is_hub_name
 from batchgen.job import Job, Model
 from batchgen.plan import Plan, text_arguments
 from batchgen.rows import canonical_json
@@ -126,6 +127,8 @@ def _source(tree: Mapping[str, Any]) -> dict[str, Any]:
     if "path" in source:
         paths = [source["path"]] if isinstance(source["path"], str) else source["path"]
         source["path"] = [PurePosixPath(path).name for path in paths]
+    if "dataset" in source and not is_hub_name(source["dataset"]):
+        source["dataset"] = PurePosixPath(source["dataset"]).name
     return source
 
 

@@ -38,6 +38,11 @@ class Repository:
     commit: str | None = None
 
 
+def is_hub_name(path: str) -> bool:
+    """Whether a path could be the name of a model or dataset on the Hub; a relative folder's may be, too."""
+    return _HUB_NAME.fullmatch(path) is not None
+
+
 def find_folder(path: str) -> str:
     """The folder behind a job's `model.path`, or the path as it is where there is none."""
     if path == "embedded":
@@ -59,7 +64,7 @@ def find_model(path: str, revision: str | None = None) -> Repository:
         if not (Path(target) / "config.json").is_file():
             raise ModelError(f"model.path: the folder {path!r} holds no model (it has no config.json)")
         return Repository(path, target)
-    if not _HUB_NAME.fullmatch(path):
+    if not is_hub_name(path):
         raise ModelError(f"model.path: there is no folder {path!r}")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 
 from batchgen import run
 from batchgen.api import saved_job
-from batchgen.card import render_card, render_configs
+from batchgen.card import _source, render_card, render_configs
 from batchgen.cli import main
 from batchgen.job import Job
 from batchgen.merge import latest_version
@@ -87,6 +87,7 @@ def test_a_model_that_no_step_calls_wrote_nothing(tmp_path: Path):
     [
         ({"count": 7}, {"count": 7}),
         ({"rows": [{"instruction": "canary one"}, {"instruction": "canary two"}]}, {"rows": "2 in the job"}),
+        ({"dataset": "FOLDER/saved", "limit": 1}, {"dataset": "saved", "limit": 1}),
         ({"path": "FOLDER/seeds*.jsonl", "limit": 1}, {"path": ["seeds*.jsonl"], "limit": 1}),
         (
             {"path": ["FOLDER/seeds.jsonl"], "columns": ["instruction"]},
@@ -96,6 +97,9 @@ def test_a_model_that_no_step_calls_wrote_nothing(tmp_path: Path):
 )
 def test_where_the_seeds_come_from_is_told_without_them(tmp_path: Path, source: dict[str, Any], told: dict[str, Any]):
     (tmp_path / "seeds.jsonl").write_text('{"instruction": "canary one"}\n')
+    Dataset.from_dict({"instruction": ["canary one"]}).save_to_disk(tmp_path / "saved")
+    if "dataset" in source:
+        source = {**source, "dataset": source["dataset"].replace("FOLDER", str(tmp_path))}
     paths = source.get("path")
     if paths is not None:
         filled = [path.replace("FOLDER", str(tmp_path)) for path in ([paths] if isinstance(paths, str) else paths)]
@@ -105,6 +109,10 @@ def test_where_the_seeds_come_from_is_told_without_them(tmp_path: Path, source: 
     assert recipe(card)["source"] == told
     assert str(tmp_path) not in card
     assert "canary" not in card
+
+
+def test_a_dataset_of_the_hub_has_its_whole_name_in_the_card():
+    assert _source({"dataset": "org/name", "revision": "v1"}) == {"dataset": "org/name", "revision": "v1"}
 
 
 def test_a_merge_with_other_settings_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
