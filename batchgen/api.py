@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,28 +16,27 @@ from typing import Any
 from batchgen.commit import Manifest, committed, generation_of
 from batchgen.drive import Driver, Status
 from batchgen.engines.installed import missing
-from batchgen.engines.structure import check_structure
 from batchgen.errors import JobError, ModelError, Stopped, StoreError, UserError, is_passing
 from batchgen.fleet import Fleet, HostConfig, place_engines
-from batchgen.job import Job, Model
+from batchgen.job import Job
 from batchgen.known import committed_texts
 from batchgen.merge.conversations import chat_columns
 from batchgen.merge.outlook import Outlook
 from batchgen.merge.version import Version, merge_run
+from batchgen.models import check_models
 from batchgen.outage import outlast_store
 from batchgen.paths import expanded, resolved
 from batchgen.patience import stall_seconds
-from batchgen.plan import ModelVersion, Plan, make_plan, settle_plan
+from batchgen.plan import Plan, make_plan, settle_plan
 from batchgen.progress import Progress
 from batchgen.prospects import all_rejected, hopeless
 from batchgen.publish import check_target, publish_folder, publish_store
 from batchgen.records import RecordError, seal, unseal
 from batchgen.schedule import Scheduler
 from batchgen.seeds import Seeds, load_seeds
-from batchgen.step import OwnTasks, Step
+from batchgen.step import OwnTasks
 from batchgen.stopsignals import handled_in_loop, stopped_by_signals
 from batchgen.store import ObjectStore, is_remote, log_folder, open_store, probe
-from batchgen.tasks.table import TASKS
 
 JOB_KEY = "job.json"
 JOB_FORMAT = 1
@@ -70,54 +69,7 @@ def plan_run(job: Job, trust_remote_code: bool = False) -> tuple[Plan, Seeds]:
     seeds = load_seeds(job.source)
     plan = make_plan(job, seeds)
     chat_columns(job, plan)
-    return plan.with_versions(_check_models(job, trust_remote_code)), seeds
-
-
-def _check_models(job: Job, trust_remote_code: bool) -> dict[str | None, ModelVersion]:
-    """The versions of the models that are used, by name."""
-    versions = {}
-    for name, model in job.used_models.items():
-        steps = [step for step in job.steps if step.model == name]
-        versions[name] = _check_model(model, steps, trust_remote_code)
-    for index, step in enumerate(job.steps):
-        structure = job.step_sampling(step).get("structured_outputs")
-        model = job.model_of(step)
-        if structure and model.is_local and model.backend == "vllm" and "structured_outputs_config" not in model.engine:
-            where = f"steps[{index}].sampling" if "structured_outputs" in step.sampling else "sampling"
-            check_structure(structure, f"{where}.structured_outputs")
-    return versions
-
-
-def _check_model(model: Model, steps: Sequence[Step], trust_remote_code: bool) -> ModelVersion:
-    if not model.is_local:
-        return {}
-    from batchgen.engines.chat import chat_from_tokenizer, has_chat_template, load_tokenizer, longest_context
-    from batchgen.engines.repository import files_digest, find_folder, find_model
-
-    if trust_remote_code and model.revision is None and not Path(find_folder(model.path)).is_dir():
-        raise JobError("--trust-remote-code: runs the model's own code; pin it with model.revision")
-    if model.lora is not None and not (expanded(model.lora) / "adapter_config.json").is_file():
-        raise ModelError(f"model.lora: the folder {model.lora!r} holds no LoRA adapter (it has no adapter_config.json)")
-    repository = find_model(model.path, model.revision)
-    tokenizer = load_tokenizer(repository, trust_remote_code, model.engine)
-    chatting = [step.task for step in steps if step.spec.calls_model and not step.spec.plain]
-    if chatting and not has_chat_template(tokenizer):
-        raise ModelError(
-            f"model.path: {model.path!r} has no chat template, which {chatting[0]} needs; tasks for such a base model: "
-            f"{', '.join(name for name, spec in TASKS.items() if spec.plain)}"
-        )
-    wanted = model.engine.get("max_model_len")
-    if isinstance(wanted, int) and "hf_overrides" not in model.engine:
-        longest = longest_context(repository, trust_remote_code)
-        if longest is not None and wanted > longest:
-            raise JobError(f"model.engine.max_model_len: {model.path!r} takes at most {longest} tokens, got {wanted}")
-    if any(step.spec.user_turns for step in steps):
-        try:
-            chat_from_tokenizer(tokenizer, model.pre_query_template, model.chat_template_kwargs).check_user_turn()
-        except ModelError as error:
-            raise ModelError(f"model.path: {model.path!r}: {error}; set model.pre_query_template") from None
-    version = {"commit": repository.commit} if repository.commit else {"files": files_digest(repository.target)}
-    return version | ({"lora_files": files_digest(model.lora)} if model.lora else {})
+    return plan.with_versions(check_models(job, trust_remote_code)), seeds
 
 
 def run(

@@ -19,7 +19,9 @@ class Template:
         stop: what ends a user turn.
         special: its special tokens.
         bos: the token that the template itself writes first, where it writes one.
+        named_bos: the token that the tokenizer calls its BOS, where the template does not write it.
         system: whether it takes a system message.
+        in_parts: whether it reads contents as lists of parts alone, and drops a text.
     """
 
     source: str
@@ -27,7 +29,9 @@ class Template:
     stop: str
     special: tuple[str, ...]
     bos: str | None = None
+    named_bos: str | None = None
     system: bool = True
+    in_parts: bool = False
 
 
 _ALTERNATE = (
@@ -89,10 +93,19 @@ TEMPLATES: Mapping[str, Template] = {
         "{%- for m in messages %}{%- if m.role == 'user' %}{%- if loop.last and system is defined %}"
         "{{- '[INST] ' + system + '\n\n' + m.content + '[/INST]' }}{%- else %}{{- '[INST] ' + m.content + '[/INST]' }}"
         "{%- endif %}{%- else %}{{- ' ' + m.content | trim + eos_token }}{%- endif %}{%- endfor %}",
-        "<s>[INST] ",
+        "<s>[INST]",
         "[/INST]",
         ("<s>", "</s>", "[INST]", "[/INST]"),
         bos="<s>",
+    ),
+    "vicuna": Template(
+        "{%- if messages[0].role == 'system' %}{{- messages[0].content + ' ' }}{%- set messages = messages[1:] %}"
+        "{%- endif %}{%- for m in messages %}{%- if m.role == 'user' %}{{- 'USER: ' + m.content + ' ' }}"
+        "{%- else %}{{- 'ASSISTANT: ' + m.content + '</s>' }}{%- endif %}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- 'ASSISTANT:' }}{%- endif %}",
+        "USER:",
+        "ASSISTANT:",
+        ("</s>",),
     ),
     "gemma-2": Template(
         "{{- bos_token }}{%- if messages[0].role == 'system' %}{{- raise_exception('System role not supported') }}"
@@ -124,6 +137,13 @@ TEMPLATES: Mapping[str, Template] = {
         "<|end|>",
         ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
     ),
+    "phi-3.5": Template(
+        "{%- for m in messages %}{{- '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|assistant|>\n' }}{%- else %}{{- eos_token }}{%- endif %}",
+        "<|user|>\n",
+        "<|end|>",
+        ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"),
+    ),
     "phi-4": Template(
         "{%- for m in messages %}{{- '<|im_start|>' + m.role + '<|im_sep|>' + m.content + '<|im_end|>' }}{%- endfor %}"
         "{%- if add_generation_prompt %}{{- '<|im_start|>assistant<|im_sep|>' }}{%- endif %}",
@@ -152,6 +172,62 @@ TEMPLATES: Mapping[str, Template] = {
         "<｜Assistant｜>",
         ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"),
         bos="<｜begin▁of▁sentence｜>",
+    ),
+    "deepseek-v3.1": Template(
+        "{%- set ns = namespace(system='') %}{%- for m in messages %}{%- if m.role == 'system' %}"
+        "{%- set ns.system = m.content %}{%- endif %}{%- endfor %}{{- bos_token + ns.system }}"
+        "{%- for m in messages %}{%- if m.role == 'user' %}{{- '<｜User｜>' + m.content }}"
+        "{%- elif m.role == 'assistant' %}"
+        "{{- '<｜Assistant｜></think>' + m.content.split('</think>')[-1] + '<｜end▁of▁sentence｜>' }}{%- endif %}"
+        "{%- endfor %}{%- if add_generation_prompt %}"
+        "{{- '<｜Assistant｜>' + ('<think>' if thinking else '</think>') }}{%- endif %}",
+        "<｜begin▁of▁sentence｜><｜User｜>",
+        "<｜Assistant｜>",
+        ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"),
+        bos="<｜begin▁of▁sentence｜>",
+    ),
+    "glm-4.6": Template(
+        "{{- '[gMASK]<sop>' }}{%- for m in messages %}{%- if m.role == 'assistant' %}"
+        "{{- '<|assistant|>\n<think></think>\n' + m.content.split('</think>')[-1] | trim }}"
+        "{%- else %}{{- '<|' + m.role + '|>\n' + m.content }}{%- endif %}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}",
+        "[gMASK]<sop><|user|>\n",
+        "<|assistant|>",
+        ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<think>", "</think>"),
+    ),
+    "kimi-k2": Template(
+        "{%- if messages[0].role != 'system' %}"
+        "{{- '<|im_system|>system<|im_middle|>You are Kimi, an AI assistant.<|im_end|>' }}{%- endif %}"
+        "{%- for m in messages %}{{- '<|im_' + m.role + '|>' + m.role + '<|im_middle|>' + m.content + '<|im_end|>' }}"
+        "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_assistant|>assistant<|im_middle|>' }}{%- endif %}",
+        "<|im_system|>system<|im_middle|>You are Kimi, an AI assistant.<|im_end|><|im_user|>user<|im_middle|>",
+        "<|im_end|>",
+        ("<|im_system|>", "<|im_user|>", "<|im_assistant|>", "<|im_middle|>", "<|im_end|>", "[BOS]"),
+        named_bos="[BOS]",
+    ),
+    "command-a": Template(
+        "{{- bos_token }}{%- for m in messages %}{{- '<|START_OF_TURN_TOKEN|>' }}{%- if m.role == 'assistant' %}"
+        "{{- '<|CHATBOT_TOKEN|><|START_RESPONSE|>' + m.content + '<|END_RESPONSE|>' }}"
+        "{%- else %}{{- '<|' + m.role | upper + '_TOKEN|>' + m.content }}{%- endif %}{{- '<|END_OF_TURN_TOKEN|>' }}"
+        "{%- endfor %}{%- if messages[-1].role == 'user' %}{{- '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' }}"
+        "{%- endif %}",
+        "<BOS_TOKEN><|START_OF_TURN_TOKEN|><|USER_TOKEN|>",
+        "<|END_OF_TURN_TOKEN|>",
+        (
+            *("<BOS_TOKEN>", "<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<|CHATBOT_TOKEN|>"),
+            *("<|USER_TOKEN|>", "<|SYSTEM_TOKEN|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+        ),
+        bos="<BOS_TOKEN>",
+    ),
+    "smolvlm": Template(
+        "{{- '<|im_start|>' }}{%- for m in messages %}{{- m.role | capitalize + ':' }}"
+        "{%- for part in m.content %}{%- if part.type == 'text' %}{{- ' ' + part.text }}{%- endif %}{%- endfor %}"
+        "{{- '<end_of_utterance>\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- 'Assistant:' }}{%- endif %}",
+        "<|im_start|>User:",
+        "<end_of_utterance>",
+        ("<|im_start|>", "<end_of_utterance>"),
+        bos="<|im_start|>",
+        in_parts=True,
     ),
     "gpt-oss": Template(
         "{{- '<|start|>system<|message|>You are ChatGPT, a large language model trained by OpenAI.\nReasoning: medium"

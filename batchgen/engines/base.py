@@ -95,6 +95,9 @@ class ChatFormat(Protocol):
     def without_special(self, text: str) -> str:
         """A text without the special tokens in it."""
 
+    def unwrapped(self, text: str) -> str:
+        """An answer without what the template has around one, where the model wrote that as well."""
+
     @property
     def user_stop(self) -> tuple[Sequence[str], Sequence[int]]:
         """Texts and token ids that end a user turn."""

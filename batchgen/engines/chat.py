@@ -1,28 +1,27 @@
-"""Writes conversations as tokens, and finds out how a model opens and closes a user turn.
+"""Writes conversations as tokens, and finds out what a model writes around the turns of one.
 
 Magpie needs the text that precedes a user's words (the pre-query template) and the one that follows them (the stop
-condition). Both are read off the model's own chat template: a conversation that ends in a user message with a sentinel
-as its content is rendered without a generation prompt and cut at the sentinel.
+condition). Both are read off the model's own chat template: a conversation with a sentinel for the user's words is
+rendered and cut at the sentinel. So is what a template has around an answer, which some models write themselves.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from itertools import takewhile
-from typing import Any
 
 from batchgen.engines.base import Completion, Message, Prompt
 from batchgen.engines.reasoning import marks_of
-from batchgen.engines.repository import Repository, find_folder
-from batchgen.errors import ModelError, RowRejected
+from batchgen.errors import ModelError
 
 _SENTINEL = "batchgen0sentinel0batchgen"
 _ANSWER_SENTINEL = "batchgen1sentinel1batchgen"
 _SYSTEM_SENTINEL = "batchgen2sentinel2batchgen"
 _LONGEST_BETWEEN = 200
+_USER: Message = {"role": "user", "content": _SENTINEL}
+_ANSWER: Message = {"role": "assistant", "content": _ANSWER_SENTINEL}
 
 Render = Callable[[Sequence[Message], bool], str]
 Encode = Callable[[str], list[int]]
@@ -34,9 +33,10 @@ class TemplateChat:
     Args:
         render: a conversation, and whether to open the assistant's turn, to text.
         encode: text to token ids, adding no special tokens of its own.
-        special: single special tokens, text to id.
+        special: tokens that a tokenizer finds before it splits a text, text to id.
         pre_query_template: overrides the derived opening of a user turn.
-        hidden: the special tokens that are left out of a decoded text.
+        hidden: those of them that are left out of a decoded text.
+        bos: the one that begins a conversation, where the tokenizer names it; the template need not write it.
     """
 
     def __init__(
@@ -46,16 +46,19 @@ class TemplateChat:
         special: Mapping[str, int],
         pre_query_template: str | None = None,
         hidden: Collection[str] = (),
+        bos: str | None = None,
     ) -> None:
         self._template = render
         # Several generations of a row begin one after the other, with the same prompt: a millisecond for 2,500 tokens.
         self._encode = lru_cache(maxsize=16)(lambda text: tuple(encode(text)))
         self._special = special
-        self._special_ids = frozenset(special.values())
+        self._hidden_ids = frozenset(special[text] for text in hidden if text in special)
         self._special_texts = tuple(text for text in special if text)
+        self._mark = _any_of(text for text in special if text.strip())
         self._override = pre_query_template
-        self._hidden = re.compile("|".join(re.escape(text) for text in sorted(hidden, key=len, reverse=True) if text))
-        self.reasoning = marks_of(hidden)
+        self._hidden = _any_of(hidden)
+        self._named_bos = bos
+        self.reasoning = marks_of(special, hidden)
         # Most rows begin with the same system prompt, or one of a few.
         self._opening = lru_cache(maxsize=1024)(self._opened)
         # Between two turns stands the same text in every row.
@@ -105,10 +108,12 @@ class TemplateChat:
 
     @cached_property
     def _bos(self) -> str:
-        """The special token before a first user turn that no later one has: a BOS. "" where there is none."""
-        user, answer = {"role": "user", "content": _SENTINEL}, {"role": "assistant", "content": _ANSWER_SENTINEL}
+        """What stands before a first user turn and before no later one: a BOS. "" where there is none.
+
+        A tokenizer may name it; else it is the special tokens that a conversation begins with.
+        """
         try:
-            rendered = self._render([user, answer, user], False)
+            rendered = self._render([_USER, _ANSWER, _USER], False)
         except Exception:  # a template's own complaint, of any type
             return ""
         first = rendered.partition(_SENTINEL)[0]
@@ -116,20 +121,54 @@ class TemplateChat:
         # Some models have one token for a BOS and for the end of an answer; what opens a user's turn both texts end in.
         alike = takewhile(lambda pair: pair[0] == pair[1], zip(reversed(first), reversed(later), strict=False))
         header = first[len(first) - sum(1 for _ in alike) :]
-        found = [text for text in self._special_texts if first.startswith(text) and text not in header]
-        return max(found, key=len, default="")
+        if self._named_bos is not None:
+            return self._named_bos if first.startswith(self._named_bos) and self._named_bos not in header else ""
+        end = 0
+        while (mark := self._mark.match(first, end)) and mark[0] not in header:
+            end = mark.end()
+        return first[:end]
 
     def continued(self, prompt: Prompt, completion: Completion) -> Prompt | None:
         """A prompt with its completion; None where the completion's text and tokens differ."""
         ids = completion.token_ids
-        # A special token is left out of the text, half a character is replaced in it.
-        if not ids or "\ufffd" in completion.text or not self._special_ids.isdisjoint(ids):
+        # A hidden token is left out of the text, half a character is replaced in it.
+        if not ids or "\ufffd" in completion.text or not self._hidden_ids.isdisjoint(ids):
             return None
         return Prompt(prompt.text + completion.text, [*prompt.token_ids, *ids])
 
     def without_special(self, text: str) -> str:
         """A text without the special tokens in it."""
-        return self._hidden.sub("", text).strip() if self._hidden.pattern else text
+        return self._hidden.sub("", text).strip()
+
+    def unwrapped(self, text: str) -> str:
+        """An answer without what the template has around one, where the model wrote that as well."""
+        opening, closing = self._around_answer
+        if opening and text.lstrip().startswith(opening):
+            text = text.lstrip().removeprefix(opening).lstrip()
+        if closing and closing in text:
+            text = text.partition(closing)[0].rstrip()
+        return self.without_special(text) if self.reasoning.special else text
+
+    @cached_property
+    def _around_answer(self) -> tuple[str, str]:
+        """What comes between an assistant's header and its answer, and the special token after that; "" for none.
+
+        Command R and A write `<|START_RESPONSE|>` and `<|END_RESPONSE|>`, which are in the texts of completions.
+        """
+        try:
+            rendered = self._render([_USER, _ANSWER, _USER], False)
+            asked = self._render([_USER], True)
+        except Exception:  # a template's own complaint, of any type
+            return "", ""
+        before, found, after = rendered.partition(_ANSWER_SENTINEL)
+        if not found:
+            return "", ""
+        # As tokens: thoughts that the prompt opens, or a generation prompt of another length, part the two.
+        pieces, prompt = ([piece for piece in self._mark.split(text) if piece] for text in (before, asked))
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(pieces, prompt, strict=False)))
+        opening, opened = "".join(pieces[shared:]), "".join(prompt[shared:])
+        mark = self._mark.match(after.lstrip())
+        return opening.removeprefix(opened).lstrip(), mark[0] if mark else ""
 
     def _tokenized(self, text: str, known: Prompt | None) -> Prompt:
         """Encodes a text; what follows `known` alone, where a special token divides the two."""
@@ -143,22 +182,32 @@ class TemplateChat:
     @cached_property
     def user_stop(self) -> tuple[Sequence[str], Sequence[int]]:
         """Texts and token ids that end a user turn."""
-        rendered = self._render([{"role": "user", "content": _SENTINEL}], False)
-        end = rendered.partition(_SENTINEL)[2].strip()
-        if not end:
-            # Nothing marks the end: what the template puts before an answer does.
-            answered = self._render(
-                [
-                    {"role": "user", "content": _SENTINEL},
-                    {"role": "assistant", "content": _ANSWER_SENTINEL},
-                ],
-                False,
-            )
-            end = answered.partition(_SENTINEL)[2].partition(_ANSWER_SENTINEL)[0].strip()
+        answered = self._render([_USER, _ANSWER], False)
+        end = answered.partition(_SENTINEL)[2].partition(_ANSWER_SENTINEL)[0].strip()
+        alone = self._render([_USER], False).partition(_SENTINEL)[2].strip()
+        if alone and end.startswith(alone):
+            end = alone  # without the header of an answer; some templates close a conversation with more than a turn
         if not end:
             raise ModelError("the model's chat template does not mark where a user turn ends, so Magpie cannot use it")
-        token = self._special.get(end)
-        return ((), (token,)) if token is not None else ((end,), ())
+        # The first token says it: what follows, an answer's header or empty thoughts, is not the user's to write. No
+        # text can have a hidden token in it, so one never ends a completion.
+        mark = self._mark.search(end)
+        if mark is not None and mark.start() == 0:
+            return (), (self._special[mark[0]],)
+        return ((end[: mark.start()].strip() if mark else end),), ()
+
+    def check_prompt(self) -> None:
+        """Refuses a template that cannot write a conversation.
+
+        Raises:
+            ModelError: with the reason.
+        """
+        try:
+            written = self._render([_USER], True)
+        except Exception as error:  # a template's own complaint, of any type
+            raise ModelError(f"the model's chat template cannot write a user message: {error}") from error
+        if _SENTINEL not in written:
+            raise ModelError("the model's chat template drops or changes user messages")
 
     def check_user_turn(self) -> None:
         """Refuses a template in which no user turn can be opened.
@@ -177,108 +226,30 @@ class TemplateChat:
             raise ModelError("the model's chat template writes nothing before a user turn, so Magpie cannot use it")
 
     def _before_sentinel(self, messages: Sequence[Message]) -> str:
-        rendered = self._render([*messages, {"role": "user", "content": _SENTINEL}], False)
-        before, found, _ = rendered.partition(_SENTINEL)
+        before, found, _ = self._render([*messages, _USER], False).partition(_SENTINEL)
         if not found:
             raise ModelError("the model's chat template drops or changes user messages, so Magpie cannot use it")
-        return before
+        return before.rstrip(" ") if self._joins_spaces else before
+
+    @cached_property
+    def _joins_spaces(self) -> bool:
+        """Whether a space before a user's first word is part of that word's token, as it is in most tokenizers.
+
+        A prompt that ends in a token for the space alone is none that the model has seen; it writes the space itself.
+        """
+        opening = self._render([_USER], False).partition(_SENTINEL)[0]
+        ids = self._encode(opening)
+        return opening.endswith(" ") and self._encode(f"{opening}{_SENTINEL}")[: len(ids)] != ids
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """A pattern of one group that finds the longest of some texts; nothing where there are none."""
+    alternatives = "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True) if text)
+    return re.compile(f"({alternatives})" if alternatives else r"(?!)")
 
 
 def _is_system_prompt(message: Message) -> bool:
     return message.keys() == {"role", "content"} and message["role"] == "system" and isinstance(message["content"], str)
-
-
-def load_tokenizer(
-    model: Repository, trust_remote_code: bool = False, arguments: Mapping[str, Any] | None = None
-) -> Any:
-    """The tokenizer of a model: its own, or the one that vLLM's engine arguments name.
-
-    Raises:
-        ModelError: it cannot be loaded.
-    """
-    from transformers import AutoTokenizer
-
-    named, other = (arguments or {}).get("tokenizer"), (arguments or {}).get("tokenizer_revision")
-    try:
-        return AutoTokenizer.from_pretrained(
-            find_folder(named) if named else model.target,
-            revision=other or (None if named else model.revision),
-            trust_remote_code=trust_remote_code,
-            # Where a model of Mistral's has both: mistral-common, which vLLM brings along, knows no chat templates.
-            mistral_format=False,
-        )
-    except Exception as error:  # transformers and the Hub client raise a dozen types here
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        field = "model.engine.tokenizer" if named else "model.path"
-        hint = " (--trust-remote-code lets it run)" if "custom code" in reason and not trust_remote_code else ""
-        message = f"{field}: the tokenizer of {named or model.path!r} cannot be loaded: {reason}{hint}"
-        raise ModelError(message) from error
-
-
-def has_chat_template(tokenizer: Any) -> bool:
-    """Whether a model is a chat model; a base model can only go on from a text."""
-    return bool(getattr(tokenizer, "chat_template", None))
-
-
-def longest_context(model: Repository, trust_remote_code: bool = False) -> int | None:
-    """The most tokens that vLLM lets a model take, where its config says so plainly; None where only vLLM can tell."""
-    from transformers import AutoConfig
-
-    if os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0") not in ("0", ""):
-        return None
-    try:
-        config = AutoConfig.from_pretrained(
-            model.target, revision=model.revision, trust_remote_code=trust_remote_code
-        ).get_text_config()
-    except Exception:  # an architecture that only vLLM knows, files that are not there yet: vLLM will tell
-        return None
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") != "default":
-        return None  # stretched positions: by how much is vLLM's to work out
-    longest = getattr(config, "max_position_embeddings", None)
-    return longest if isinstance(longest, int) else None
-
-
-def chat_from_tokenizer(
-    tokenizer: Any, pre_query_template: str | None = None, arguments: Mapping[str, Any] | None = None
-) -> TemplateChat:
-    """The chat format of a transformers tokenizer; of a base model's, one in which a message is its text.
-
-    Args:
-        arguments: what the template is given besides the messages.
-    """
-    is_chat = has_chat_template(tokenizer)
-    vocabulary = tokenizer.get_vocab()
-    special = {
-        text: vocabulary[text]
-        for text in {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
-        if text in vocabulary
-    }
-
-    def render(messages: Sequence[Message], open_answer: bool) -> str:
-        if not is_chat:
-            return _only_text(messages)
-        text: str = tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            tokenize=False,
-            add_generation_prompt=open_answer,
-            **(arguments or {}),
-        )
-        return text
-
-    def encode(text: str) -> list[int]:
-        # A chat template writes the special tokens itself.
-        ids: list[int] = tokenizer(text, add_special_tokens=not is_chat, verbose=False)["input_ids"]
-        return ids
-
-    hidden = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return TemplateChat(render, encode, special, pre_query_template, hidden)
-
-
-def _only_text(messages: Sequence[Message]) -> str:
-    if [message["role"] for message in messages] != ["user"]:
-        raise RowRejected("needs_chat_template")
-    return messages[0]["content"]
 
 
 def byte_chat() -> TemplateChat:

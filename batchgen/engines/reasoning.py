@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+# Hunyuan, ERNIE and Granite have the answer in a tag of its own after the thoughts.
+_TAGGED = re.compile(r"\A\s*<(answer|response)>(.*?)(?:</\1>\s*)?\Z", re.DOTALL)
+_CLOSING = re.compile(r"([<\[])/([^<>\[\]]*think[^<>\[\]]*)([>\]])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +19,7 @@ class ReasoningMarks:
         start: opens them; a completion that does not begin with it, and whose prompt does not end in it, has none.
         end: closes them; the answer follows.
         close: ends the thoughts themselves, where more than `end` comes between them and the answer.
-        special: whether they are special tokens, which an engine leaves out of a text unless it is told not to.
+        special: whether there are special tokens in them, which an engine leaves out of a text unless told not to.
     """
 
     start: str = "<think>"
@@ -34,31 +39,56 @@ class ReasoningMarks:
             body = body[len(self.start) :]
         elif body.startswith(self.end):
             return None, body[len(self.end) :]
-        elif not prompt.rstrip().endswith(self.start) or (structured and self.end not in body):
+        elif not prompt.rstrip().endswith(self.start.rstrip()) or (structured and self.end not in body):
             return None, text
         thoughts, found, answer = body.partition(self.end)
         if self.close is not None:
             thoughts = thoughts.partition(self.close)[0]
+        if tagged := _TAGGED.match(answer):
+            answer = tagged[2]
         return thoughts.strip(), answer.strip() if found else None
 
 
-# Qwen 3, DeepSeek R1, QwQ, SmolLM 3, GLM and most others, in whose tokenizers the marks are no special tokens.
+# Qwen 3, DeepSeek R1, QwQ, SmolLM 3, GLM and most others.
 THINK = ReasoningMarks()
-_SPECIAL = (
-    ReasoningMarks(special=True),
-    ReasoningMarks("[THINK]", "[/THINK]", special=True),
-    ReasoningMarks("<seed:think>", "</seed:think>", special=True),
+# Of models whose marks have more in them than tokens that are named for thoughts, by tokens that only they have.
+_FAMILIES = (
+    # gpt-oss.
+    (
+        ("<|channel|>", "<|message|>"),
+        ReasoningMarks("<|channel|>analysis<|message|>", "<|channel|>final<|message|>", "<|end|>"),
+    ),
+    # Gemma 4.
+    (("<|channel>", "<channel|>"), ReasoningMarks("<|channel>thought\n", "<channel|>")),
+    # Command A and its successors.
+    (("<|START_THINKING|>", "<|END_THINKING|>"), ReasoningMarks("<|START_THINKING|>", "<|END_THINKING|>")),
+    # Muse Glimmer.
+    (("<|message|>", "<|eom|>"), ReasoningMarks("to=self<|message|>", "to=user<|message|>", "<|eom|>")),
+    # Solar Open.
+    (("<|think|>", "<|content|>"), ReasoningMarks("<|think|>", "<|begin|>assistant<|content|>", "<|end|>")),
+    # Kimi K3.
+    (
+        ("<|open|>", "<|close|>", "<|sep|>"),
+        ReasoningMarks("<|open|>think<|sep|>", "<|open|>response<|sep|>", "<|close|>think<|sep|>"),
+    ),
 )
-# gpt-oss.
-_HARMONY = ReasoningMarks("<|channel|>analysis<|message|>", "<|channel|>final<|message|>", "<|end|>", special=True)
 
 
-def marks_of(special: Collection[str]) -> ReasoningMarks:
-    """The marks of a model.
+def marks_of(added: Collection[str], hidden: Collection[str]) -> ReasoningMarks:
+    """The marks of a model: its family's, or a pair of tokens such as `<seed:think>`, else `<think>` as a text.
 
     Args:
-        special: the tokens that its tokenizer leaves out of texts.
+        added: the tokens that its tokenizer finds before it splits a text.
+        hidden: those of them that it leaves out of texts.
     """
-    if {"<|channel|>", "<|message|>"} <= set(special):
-        return _HARMONY
-    return next((marks for marks in _SPECIAL if marks.end in special), THINK)
+    marks = next((marks for tokens, marks in _FAMILIES if set(tokens) <= set(added)), None) or _named(added)
+    return replace(marks, special=any(token in f"{marks.start}{marks.close}{marks.end}" for token in hidden if token))
+
+
+def _named(added: Collection[str]) -> ReasoningMarks:
+    # Where a model has several, as for efforts, the plain one has the shortest name.
+    for match in sorted(filter(None, map(_CLOSING.fullmatch, added)), key=lambda match: len(match[0])):
+        start = f"{match[1]}{match[2]}{match[3]}"
+        if start in added:
+            return ReasoningMarks(start, match[0])
+    return THINK

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from batchgen.engines.base import Completion, EngineSpec, Request
-from batchgen.engines.chat import TemplateChat, chat_from_tokenizer, load_tokenizer
+from batchgen.engines.chat import TemplateChat
 from batchgen.engines.installed import check_installed
 from batchgen.engines.options import TransformersOptions
 from batchgen.engines.repository import Repository, find_model
+from batchgen.engines.tokenizer import chat_from_tokenizer, load_tokenizer
 from batchgen.errors import EngineDead, EngineStartError, RowRejected
 
 # vLLM's names for what `generate` can do as well; any other would be ignored without a word.

@@ -13,10 +13,11 @@ from typing import Any, get_args
 
 from batchgen.engines.arguments import GPU_ARGUMENTS
 from batchgen.engines.base import Completion, EngineSpec, Request
-from batchgen.engines.chat import TemplateChat, chat_from_tokenizer, load_tokenizer
+from batchgen.engines.chat import TemplateChat
 from batchgen.engines.installed import check_installed
 from batchgen.engines.processlog import ProcessLog
 from batchgen.engines.repository import Repository, find_model
+from batchgen.engines.tokenizer import chat_from_tokenizer, load_tokenizer
 from batchgen.errors import EngineDead, EngineStartError, EngineStopped, RowRejected
 from batchgen.paths import expanded
 from batchgen.sockets import socket_folder

@@ -180,6 +180,9 @@ def _answer(
     thoughts, answer = marks.split(prompt, completion.text, structured and not cut)
     if thoughts is None and completion.reasoning is not None:
         thoughts, answer = completion.reasoning.strip(), completion.text.strip() or (None if cut else "")
+    if (chat := given.engine.chat) is not None:
+        answer = chat.unwrapped(answer) if answer is not None else None
+        thoughts = chat.without_special(thoughts) if thoughts is not None and marks.special else thoughts
     log.reasoning = thoughts
     unfinished = thoughts is not None and answer is None and cut
     if thoughts is not None and not answer and not unfinished:
@@ -193,8 +196,6 @@ def _answer(
             log.notes.append("reasoning_dropped")
         if unfinished:
             raise RowRejected("truncated_reasoning")
-    if marks.special and given.engine.chat is not None:
-        text = given.engine.chat.without_special(text)
     return _with_text(completion, text, token_ids=())
 
 

@@ -9,8 +9,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from batchgen.embedded import MODEL_PATH
-from batchgen.engines.chat import TemplateChat, byte_chat, chat_from_tokenizer, has_chat_template, load_tokenizer
+from batchgen.engines.chat import TemplateChat, byte_chat
 from batchgen.engines.repository import find_model
+from batchgen.engines.tokenizer import chat_from_tokenizer, has_chat_template, load_tokenizer
 from batchgen.errors import ModelError, RowRejected
 
 LLAMA3 = (
@@ -54,7 +55,7 @@ def chat_with(tokenizer, template: str, **options):
             "Yo<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n",
             "<|eot_id|>",
         ),
-        (MISTRAL, "<s>[INST] ", "[/INST]Yo</s>[INST] ", "[/INST]"),
+        (MISTRAL, "<s>[INST]", "[/INST]Yo</s>[INST]", "[/INST]"),
         (GEMMA, "<bos><start_of_turn>user\n", "Yo<end_of_turn>\n<start_of_turn>user\n", "<end_of_turn>"),
     ],
 )

@@ -42,7 +42,7 @@ LAYERS = [
     ["seedfiles", "draw"],
     ["seeds"],
     ["plan", "translation"],
-    ["actions", "branches", "commit", "starts", "suspects"],
+    ["actions", "branches", "commit", "models", "starts", "suspects"],
     ["enginestate", "known"],
     ["schedule"],
     ["generate", "fleet"],

@@ -133,6 +133,34 @@ def test_a_base_model_takes_the_tasks_that_need_no_chat_template(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
+    ("template", "step", "message"),
+    [
+        (
+            "{{ functions[0] }}{{ messages[0].content }}",
+            {"task": "text_generation"},
+            r"cannot write a user message: 'functions' is undefined; its template may want model\.chat_template_kwargs",
+        ),
+        ("Hello.", {"task": "text_generation"}, "drops or changes user messages"),
+        ("{{ messages[0].content }}", {"task": "text_generation"}, None),
+        ("{{ messages[0].content }}", {"task": "magpie"}, r"where a user turn ends, .*; set model\.pre_query_template"),
+    ],
+)
+def test_a_template_that_would_not_write_what_a_row_asks_is_refused(
+    tmp_path: Path, template: str, step: dict[str, str], message: str | None
+):
+    shutil.copytree(MODEL_PATH, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(template)
+    source = {"count": 1} if step["task"] == "magpie" else {"rows": [{"instruction": "What is rain?"}]}
+    tree = {"name": "t", "source": source, "model": {"path": str(tmp_path / "model")}, "steps": [step]}
+    job = Job.of({**tree, "output": str(tmp_path / "run")})
+    if message is None:
+        plan_run(job)
+    else:
+        with pytest.raises(ModelError, match=message):
+            plan_run(job)
+
+
+@pytest.mark.parametrize(
     ("structure", "message"),
     [
         ({"regex": "([a-z"}, "sampling.structured_outputs.regex: vLLM cannot compile it: .*Unclosed '\\['"),

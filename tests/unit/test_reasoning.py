@@ -12,8 +12,8 @@ from transformers import AddedToken, AutoTokenizer
 from batchgen import Job, JobError, run
 from batchgen.embedded import MODEL_PATH
 from batchgen.engines.base import Completion, Request
-from batchgen.engines.chat import chat_from_tokenizer
 from batchgen.engines.reasoning import THINK, marks_of
+from batchgen.engines.tokenizer import chat_from_tokenizer
 from batchgen.errors import RowRejected
 from tests.helpers import ScriptedEngine, chaos_job, run_task
 
@@ -42,19 +42,86 @@ def test_thoughts_are_told_from_the_answer(prompt: str, text: str, structured: b
 
 
 def test_channels_of_gpt_oss_are_told_apart():
-    marks = marks_of({"<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>"})
+    tokens = {"<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>"}
+    marks = marks_of(tokens, tokens)
+    assert marks.special
     assert marks.split("<|start|>assistant", HARMONY) == ("A sum.", "It is 4.<|return|>")
     assert marks.split("<|start|>assistant", "<|channel|>final<|message|>Hi.") == (None, "Hi.")
     assert marks.split("<|start|>assistant", "<|channel|>analysis<|message|>A s") == ("A s", None)
 
 
 @pytest.mark.parametrize(
-    ("special", "start"),
-    [((), "<think>"), (("<s>", "<think>", "</think>"), "<think>"), (("[THINK]", "[/THINK]", "[INST]"), "[THINK]")],
+    ("added", "start"),
+    [
+        ((), "<think>"),
+        (("<s>",), "<think>"),
+        (("<s>", "<think>", "</think>"), "<think>"),
+        (("[THINK]", "[/THINK]", "[INST]"), "[THINK]"),
+        (("<seed:think>", "</seed:think>"), "<seed:think>"),
+        (("<think:opensource>", "</think:opensource>"), "<think:opensource>"),
+        (("<ifm|think_fast>", "</ifm|think_fast>", "<ifm|think>", "</ifm|think>"), "<ifm|think>"),
+        (("</think>",), "<think>"),
+        (("<|channel>", "<channel|>", "<|think|>"), "<|channel>thought\n"),
+    ],
 )
-def test_marks_are_those_of_the_tokenizer(special: tuple[str, ...], start: str):
-    marks = marks_of(special)
-    assert (marks.start, marks.special) == (start, bool(special))
+def test_marks_are_those_of_the_tokenizer(added: tuple[str, ...], start: str):
+    marks = marks_of(added, added)
+    assert (marks.start, marks.special) == (start, any("think" in token.lower() for token in added))
+    assert (marks_of(added, ()).start, marks_of(added, ()).special) == (start, False)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "prompt", "text", "split"),
+    [
+        (
+            ("<|channel>", "<channel|>", "<|turn>", "<turn|>"),
+            "<|turn>model\n",
+            "<|channel>thought\nA sum.\n<channel|>It is 4.",
+            ("A sum.", "It is 4."),
+        ),
+        (
+            ("<|channel>", "<channel|>", "<|turn>", "<turn|>"),
+            "<|turn>model\n<|channel>thought\n<channel|>",
+            "It is 4.",
+            (None, "It is 4."),
+        ),
+        (
+            ("<|START_THINKING|>", "<|END_THINKING|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+            "<|CHATBOT_TOKEN|>",
+            "<|START_THINKING|>A sum.<|END_THINKING|><|START_RESPONSE|>It is 4.<|END_RESPONSE|>",
+            ("A sum.", "<|START_RESPONSE|>It is 4.<|END_RESPONSE|>"),
+        ),
+        (
+            ("<|start|>", "<|message|>", "<|eom|>", "<|eot|>"),
+            "<|start|>assistant",
+            " to=self<|message|>A sum.<|eom|><|start|>assistant to=user<|message|>It is 4.<|eot|>",
+            ("A sum.", "It is 4.<|eot|>"),
+        ),
+        (
+            ("<|start|>", "<|message|>", "<|eom|>", "<|eot|>"),
+            "<|start|>assistant",
+            " to=user<|message|>It is 4.",
+            (None, "It is 4."),
+        ),
+        (
+            ("<|begin|>", "<|think|>", "<|content|>", "<|end|>"),
+            "<|begin|>assistant",
+            "<|think|>A sum.<|end|><|begin|>assistant<|content|>It is 4.<|end|>",
+            ("A sum.", "It is 4.<|end|>"),
+        ),
+        (
+            ("<|open|>", "<|close|>", "<|sep|>"),
+            '<|open|>message role="assistant"<|sep|><|open|>think<|sep|>',
+            "A sum.<|close|>think<|sep|><|open|>response<|sep|>It is 4.<|close|>response<|sep|>",
+            ("A sum.", "It is 4.<|close|>response<|sep|>"),
+        ),
+        ((), "assistant\n", "<think>\nA sum.\n</think>\n<answer>\nIt is 4.\n</answer>", ("A sum.", "It is 4.")),
+        ((), "assistant\n", "<think>\nA sum.\n</think>\n<response>\nIt is", ("A sum.", "It is")),
+        ((), "assistant\n", "<answer>4</answer>", (None, "<answer>4</answer>")),
+    ],
+)
+def test_marks_of_other_families(tokens: tuple[str, ...], prompt: str, text: str, split: tuple):
+    assert marks_of(tokens, tokens).split(prompt, text) == split
 
 
 class _Thinker(ScriptedEngine):
@@ -222,6 +289,23 @@ def test_marks_that_are_special_tokens_are_asked_for_and_left_out_of_the_answer(
     again = ScriptedEngine([HARMONY])
     again.chat, again.decode = engine.chat, engine.decode
     kept = run_task("text_generation", {"instruction": "2 + 2?"}, again, reasoning="keep")
+    assert kept["generation"] == "<think>\nA sum.\n</think>\n\nIt is 4."
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (("<think>", "</think>"), "<think>\nA sum.\n</think>\n\nIt is 4."),
+        (("<|channel>", "<channel|>"), "<|channel>thought\nA sum.\n<channel|>It is 4."),
+        (("[THINK]", "[/THINK]"), "[THINK]A sum.[/THINK]It is 4.</s>"),
+    ],
+)
+def test_thoughts_are_kept_between_the_same_marks_whatever_the_model_s_are(names: tuple[str, ...], text: str):
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_PATH)
+    tokenizer.add_tokens([AddedToken(name, special=True) for name in (*names, "</s>")])
+    engine = ScriptedEngine([text])
+    engine.chat, engine.decode = chat_from_tokenizer(tokenizer), tokenizer.decode
+    kept = run_task("text_generation", {"instruction": "2 + 2?"}, engine, reasoning="keep")
     assert kept["generation"] == "<think>\nA sum.\n</think>\n\nIt is 4."
 
 

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from batchgen.embedded import MODEL_PATH
 from batchgen.engines.base import Completion, Request
-from batchgen.engines.chat import chat_from_tokenizer
+from batchgen.engines.tokenizer import chat_from_tokenizer
 from batchgen.errors import RowRejected
 from batchgen.tasks.llm import CallLog
 from batchgen.tasks.runner import TaskRunner, fitted

@@ -7,7 +7,8 @@ from transformers import AutoTokenizer
 
 from batchgen.embedded import MODEL_PATH
 from batchgen.engines.base import Completion, Prompt
-from batchgen.engines.chat import chat_from_tokenizer
+from batchgen.engines.tokenizer import chat_from_tokenizer
+from batchgen.errors import ModelError
 from tests.templates import TEMPLATES, Template
 
 SYSTEM = {"role": "system", "content": "You help with math."}
@@ -15,12 +16,17 @@ FIRST = [{"role": "user", "content": "What is 2 plus 3?"}, {"role": "assistant",
 SECOND = {"role": "user", "content": "And 4 plus 4?"}
 
 
+def conversation(tokenizer, template: Template, messages: list[dict[str, str]], **options):
+    """A conversation by the tokenizer itself, whose template may want parts."""
+    parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} if template.in_parts else m for m in messages]
+    return tokenizer.apply_chat_template(parts, return_dict=False, **options)
+
+
 def tokenizer_of(template: Template):
     """The embedded tokenizer with a model's special tokens and template."""
     tokenizer = AutoTokenizer.from_pretrained(MODEL_PATH)
     tokenizer.add_special_tokens({"additional_special_tokens": list(template.special)})
-    if template.bos is not None:
-        tokenizer.bos_token = template.bos
+    tokenizer.bos_token = template.bos or template.named_bos
     ends = [token for token in template.special if token in ("</s>", "<|endoftext|>", "<｜end▁of▁sentence｜>")]
     if ends:
         tokenizer.eos_token = ends[0]
@@ -38,9 +44,10 @@ def test_prompts_are_the_tokenizer_s_own_tokens(name: str, system: bool):
     chat = chat_from_tokenizer(tokenizer)
     before = [SYSTEM] if system else []
     for messages in ([*before, FIRST[0]], [*before, *FIRST, SECOND]):
-        own = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        own = conversation(tokenizer, template, messages, add_generation_prompt=True)
         prompt = chat.prompt(messages)
         assert list(prompt.token_ids) == own
+        assert all(message["content"] in prompt.text for message in messages)
         if template.bos is not None:
             bos = tokenizer.convert_tokens_to_ids(template.bos)
             assert own[0] == bos != own[1], "one BOS"
@@ -53,10 +60,13 @@ def test_a_user_turn_opens_where_the_same_conversation_has_it(name: str, system:
     chat = chat_from_tokenizer(tokenizer)
     before = [SYSTEM] if system else []
     for messages, user in ((before, FIRST[0]), ([*before, *FIRST], SECOND)):
-        whole = tokenizer.apply_chat_template([*messages, user], tokenize=False)
+        whole = conversation(tokenizer, template, [*messages, user], tokenize=False)
         opened = chat.user_prompt(messages)
-        assert whole.startswith(opened.text + user["content"]), "no empty assistant header before the user's"
-        assert list(opened.token_ids) == tokenizer(opened.text, add_special_tokens=False)["input_ids"]
+        assert whole.startswith(opened.text), "no empty assistant header before the user's"
+        assert whole[len(opened.text) :].lstrip(" ").startswith(user["content"])
+        ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
+        assert ids[: len(opened.token_ids)] == list(opened.token_ids), "no token that the conversation has not"
+        assert tokenizer.decode(opened.token_ids) == opened.text
 
 
 LEAVES_OUT = (
@@ -91,17 +101,28 @@ def test_a_pre_query_template_of_the_job_s_gives_one_bos(name: str, given: str):
     opening = template.opening.removeprefix(template.bos)
     chat = chat_from_tokenizer(tokenizer, (template.bos if given == "with its BOS" else "") + opening)
     assert list(chat.user_prompt([]).token_ids) == [bos, *tokenizer(opening, add_special_tokens=False)["input_ids"]]
-    before = tokenizer.apply_chat_template(FIRST, tokenize=False)
+    before = conversation(tokenizer, template, FIRST, tokenize=False)
     assert chat.user_prompt(FIRST).text == before + opening
+
+
+@pytest.mark.parametrize("given", ["[gMASK]<sop>", ""])
+def test_what_a_conversation_begins_with_stands_once_where_the_tokenizer_does_not_name_it(given: str):
+    template = TEMPLATES["glm-4.6"]
+    tokenizer = tokenizer_of(template)
+    chat = chat_from_tokenizer(tokenizer, given + "<|user|>\nAs a teacher, ")
+    assert chat.user_prompt([]).text == "[gMASK]<sop><|user|>\nAs a teacher, "
+    before = conversation(tokenizer, template, FIRST, tokenize=False)
+    assert chat.user_prompt(FIRST).text == before + "<|user|>\nAs a teacher, "
 
 
 @pytest.mark.parametrize("name", [name for name, template in TEMPLATES.items() if template.bos is None])
 def test_where_a_template_has_no_bos_a_pre_query_template_stays_as_it_is(name: str):
-    tokenizer = tokenizer_of(TEMPLATES[name])
-    opening = TEMPLATES[name].opening
+    template = TEMPLATES[name]
+    tokenizer = tokenizer_of(template)
+    opening = template.opening.removeprefix("[gMASK]<sop>")
     chat = chat_from_tokenizer(tokenizer, opening)
-    assert chat.user_prompt([]).text == opening
-    assert chat.user_prompt(FIRST).text == tokenizer.apply_chat_template(FIRST, tokenize=False) + opening
+    assert chat.user_prompt([]).text.removeprefix("[gMASK]<sop>") == opening
+    assert chat.user_prompt(FIRST).text == conversation(tokenizer, template, FIRST, tokenize=False) + opening
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -125,18 +146,49 @@ def test_generated_tokens_are_kept_where_the_text_allows_it(name: str):
     tokenizer = tokenizer_of(template)
     chat = chat_from_tokenizer(tokenizer)
     opened = chat.user_prompt([])
+    messages = [{"role": "user", "content": "sum"}]
+    # Some templates have a space before a user's words, which is the model's to write.
+    space = " " if chat.prompt(messages).text.startswith(f"{opened.text} sum") else ""
     # One character a token: never what the tokenizer makes of a word.
-    spelled = [tokenizer(character, add_special_tokens=False)["input_ids"][-1] for character in "sum"]
+    spelled = [tokenizer(character, add_special_tokens=False)["input_ids"][-1] for character in f"{space}sum"]
     written = tokenizer.decode(spelled)
     assert tokenizer(written, add_special_tokens=False)["input_ids"] != spelled
-    known = chat.continued(opened, Completion(written, "stop", 0, 3, spelled))
+    known = chat.continued(opened, Completion(written, "stop", 0, len(spelled), spelled))
     assert known == Prompt(opened.text + written, [*opened.token_ids, *spelled])
-    messages = [{"role": "user", "content": written}]
     again = chat.prompt(messages, known)
     assert again.text == chat.prompt(messages).text
     kept = list(again.token_ids)[: len(known.token_ids)] == list(known.token_ids)
     # Only a special token right after the text makes the rest of the tokens the same as in one piece.
     assert kept == (template.stop in template.special)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "answer"),
+    [
+        ("command-a", "<|START_RESPONSE|>It is 5.<|END_RESPONSE|>", "It is 5."),
+        ("command-a", " It is 5.", " It is 5."),
+        ("command-a", "It is 5. <|END_RESPONSE|>", "It is 5."),
+        ("glm-4.6", "\n<think></think>\nIt is 5.", "It is 5."),
+        ("qwen-2.5", "It is 5.\n<|im_end|>\n<|im_start|>user\nAnd 6?", "It is 5."),
+        ("llama-3", "It is 5.\n", "It is 5.\n"),
+        ("vicuna", "It is 5. USER: And 6?", "It is 5. USER: And 6?"),
+    ],
+)
+def test_what_a_template_has_around_an_answer_is_no_part_of_one(name: str, text: str, answer: str):
+    assert chat_from_tokenizer(tokenizer_of(TEMPLATES[name])).unwrapped(text) == answer
+
+
+def test_a_template_that_cannot_write_what_it_is_asked_for_is_refused():
+    tokenizer = tokenizer_of(TEMPLATES["qwen-2.5"])
+    for source, reason in (
+        ("{{ functions[0] }}{{ messages[0].content }}", "cannot write a user message: 'functions' is undefined"),
+        ("{% for m in messages if m.role == 'system' %}{{ m.content }}{% endfor %}", "drops or changes user messages"),
+    ):
+        tokenizer.chat_template = source
+        with pytest.raises(ModelError, match=reason):
+            chat_from_tokenizer(tokenizer).check_prompt()
+    tokenizer.chat_template = "{{ functions }}{{ messages[0].content }}"
+    chat_from_tokenizer(tokenizer, arguments={"functions": "none"}).check_prompt()
 
 
 def test_tokens_are_not_kept_where_the_template_changes_the_text():
