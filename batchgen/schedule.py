@@ -301,17 +301,24 @@ class Scheduler:
 
     def _fill(self) -> list[Action]:
         actions: list[Action] = [*self._try_out(), *self._isolate()]
-        while self._pending and not self._stopping:
-            # What failed goes to another engine, where one is up: it may have been the first one's fault.
-            failed_on = self._failed_on.get(self._pending[0].index) if self.engines_ready > 1 else None
-            hungry = [(e.load, n) for n, e in self._engines.items() if e.wants_more and n != failed_on]
-            if not hungry:
-                break
-            number = min(hungry)[1]
-            shard = self._pending.popleft()
+        while not self._stopping and (found := self._next_to_hand_out()) is not None:
+            number, shard = found
             self._engines[number].shards[shard.index] = shard
             actions.append(Dispatch(number, shard, quarantined=self._suspects.quarantined(shard)))
         return actions + self._take_back() + self._check_end()
+
+    def _next_to_hand_out(self) -> tuple[int, Shard] | None:
+        """The first shard that an engine with room may have, and the one of these with the least to do."""
+        hungry = [number for _, number in sorted((e.load, n) for n, e in self._engines.items() if e.wants_more)]
+        others = self.engines_ready > 1
+        for position, shard in enumerate(self._pending if hungry else ()):
+            # What failed goes to another engine, where one is up: it may have been the first one's fault.
+            failed_on = self._failed_on.get(shard.index) if others else None
+            number = next((number for number in hungry if number != failed_on), None)
+            if number is not None:
+                del self._pending[position]
+                return number, shard
+        return None
 
     def _take_back(self) -> list[Action]:
         """Asks back what has not begun: all of it as a run stops, at its end what an idle engine could do sooner."""

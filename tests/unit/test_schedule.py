@@ -195,6 +195,17 @@ def test_a_shard_that_fails_everywhere_fails_the_run_and_is_named():
     assert "shard 000000 (seed rows 0 to 9) failed 2 times; the last time: bug" in str(error)
 
 
+def test_a_shard_that_waits_for_another_engine_holds_up_no_other():
+    rows = [10, 10, 2, 2, 10]
+    scheduler = Scheduler([Shard(i, sum(rows[:i]), sum(rows[: i + 1])) for i in range(5)], 2)
+    scheduler.start()
+    assert dispatched(scheduler.engine_ready(0, 1)) == [(0, 0), (0, 1)]
+    assert dispatched(scheduler.engine_ready(1, 1)) == [(1, 2), (1, 3), (1, 4)]
+    assert dispatched(scheduler.shard_failed(0, 0, "bug")) == [], "the other engine has enough"
+    assert dispatched(scheduler.shard_failed(1, 2, "bug")) == [(0, 2)], "it has still, and shard 0 waits for it"
+    assert dispatched(scheduler.shard_done(1, 4)) == [(1, 0)]
+
+
 def test_engines_that_never_start_fail_the_run_with_the_cause():
     scheduler = Scheduler(shards(3), 1, max_start_failures=3)
     scheduler.start()
