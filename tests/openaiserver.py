@@ -19,10 +19,10 @@ class _Http(ThreadingHTTPServer):
 class OpenAIServer:
     """An OpenAI-compatible server.
 
-    `statuses` are given to the next requests (0: no answer), then 200, and `listing` to those for its models; `raw` is
-    what it answers in place of either; `models` are those that it serves; `unknown` is a parameter that it refuses,
-    `loose` whether it refuses schemas that are to be followed to the letter, and `poison` a text at which it fails;
-    `answers` makes a text of messages.
+    `statuses` are given to the next requests (0: no answer), then 200, and `listing` to those for its models; `raw`
+    is what it answers in place of either; `models` are those that it lists; `unknown` is a parameter that it
+    refuses, `refusal` what it says with a status that is not 200, `loose` whether it refuses schemas that are to be
+    followed to the letter, and `poison` a text at which it fails; `answers` makes a text of messages.
     """
 
     def __init__(self) -> None:
@@ -30,6 +30,7 @@ class OpenAIServer:
         self.listing: list[int] = []
         self.models = ["judge"]
         self.unknown: str | None = None
+        self.refusal: dict[str, Any] | None = None
         self.loose = False
         self.poison: str | None = None
         self.poisoned = 500
@@ -83,7 +84,8 @@ class OpenAIServer:
                     server.closing.wait(20)
                     return
                 if status != 200:
-                    self.send(status, {"error": {"message": f"refused, and quoting {body['messages']} {SECRET}"}})
+                    quoting = {"error": {"message": f"refused, and quoting {body['messages']} {SECRET}"}}
+                    self.send(status, server.refusal or quoting)
                     return
                 if server.raw is not None:
                     self.send_raw(*server.raw)
@@ -109,7 +111,7 @@ class OpenAIServer:
                 self.wfile.write(raw)
 
         self.http = _Http(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
 
 

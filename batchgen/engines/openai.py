@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -100,10 +100,24 @@ class OpenAIEngine:
         except (AttributeError, TypeError, ValueError):  # the client library's, at a page for people
             message = f"{options.base_url} answers, but not as an API does; is its path right?"
             raise EngineStartError(message, final=True) from None
-        if self.model_name not in models:
-            served = ", ".join(models[:10])
+        if self.model_name not in models and not await self._takes(once):
+            served = ", ".join(models[:10]) or "none that it lists"
             message = f"{options.base_url} serves no model {self.model_name!r}; it serves: {served}"
             raise EngineStartError(message, final=True)
+
+    async def _takes(self, client: Any) -> bool:
+        """Whether a server takes requests for a model that it does not list: gateways have patterns and other names."""
+        import openai
+
+        try:
+            messages = [{"role": "user", "content": "Hi"}]
+            await client.chat.completions.create(model=self.model_name, messages=messages, max_tokens=1)
+        except openai.APIStatusError as error:
+            # Of other statuses, and of other parameters, the first row's request will tell more.
+            return error.status_code not in (400, 404, 422) or error.param == "max_tokens"
+        except (openai.OpenAIError, ValueError):
+            return True
+        return True
 
     async def generate(self, request: Request) -> Completion:
         """Completes one conversation."""
@@ -151,12 +165,13 @@ class OpenAIEngine:
 
         if self._client is None:
             raise EngineDead("the engine is stopped")
+        body = _body(request.sampling, dialect, self._template)
         try:
             return await self._client.chat.completions.create(
                 model=self.model_name,
                 messages=[dict(message) for message in request.messages],
                 timeout=seconds,
-                **_body(request.sampling, dialect, self._template),
+                **body,
             )
         except openai.APIStatusError as error:
             if other := dialect.without(error.param):
@@ -164,7 +179,7 @@ class OpenAIEngine:
                 self._dialect = self._dialect.without(error.param) or self._dialect
                 return await self._answer(request, other, seconds)
             if error.status_code in _ROW_STATUSES:
-                raise RowRejected(_refusal(error)) from None
+                raise RowRejected(_refusal(error, body.get("extra_body", ()))) from None
             lasting = error.status_code in _LASTING_STATUSES
             raise EngineUnavailable(self._told(error), lasting, "500" if error.status_code == 500 else None) from None
         except openai.OpenAIError as error:
@@ -181,14 +196,20 @@ class OpenAIEngine:
     def _told(self, error: Exception) -> str:
         """What went wrong, without the server's text, which may quote a prompt or the key."""
         status = getattr(error, "status_code", None)
-        hint = f"; is {self.options.api_key_env} set and right?" if status in (401, 403) else ""
+        # Some gateways say 400 to a wrong key; a row's own 400 is told as its rejection.
+        hint = f"; is {self.options.api_key_env} set and right?" if status in (400, 401, 403) else ""
         what = f"answers {status}" if status else f"cannot be reached ({type(error).__name__})"
         return f"{self.options.base_url} {what}{hint}"
 
 
-def _refusal(error: Any) -> str:
-    """Why a row is rejected: the server's names for what is wrong, where it gives any, and never its text."""
+def _refusal(error: Any, extra: Iterable[str]) -> str:
+    """Why a row is rejected: the server's names for what is wrong, where it gives any, and never its text.
+
+    Args:
+        extra: parameters that are not OpenAI's. A server that knows one of them not may say so in its text alone.
+    """
     names = [name for name in (error.code, error.param) if isinstance(name, str) and _NAME.fullmatch(name)]
+    names = names or [name for name in extra if re.search(rf"\b{name}\b", str(error.body))]
     return ":".join(["refused_by_server", *names])
 
 

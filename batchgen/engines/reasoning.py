@@ -27,11 +27,11 @@ class ReasoningMarks:
     close: str | None = None
     special: bool = False
 
-    def split(self, prompt: str, text: str, structured: bool = False) -> tuple[str | None, str | None]:
+    def split(self, prompt: str | None, text: str, structured: bool = False) -> tuple[str | None, str | None]:
         """(thoughts, answer) of a completion; no thoughts where it has none, no answer where it ends before one.
 
         Args:
-            prompt: what the model went on from: a template may have opened the thoughts.
+            prompt: what the model went on from: a template may have opened the thoughts. None where a server wrote it.
             structured: whether it is a whole structured output, which has no room for thoughts that a template opened.
         """
         body = text.lstrip()
@@ -39,7 +39,7 @@ class ReasoningMarks:
             body = body[len(self.start) :]
         elif body.startswith(self.end):
             return None, body[len(self.end) :]
-        elif not prompt.rstrip().endswith(self.start.rstrip()) or (structured and self.end not in body):
+        elif not self._opened(prompt, body) or (structured and self.end not in body):
             return None, text
         thoughts, found, answer = body.partition(self.end)
         if self.close is not None:
@@ -47,6 +47,13 @@ class ReasoningMarks:
         if tagged := _TAGGED.match(answer):
             answer = tagged[2]
         return thoughts.strip(), answer.strip() if found else None
+
+    def _opened(self, prompt: str | None, body: str) -> bool:
+        """Whether thoughts were opened before a completion that does not begin with them."""
+        if prompt is not None:
+            return prompt.rstrip().endswith(self.start.rstrip())
+        before, found, _ = body.partition(self.end)
+        return bool(found) and self.start not in before
 
 
 # Qwen 3, DeepSeek R1, QwQ, SmolLM 3, GLM and most others.

@@ -159,7 +159,7 @@ class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilab
             raise RowRejected("repetitive_completion")
         if not opens_user_turn:
             structured = bool(sampling.get("structured_outputs"))
-            completion = _answer(given, marks, prompt.text if prompt else "", completion, structured, log)
+            completion = _answer(given, marks, prompt.text if prompt else None, completion, structured, log)
         if engine.chat is not None and prompt is not None:
             log.known = engine.chat.continued(prompt, completion)
         if not completion.text.strip():
@@ -173,7 +173,7 @@ class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilab
 
 
 def _answer(
-    given: _Given, marks: ReasoningMarks, prompt: str, completion: Completion, structured: bool, log: CallLog
+    given: _Given, marks: ReasoningMarks, prompt: str | None, completion: Completion, structured: bool, log: CallLog
 ) -> Completion:
     """A completion as its task reads it: without the thoughts, unless they are to be kept."""
     cut = completion.finish_reason == "length"

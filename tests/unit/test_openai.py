@@ -101,6 +101,22 @@ def test_a_request_that_the_server_refuses_rejects_its_row_alone(server: OpenAIS
         ask(server)
 
 
+@pytest.mark.parametrize(
+    ("refusal", "reason"),
+    [
+        ({"detail": "Unexpected fields in the request: {'top_k'}"}, "refused_by_server:top_k"),
+        ({"detail": [{"loc": ["body", "top_k"], "msg": f"Extra inputs {SECRET}"}]}, "refused_by_server:top_k"),
+        ({"detail": f"nothing of it is known, nor is my_top_k_of {SECRET}"}, "refused_by_server"),
+        ({"error": {"code": "bad", "message": "top_k"}}, "refused_by_server:bad"),
+    ],
+)
+def test_a_parameter_that_only_the_server_s_text_names_is_told(server: OpenAIServer, refusal: dict, reason: str):
+    server.statuses, server.refusal = [422], refusal
+    with pytest.raises(RowRejected) as caught:
+        ask(server, sampling={"max_tokens": 5, "top_k": 3})
+    assert caught.value.reason == reason
+
+
 def test_an_answer_that_a_filter_broke_off_is_none(server: OpenAIServer):
     server.finish = "content_filter"
     with pytest.raises(RowRejected, match="content_filter"):
@@ -251,10 +267,32 @@ def test_requests_keep_to_the_limit(server: OpenAIServer):
     assert server.most <= 3
 
 
-def test_a_model_that_the_server_does_not_have_is_named(server: OpenAIServer):
-    with pytest.raises(EngineStartError, match=r"serves no model 'other'; it serves: judge") as caught:
+@pytest.mark.parametrize("status", [400, 404, 422])
+@pytest.mark.parametrize(("models", "served"), [(["judge"], "judge"), ([], "none that it lists")])
+def test_a_model_that_the_server_does_not_have_is_named(
+    server: OpenAIServer, status: int, models: list[str], served: str
+):
+    server.statuses, server.models = [status], models
+    with pytest.raises(EngineStartError, match=rf"serves no model 'other'; it serves: {served}$") as caught:
         ask(server, path="other")
     assert caught.value.final
+    (asked,) = server.requests
+    assert (asked["model"], asked["max_tokens"]) == ("other", 1)
+
+
+def test_a_model_that_a_server_takes_and_does_not_list_is_one(server: OpenAIServer):
+    """A gateway's patterns, other names of a model, `transformers serve` with a folder."""
+    assert ask(server, path="any/other")[0].text == "A fine answer."
+    server.statuses = [503]
+    assert ask(server, path="any/other")[0].text == "A fine answer.", "that is no word on the model"
+    server.unknown = "max_tokens"
+    assert ask(server, path="any/other")[0].text == "A fine answer.", "nor is that"
+
+
+def test_a_gateway_that_refuses_a_wrong_key_with_400_is_told_so(server: OpenAIServer):
+    server.listing = [400]
+    with pytest.raises(EngineStartError, match=r"answers 400; is OPENAI_API_KEY set and right\?"):
+        ask(server)
 
 
 def test_a_server_that_is_not_there_is_named():

@@ -35,9 +35,17 @@ HARMONY = "<|channel|>analysis<|message|>A sum.<|end|><|start|>assistant<|channe
         ("assistant\n<think>\n", '{"answer": 4}', True, (None, '{"answer": 4}')),
         ("assistant\n<think>\n", 'A sum.\n</think>\n\n{"answer": 4}', True, ("A sum.", '{"answer": 4}')),
         ("assistant\n", "<think>a</think>b</think>c", False, ("a", "b</think>c")),
+        ("assistant\n", "A sum.\n</think>\n\nIt is 4.", False, (None, "A sum.\n</think>\n\nIt is 4.")),
+        # A server writes the prompt, and may leave the thoughts to its clients.
+        (None, "A sum.\n</think>\n\nIt is 4.", False, ("A sum.", "It is 4.")),
+        (None, "<think>\nA sum.\n</think>\n\nIt is 4.", False, ("A sum.", "It is 4.")),
+        (None, "Write <think>a</think> around it.", False, (None, "Write <think>a</think> around it.")),
+        (None, "It is 4.", False, (None, "It is 4.")),
+        (None, '{"answer": 4}', True, (None, '{"answer": 4}')),
+        (None, 'A sum.\n</think>\n\n{"answer": 4}', True, ("A sum.", '{"answer": 4}')),
     ],
 )
-def test_thoughts_are_told_from_the_answer(prompt: str, text: str, structured: bool, split: tuple):
+def test_thoughts_are_told_from_the_answer(prompt: str | None, text: str, structured: bool, split: tuple):
     assert THINK.split(prompt, text, structured) == split
 
 
