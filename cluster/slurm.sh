@@ -41,10 +41,12 @@ until "$venv/bin/ray" status --address "$address:$port" >/dev/null 2>&1; do
   sleep 2
 done
 # The run starts on the head's GPUs; engines on the other nodes are added as those join.
+others=
 if [ "$SLURM_NNODES" -gt 1 ]; then
   # Ray gives up a node that the network cut off for half a minute, and that node's Ray ends: it joins again.
   srun --nodes=$((SLURM_NNODES - 1)) --ntasks=$((SLURM_NNODES - 1)) --exclude="$head" \
     sh -c 'while :; do "$0" start --address="$1" --block; sleep 10; done' "$venv/bin/ray" "$address:$port" &
+  others=$!
 fi
 
 # The head's node runs the driver. At a time limit or preemption it gets SIGTERM, commits what is in flight and ends
@@ -57,4 +59,6 @@ wait "$driver" || code=$?
 while kill -0 "$driver" 2>/dev/null; do code=0; wait "$driver" || code=$?; done
 # 143: it was told before it listened, or in the second in which its Ray ends.
 if [ "$code" -eq 75 ] || [ "$code" -eq 143 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+# While their head is there the other nodes leave it at once; without it they try to for half a minute, and complain.
+if [ -n "$others" ]; then kill "$others" && wait "$others" || true; fi
 exit "$code"

@@ -22,6 +22,7 @@ while [ "${1#--}" != "$1" ]; do
   shift
 done
 echo "srun on $nodes: $(basename "$1") $2 $3" >> "$CALLS"
+[ "$nodes" = "not node1" ] && echo $$ > "$CALLS.others"
 exec "$@"
 """
 SCONTROL = """
@@ -82,9 +83,8 @@ def calls(tmp_path: Path) -> list[str]:
     [("10.1.0.7", "10.1.0.7"), ("127.0.1.1", "172.20.0.9"), ("fe80::1 10.1.0.7", "10.1.0.7"), ("::1", "172.20.0.9")],
 )
 def test_the_head_is_at_an_address_that_other_nodes_reach(start, tmp_path: Path, own_name: str, address: str):
-    script = start(NOTE, own_name)
+    script = start("sleep 0.5\n" + NOTE, own_name)  # what it starts in the background notes itself
     assert script.wait(60) == 0, script.communicate()[1]
-    time.sleep(0.5)  # what it started in the background notes itself
     done = calls(tmp_path)
     assert f"ray start --head --node-ip-address={address} --port=6379 --include-dashboard=false --block" in done
     assert f"ray start --address={address}:6379 --block" in done
@@ -94,6 +94,14 @@ def test_the_head_is_at_an_address_that_other_nodes_reach(start, tmp_path: Path,
         "with a token of its own"
     )
     assert not [call for call in done if "requeue" in call]
+
+
+@pytest.mark.parametrize("code", [0, 1, 75])
+def test_the_other_nodes_leave_while_their_head_is_there(start, tmp_path: Path, code: int):
+    script = start(f'until [ -s "$CALLS.others" ]; do sleep 0.1; done; exit {code}')
+    assert script.wait(60) == code
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "calls.others").read_text()), 0)
 
 
 def test_one_node_has_no_workers(start, tmp_path: Path):
