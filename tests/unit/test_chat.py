@@ -176,6 +176,27 @@ def test_a_base_model_goes_on_from_a_text(tokenizer):
         chat.prompt([SYSTEM, *TURN])
 
 
+def test_marks_around_an_answer_are_found_whatever_a_prompt_opens_before_it(tokenizer):
+    """Command R7B's prompts end in empty thoughts, which a conversation's answers do not have before them."""
+    marks = ["<|turn|>", "<|START_THINKING|>", "<|END_THINKING|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>"]
+    tokenizer.add_tokens(marks)
+    chat = chat_with(
+        tokenizer,
+        "{% for m in messages %}<|turn|>{{ m.role }}: {% if m.role == 'assistant' %}<|START_RESPONSE|>{{ m.content }}"
+        "<|END_RESPONSE|>{% else %}{{ m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|turn|>assistant: <|START_THINKING|><|END_THINKING|>{% endif %}",
+    )
+    assert chat.unwrapped("<|START_RESPONSE|>Yo<|END_RESPONSE|>") == "Yo"
+    assert chat.unwrapped(" Yo ") == " Yo "
+
+
+@pytest.mark.parametrize(
+    "template", ["{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", "{{ x.y }}"]
+)
+def test_a_template_that_shows_no_answer_has_nothing_around_one(tokenizer, template: str):
+    assert chat_with(tokenizer, template).unwrapped(" Yo<|im_end|>") == " Yo<|im_end|>"
+
+
 def test_a_prompt_of_several_generations_is_encoded_once():
     """Rows one after the other, four generations of each, as a worker begins them."""
     encoded: list[str] = []
