@@ -168,7 +168,9 @@ class TemplateChat:
         shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(pieces, prompt, strict=False)))
         opening, opened = "".join(pieces[shared:]), "".join(prompt[shared:])
         mark = self._mark.match(after.lstrip())
-        return opening.removeprefix(opened).lstrip(), mark[0] if mark else ""
+        # A hidden token that stands in a text all the same is spelled: an answer may be about chat templates.
+        shown = mark is not None and (self.reasoning.special or not self._hidden.fullmatch(mark[0]))
+        return opening.removeprefix(opened).lstrip(), mark[0] if mark and shown else ""
 
     def _tokenized(self, text: str, known: Prompt | None) -> Prompt:
         """Encodes a text; what follows `known` alone, where a special token divides the two."""

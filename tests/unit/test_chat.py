@@ -187,6 +187,7 @@ def test_marks_around_an_answer_are_found_whatever_a_prompt_opens_before_it(toke
         "{% if add_generation_prompt %}<|turn|>assistant: <|START_THINKING|><|END_THINKING|>{% endif %}",
     )
     assert chat.unwrapped("<|START_RESPONSE|>Yo<|END_RESPONSE|>") == "Yo"
+    assert chat.unwrapped("Yo <|END_RESPONSE|>\nAnd more") == "Yo"
     assert chat.unwrapped(" Yo ") == " Yo "
 
 

@@ -165,11 +165,11 @@ def test_generated_tokens_are_kept_where_the_text_allows_it(name: str):
 @pytest.mark.parametrize(
     ("name", "text", "answer"),
     [
-        ("command-a", "<|START_RESPONSE|>It is 5.<|END_RESPONSE|>", "It is 5."),
+        ("command-a", "<|START_RESPONSE|>It is 5.", "It is 5."),
         ("command-a", " It is 5.", " It is 5."),
-        ("command-a", "It is 5. <|END_RESPONSE|>", "It is 5."),
         ("glm-4.6", "\n<think></think>\nIt is 5.", "It is 5."),
-        ("qwen-2.5", "It is 5.\n<|im_end|>\n<|im_start|>user\nAnd 6?", "It is 5."),
+        ("qwen-2.5", "ChatML ends a turn with <|im_end|>.", "ChatML ends a turn with <|im_end|>."),
+        ("gpt-oss", "It is 5.<|end|><|start|>assistant", "It is 5."),
         ("llama-3", "It is 5.\n", "It is 5.\n"),
         ("vicuna", "It is 5. USER: And 6?", "It is 5. USER: And 6?"),
     ],
