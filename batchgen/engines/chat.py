@@ -191,8 +191,8 @@ class TemplateChat:
             end = alone  # without the header of an answer; some templates close a conversation with more than a turn
         if not end:
             raise ModelError("the model's chat template does not mark where a user turn ends, so Magpie cannot use it")
-        # The first token says it: what follows, an answer's header or empty thoughts, is not the user's to write. No
-        # text can have a hidden token in it, so one never ends a completion.
+        # The first token says it: what follows, an answer's header or empty thoughts, is not the user's to write. A
+        # text with a hidden token in it would end nothing, as texts of completions are without them.
         mark = self._mark.search(end)
         if mark is not None and mark.start() == 0:
             return (), (self._special[mark[0]],)
