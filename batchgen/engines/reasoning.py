@@ -6,8 +6,6 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-# Hunyuan, ERNIE and Granite have the answer in a tag of its own after the thoughts.
-_TAGGED = re.compile(r"\A\s*<(answer|response)>(.*?)(?:</\1>\s*)?\Z", re.DOTALL)
 _CLOSING = re.compile(r"([<\[])/([^<>\[\]]*think[^<>\[\]]*)([>\]])", re.IGNORECASE)
 
 
@@ -44,8 +42,6 @@ class ReasoningMarks:
         thoughts, found, answer = body.partition(self.end)
         if self.close is not None:
             thoughts = thoughts.partition(self.close)[0]
-        if tagged := _TAGGED.match(answer):
-            answer = tagged[2]
         return thoughts.strip(), answer.strip() if found else None
 
     def _opened(self, prompt: str | None, body: str) -> bool:

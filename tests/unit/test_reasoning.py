@@ -123,9 +123,8 @@ def test_marks_are_those_of_the_tokenizer(added: tuple[str, ...], start: str):
             "A sum.<|close|>think<|sep|><|open|>response<|sep|>It is 4.<|close|>response<|sep|>",
             ("A sum.", "It is 4.<|close|>response<|sep|>"),
         ),
-        ((), "assistant\n", "<think>\nA sum.\n</think>\n<answer>\nIt is 4.\n</answer>", ("A sum.", "It is 4.")),
-        ((), "assistant\n", "<think>\nA sum.\n</think>\n<response>\nIt is", ("A sum.", "It is")),
-        ((), "assistant\n", "<answer>4</answer>", (None, "<answer>4</answer>")),
+        # A row may have asked for the tags.
+        ((), "assistant\n", "<think>A sum.</think>\n<answer>4</answer>", ("A sum.", "<answer>4</answer>")),
     ],
 )
 def test_marks_of_other_families(tokens: tuple[str, ...], prompt: str, text: str, split: tuple):
