@@ -81,8 +81,9 @@ def grouped(generations: Sequence[Generation]) -> Generation:
         log.input_tokens += generation.log.input_tokens
         log.output_tokens += generation.log.output_tokens
         log.notes += generation.log.notes
-        if log.finish_reason != "length":
-            log.finish_reason = generation.log.finish_reason
+    for generation in good or generations:
+        log.cuts += generation.log.cuts
+        log.ended = generation.log.ended
     if not good:
         log.last = generations[0].log.last
         return Generation(log, {}, generations[0].reason)

@@ -11,10 +11,26 @@ import ast
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from itertools import takewhile
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# Goes on with a number, a word and a line alike, and ends none of them.
+_MORE = "0x and so on"
 
 _FENCE = re.compile(r"```(?:json|python)?\s*\n(.*?)```", re.DOTALL)
 _LITERAL_LIMIT, _NESTING_LIMIT = 50_000, 20
+
+
+def continued(text: str) -> str:
+    """A completion as it might have gone on where it was cut: what is read of both alike does not rest on the cut."""
+    return text + _MORE
+
+
+def common(one: Sequence[T], other: Sequence[T]) -> list[T]:
+    """What two lists begin with alike."""
+    return [item for item, _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))]
 
 
 def data_text(text: str) -> str:
@@ -107,6 +123,11 @@ def listed_instructions(text: str) -> tuple[list[str], int]:
         else:
             left_out += 1
     return [text for text in found if text], left_out
+
+
+def whole_instructions(text: str) -> list[str]:
+    """The instructions of a completion that was cut, up to the one in which it was."""
+    return common(listed_instructions(text)[0], listed_instructions(continued(text))[0])
 
 
 def _bare(text: str) -> str:

@@ -118,7 +118,7 @@ class Magpie(TaskParameters):
 def _finish_self_instruct(row: Row, parameters: SelfInstruct, notes: list[str]) -> Row:
     instructions = row["instructions"]
     if not instructions:
-        raise RowRejected("no_instructions")
+        raise RowRejected("truncated_output" if "truncated_instruction" in notes else "no_instructions")
     notes += ["instruction_missing"] * (parameters.num_instructions - len(instructions))
     return {"instructions": instructions}
 

@@ -28,7 +28,10 @@ class CallLog:
         seed: of this row in this step.
         priority: gives that of a request which is made now.
         calls: engine calls so far.
-        finish_reason: "length" where any completion was cut, else the last one's.
+        ended: the finish reason of the last completion.
+        cuts: completions that were cut at `max_tokens`, less those of which nothing was used that the cut touched.
+        cut: of the completions that came together last, which were cut.
+        read: the last completion, as its task read it.
         known: the last prompt with its completion, for the next turn of the same conversation.
         logprobs: of the tokens of the last completion.
         reasoning: the thoughts of the last completion; None where it had none.
@@ -44,7 +47,10 @@ class CallLog:
     calls: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
-    finish_reason: str | None = None
+    ended: str | None = None
+    cuts: int = 0
+    cut: Sequence[bool] = ()
+    read: str | None = None
     known: Prompt | None = None
     logprobs: list[float] = field(default_factory=list)
     reasoning: str | None = None
@@ -59,9 +65,19 @@ class CallLog:
         self.output_tokens += completion.output_tokens
         self.logprobs = list(completion.logprobs)
         self.last = completion.text or completion.reasoning or ""
-        if self.finish_reason != "length":
-            self.finish_reason = completion.finish_reason
+        self.ended = completion.finish_reason
+        self.cuts += completion.finish_reason == "length"
         self.watch(completion)
+
+    @property
+    def finish_reason(self) -> str | None:
+        """ "length" where the row has something of a completion that was cut, else the last completion's."""
+        return "length" if self.cuts else self.ended
+
+    def set_aside(self) -> None:
+        """One of the completions that were cut has nothing in the row that the cut touched."""
+        self.cuts -= 1
+        self.ended = "stop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +129,8 @@ class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilab
         except EngineError as error:
             log.lost = error
             raise
+        log.cut = [completion.finish_reason == "length" for completion in completions]
+        log.read = completions[-1].text if completions else None
         return [
             {
                 "generations": [c.text for c in group],

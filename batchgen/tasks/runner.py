@@ -6,11 +6,13 @@ import asyncio
 import copy
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from batchgen import bridge
 from batchgen.engines.base import Engine, Message
 from batchgen.errors import EngineError, EngineStartError, RowRejected, Stopped, own_place_of
+from batchgen.tasks import completions
 from batchgen.tasks.fixes import task_class
 from batchgen.tasks.llm import CallLog, EngineLLM
 from batchgen.tasks.plainstep import PlainStep
@@ -84,6 +86,8 @@ class TaskRunner:
                 made = [inputs] if self._task is None else await self._called(inputs, log)
             finished = [self.spec.finish(each, self.parameters, log.notes) for each in made]
             added = [self._fitted(each) for each in finished]
+            if log.cuts and await self._reads_past_cut(inputs, log):
+                log.set_aside()
         except RowRejected as rejection:
             if rejection.reason == "invalid_output" and log.finish_reason == "length":
                 # Half a JSON object tells nothing of the model: `max_tokens` is what is to be looked at.
@@ -145,6 +149,19 @@ class TaskRunner:
         if log.lost is not None:
             raise log.lost
         return finished
+
+    async def _reads_past_cut(self, inputs: Row, log: CallLog) -> bool:
+        """Whether the task reads the same of a completion that was cut at `max_tokens`, however it might have gone on.
+
+        A judge may go on about a verdict that is there; an answer is never known to be whole.
+        """
+        if not self.spec.single_call or isinstance(self._task, PlainStep):
+            return False
+        noted = list(log.notes)
+        texts = (log.read or "", completions.continued(log.read or ""))
+        read = [await bridge.run_row(partial(self._task.format_output, text, inputs), log, None) for text in texts]
+        log.notes[:] = noted
+        return bool(read[0] == read[1])
 
     def _process(self, inputs: Row) -> list[Row]:
         if self.spec.generator:

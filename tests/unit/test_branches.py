@@ -19,6 +19,7 @@ def generation(
     last: str | None = None,
 ) -> Generation:
     log = CallLog("key", 0, lambda: 0, 1, input_tokens, output_tokens, finish_reason, notes=list(notes), last=last)
+    log.cuts = int(finish_reason == "length")
     return Generation(log, {} if text is None else {"generation": text}, reason)
 
 

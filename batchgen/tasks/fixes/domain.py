@@ -128,23 +128,34 @@ class MathShepherdCompleter(tasks.MathShepherdCompleter):  # type: ignore[misc]
         yield [{**row, "solutions": self._labelled(row)} for row in inputs]
 
     def _labelled(self, row: Mapping[str, Any]) -> list[list[str]]:
+        log = bridge.current_context()
         golden = row["golden_solution"][-1]
         prompts = [self._prepare_completions(row["instruction"], steps) for steps in row["solutions"]]
         flat = [prompt for of_solution in prompts for prompt in of_solution]
-        outputs = iter(self.llm.generate(flat) if flat else [])
+        outputs = iter(zip(self.llm.generate(flat), log.cut, strict=True) if flat else [])
         labelled = []
         for steps, of_solution in zip(row["solutions"], prompts, strict=True):
             if len(steps) < 2:
                 labelled.append(steps)  # there is no step besides its answer
                 continue
-            right = [self._ends_right(next(outputs)["generations"][0], golden) for _ in of_solution]
+            right = [self._ends_right(*next(outputs), golden) for _ in of_solution]
             right.append(completions.same_answer(steps[-1], golden))
             texts = [*steps[:-2], f"{steps[-2]} {steps[-1]}"]
             labelled.append([f"{text} {self.tags[0 if good else 1]}" for text, good in zip(texts, right, strict=True)])
         return labelled
 
-    def _ends_right(self, output: str, golden: str) -> bool:
-        found = completions.solutions_in(output, self.N, self.use_default_structured_output)
+    def _ends_right(self, output: Mapping[str, Any], cut: bool, golden: str) -> bool:
+        (text,) = output["generations"]
+        found = self._solutions(text)
         if not found:
             raise RowRejected("invalid_output")  # a step without a label is worth nothing
-        return any(completions.same_answer(steps[-1], golden) for steps in found)
+        if cut and _any_right(completions.common(found, self._solutions(completions.continued(text))), golden):
+            bridge.current_context().set_aside()  # whatever else would have come
+        return _any_right(found, golden)
+
+    def _solutions(self, text: str) -> list[list[str]]:
+        return completions.solutions_in(text, self.N, self.use_default_structured_output)
+
+
+def _any_right(solutions: Sequence[Sequence[str]], golden: str) -> bool:
+    return any(completions.same_answer(steps[-1], golden) for steps in solutions)

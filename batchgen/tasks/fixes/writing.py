@@ -67,9 +67,10 @@ class Magpie(tasks.Magpie):  # type: ignore[misc]
         return {**input, "system_prompt": value[0] if isinstance(value, list) else value}
 
 
-def _ask(task: Any, prompt: str) -> str:
+def _ask(task: Any, prompt: str) -> tuple[str, bool]:
+    """A completion, and whether it was cut."""
     (output,) = task.llm.generate([task.format_input(prompt)])
-    return str(output["generations"][0])
+    return str(output["generations"][0]), bridge.current_context().cut[0]
 
 
 class _Evolving:
@@ -82,10 +83,10 @@ class _Evolving:
     def _evolved(self: Any, row: Mapping[str, Any]) -> dict[str, Any]:
         texts = [row["instruction"]]
         for _ in range(self.num_evolutions):
-            text = _ask(self, self._apply_random_mutation(texts[-1])).split("Prompt#:")[-1]
-            text = completions.without_lead(text)
-            if self.eliminate and (reason := elimination(text, texts[-1])):
-                self._dropped(reason)
+            answer, cut = _ask(self, self._apply_random_mutation(texts[-1]))
+            text = completions.without_lead(answer.split("Prompt#:")[-1])
+            if self.eliminate and (reason := "truncated" if cut else elimination(text, texts[-1])):
+                self._dropped(reason, cut)
                 text = texts[-1]
             texts.append(text)
         first = 0 if self.store_evolutions and self.include_original_instruction else 1
@@ -103,11 +104,11 @@ class _Evolving:
         """An answer each, all asked for at once; None where the answer shows that the text is no good."""
         outputs = self.llm.generate([self.format_input(text) for text in texts])
         answers: dict[str, str | None] = {}
-        for text, output in zip(texts, outputs, strict=True):
+        for text, output, cut in zip(texts, outputs, bridge.current_context().cut, strict=True):
             answer = str(output["generations"][0])
             answers[text] = answer
             if self.eliminate and (reason := answer_elimination(answer)):
-                self._dropped(f"answer_{reason}")
+                self._dropped(f"answer_{reason}", cut)
                 answers[text] = None
         return answers
 
@@ -121,8 +122,11 @@ class _Evolving:
         raise RowRejected("no_good_answer")
 
     @staticmethod
-    def _dropped(reason: str) -> None:
-        bridge.current_context().notes.append(f"eliminated_{reason}")
+    def _dropped(reason: str, cut: bool) -> None:
+        log = bridge.current_context()
+        log.notes.append(f"eliminated_{reason}")
+        if cut:
+            log.set_aside()
 
 
 class EvolInstruct(_Evolving, tasks.EvolInstruct):  # type: ignore[misc]
@@ -147,7 +151,7 @@ class EvolQuality(tasks.EvolQuality):  # type: ignore[misc]
     def _evolved(self, row: Mapping[str, Any]) -> dict[str, Any]:
         texts = [row["response"]]
         for _ in range(self.num_evolutions):
-            answer = _ask(self, self._apply_random_mutation(row["instruction"], texts[-1]))
+            answer, _ = _ask(self, self._apply_random_mutation(row["instruction"], texts[-1]))
             texts.append(completions.without_lead(answer.split("Rewritten Response#:")[-1]))
             if not texts[-1]:
                 raise RowRejected("empty_completion")
@@ -174,7 +178,11 @@ class SelfInstruct(tasks.SelfInstruct):  # type: ignore[misc]
     """Instructions without list marks, and without what a model says around them."""
 
     def format_output(self, output: str | None, input: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The instructions."""
+        """The instructions, without one in which the completion was cut."""
+        log = bridge.current_context()
         found, around = completions.listed_instructions(output or "")
-        bridge.current_context().notes += ["line_left_out"] * around
+        log.notes += ["line_left_out"] * around
+        if log.cuts and (whole := completions.whole_instructions(output or "")) != found:
+            log.notes.append("truncated_instruction")
+            found = whole
         return {"instructions": found}

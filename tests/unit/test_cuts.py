@@ -1,0 +1,176 @@
+"""Completions that were cut at `max_tokens`: a row counts as cut only where it has something that the cut touched."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from batchgen.branches import Generation, grouped
+from batchgen.engines.base import Completion, Request
+from batchgen.errors import RowRejected
+from batchgen.tasks.completions import whole_instructions
+from batchgen.tasks.llm import CallLog
+from batchgen.tasks.runner import TaskRunner
+from batchgen.tasks.table import TASKS
+from tests.helpers import ScriptedEngine
+from tests.task_examples import EXAMPLES
+
+
+class Cutting(ScriptedEngine):
+    """Says the answers in order; those with the given numbers were cut."""
+
+    def __init__(self, answers: Sequence[str], cut: Sequence[int]) -> None:
+        super().__init__(answers)
+        self._cut = cut
+
+    async def generate(self, request: Request) -> Completion:
+        number = len(self.prompts)
+        completion = await super().generate(request)
+        return replace(completion, finish_reason="length" if number in self._cut else "stop")
+
+
+def run(
+    name: str, row: Mapping[str, Any], answers: Sequence[str], cut: Sequence[int] = (0,), **parameters: Any
+) -> tuple[dict[str, Any], str | None, list[str]]:
+    """(added columns, finish reason, notes) of a row."""
+    spec, log = TASKS[name], CallLog("row", 0)
+    runner = TaskRunner(name, spec, spec.parameters.model_validate(parameters), {}, {}, Cutting(answers, cut), {})
+    (added,) = asyncio.run(runner.run(dict(row), log))
+    return added, log.finish_reason, log.notes
+
+
+ONE_CALL = sorted(name for name, spec in TASKS.items() if spec.single_call and spec.calls_model)
+# Their JSON says where it ends; what a judge says after its verdict is no part of a row.
+JSON = {
+    "apigen_generator",
+    "apigen_semantic_checker",
+    "bitext_retrieval_generator",
+    "embedding_task_generator",
+    "generate_long_text_matching_data",
+    "generate_text_classification_data",
+    "generate_text_retrieval_data",
+    "monolingual_triplet_generator",
+}
+REMARKED = JSON | {
+    "complexity_scorer",
+    "instruction_backtranslation",
+    "math_shepherd_generator",
+    "prometheus_eval",
+    "quality_scorer",
+    "ultrafeedback",
+}
+
+
+@pytest.mark.parametrize("name", ONE_CALL)
+def test_a_row_whose_outputs_go_up_to_the_cut_is_cut(name: str):
+    example = EXAMPLES[name]
+    added, finish_reason, notes = run(name, example.row, [example.answer], **example.parameters)
+    if name == "self_instruct":
+        *whole, _ = example.outputs["instructions"]
+        missing = ["instruction_missing"] * (example.parameters["num_instructions"] - len(whole))
+        assert (added, finish_reason, notes) == ({"instructions": whole}, "stop", ["truncated_instruction", *missing])
+    else:
+        # The example's answer by urial is one that goes on with the next question.
+        expected = "stop" if name in JSON or name == "urial" else "length"
+        assert (added, finish_reason) == (example.outputs, expected)
+        assert notes == []
+
+
+@pytest.mark.parametrize("name", sorted(REMARKED))
+def test_a_row_is_whole_where_what_was_cut_is_no_part_of_it(name: str):
+    example = EXAMPLES[name]
+    answer = f"{example.answer}\n\nAll in all this is"
+    assert run(name, example.row, [answer], **example.parameters) == (example.outputs, "stop", [])
+
+
+@pytest.mark.parametrize(
+    ("answer", "finish_reason"),
+    [
+        ("[1] score: 2\n[2] score: 1", "length"),  # of 10, perhaps
+        ("[1] score: 2\n[2] score: 1\n", "stop"),
+        ("[1] score: 2\n[2] score: 1\n[3", "stop"),
+    ],
+)
+def test_a_number_at_the_cut_is_not_known_to_be_whole(answer: str, finish_reason: str):
+    row = {"instruction": "Add.", "responses": ["a", "b"]}
+    assert run("quality_scorer", row, [answer]) == ({"scores": [2.0, 1.0]}, finish_reason, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("1. Add.\n2. Prove it.\n3. Sho", ["Add.", "Prove it."]),
+        ("1. Add.\n2. Prove it.\n3.", ["Add.", "Prove it."]),
+        ("1. Add.\n2. Prove it.\n", ["Add.", "Prove it."]),
+        ("Add.\nProve it.\nSho", ["Add.", "Prove it."]),
+        ("1. Add:\n   - one\n   - tw", []),
+        ("1. Add.\n2. Prove:\n   - one\n   - tw", ["Add."]),
+        ("1. Add.\n2. Prove it.\n\nI hope th", ["Add.", "Prove it."]),
+        ("Ad", []),
+    ],
+)
+def test_instructions_before_the_cut_are_whole(text: str, whole: list[str]):
+    assert whole_instructions(text) == whole
+
+
+def test_a_list_cut_in_its_first_instruction_rejects_the_row():
+    with pytest.raises(RowRejected, match=r"^truncated_output$"):
+        run("self_instruct", {"input": "Text."}, ["1. Write a poem about"])
+
+
+def test_an_evolution_that_was_cut_is_eliminated():
+    answers = ["Add 2 and 3, and then show that", "Add 2, 3 and 4."]
+    row, finish_reason, notes = run("evol_instruct", {"instruction": "Add 2 and 3."}, answers, num_evolutions=2)
+    assert (row, finish_reason, notes) == ({"evolved_instruction": "Add 2, 3 and 4."}, "stop", ["eliminated_truncated"])
+    answers = ["Add 2, 3 and 4.", "Add 2 and 3, and then show that"]
+    row, finish_reason, _ = run("evol_instruct", {"instruction": "Add 2 and 3."}, answers, (1,), num_evolutions=2)
+    assert (row, finish_reason) == ({"evolved_instruction": "Add 2, 3 and 4."}, "stop")
+
+
+def test_without_elimination_an_evolution_that_was_cut_stays_and_its_row_is_cut():
+    answers = ["Add 2 and 3, and then show that"]
+    row, finish_reason, notes = run("evol_instruct", {"instruction": "Add 2 and 3."}, answers, eliminate=False)
+    assert (row, finish_reason, notes) == ({"evolved_instruction": answers[0]}, "length", [])
+
+
+@pytest.mark.parametrize(("cut", "finish_reason"), [((1,), "stop"), ((2,), "length")])
+def test_of_the_answers_to_evolutions_that_which_stays_counts(cut: Sequence[int], finish_reason: str):
+    answers = ["Prove it.", "... ... ...", "It is 5."]
+    row, finished, notes = run("evol_instruct", {"instruction": "Add."}, answers, cut, generate_answers=True)
+    assert row == {"evolved_instruction": "Add.", "answer": "It is 5."}
+    assert (finished, notes) == (finish_reason, ["eliminated_answer_says_nothing"])
+
+
+STEPS = {
+    "instruction": "1 + 1 + 1?",
+    "solutions": [["Step 1: 1 + 1 = 2", "Step 2: 2 + 1 = 3", "The answer is: 3"]],
+    "golden_solution": ["Step 1: 3", "The answer is: 3"],
+}
+
+
+@pytest.mark.parametrize(
+    ("answer", "label", "finish_reason"),
+    [
+        ("Step 2: 3\nThe answer is: 3\n---\nStep 2: Well,", "+", "stop"),
+        ("Step 2: 3\nThe answer is: 4\n---\nStep 2: Well,", "-", "length"),
+        ("Step 2: 4\nThe answer is: 4\n---\nStep 2: 3\nThe answer is: 3", "+", "length"),  # of 30, perhaps
+    ],
+)
+def test_a_step_that_is_right_before_the_cut_is_right(answer: str, label: str, finish_reason: str):
+    row, finished, _ = run("math_shepherd_completer", STEPS, [answer], N=2)
+    assert row["labelled_solutions"][0][0] == f"Step 1: 1 + 1 = 2 {label}"
+    assert finished == finish_reason
+
+
+def test_a_generation_that_is_left_out_of_its_group_does_not_cut_it():
+    cut = CallLog("cut", 0, ended="length", cuts=1)
+    whole = CallLog("whole", 0, ended="stop")
+    group = grouped([Generation(whole, {"scores": [1.0]}, None), Generation(cut, {}, "truncated_output")])
+    assert group.log.finish_reason == "stop"
+    assert group.log.notes == ["generation_failed:truncated_output"]
+    assert grouped([Generation(cut, {}, "truncated_output")] * 2).log.finish_reason == "length"
+    assert grouped([Generation(whole, {}, None), Generation(cut, {}, None)]).log.finish_reason == "length"
