@@ -73,9 +73,14 @@ class Generation:
     further: Sequence[Mapping[str, Any]] = ()
 
 
-def grouped(generations: Sequence[Generation]) -> Generation:
-    """Several generations as one with lists; one that failed is noted and left out, and all of them fail together."""
-    good = [generation for generation in generations if generation.reason is None]
+def grouped(generations: Sequence[Generation], whole: bool = False) -> Generation:
+    """Several generations as one with lists; one that failed is noted and left out, and all of them fail together.
+
+    Args:
+        whole: leave out those that were cut at `max_tokens` too, unless all were.
+    """
+    ended = [generation for generation in generations if generation.reason is None]
+    good = [generation for generation in ended if not (whole and generation.log.cuts)] or ended
     log = CallLog("", 0)
     for generation in generations:
         log.input_tokens += generation.log.input_tokens
@@ -87,7 +92,8 @@ def grouped(generations: Sequence[Generation]) -> Generation:
     if not good:
         log.last = generations[0].log.last
         return Generation(log, {}, generations[0].reason)
-    log.notes += [f"generation_failed:{each.reason}" for each in generations if each.reason is not None]
+    left_out = [each for each in generations if not any(each is kept for kept in good)]
+    log.notes += [f"generation_failed:{each.reason or 'truncated'}" for each in left_out]
     rows = [row for each in good for row in (each.added, *each.further)]
     return Generation(log, {name: [row[name] for row in rows] for name in rows[0]}, None)
 

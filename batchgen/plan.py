@@ -253,6 +253,7 @@ def make_plan(job: Job, seeds: Seeds) -> Plan:
 def _inputs(job: Job, seeds: Seeds) -> dict[str, Any]:
     """Everything that the generated rows depend on, but for the models' versions."""
     tree = job.tree()
+    groups = any(step.group_generations for step in job.steps)
     return {
         "seeds": seeds.fingerprint,
         "seed": tree["seed"],
@@ -262,6 +263,8 @@ def _inputs(job: Job, seeds: Seeds) -> dict[str, Any]:
         # A key that came after the first runs: those without it can still be gone on with.
         "steps": [{k: v for k, v in step.items() if (k, v) != ("model_name", False)} for step in tree["steps"]],
         "shard_rows": tree["shard_rows"],
+        # Whether a group has the generations that were cut.
+        **({"merge": {"drop_truncated": False}} if groups and not job.merge.drop_truncated else {}),
     }
 
 

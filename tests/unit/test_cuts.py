@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from batchgen.branches import Generation, grouped
 from batchgen.engines.base import Completion, Request
-from batchgen.errors import RowRejected
+from batchgen.errors import PlanMismatch, RowRejected
+from batchgen.job import Job
 from batchgen.tasks.completions import whole_instructions
 from batchgen.tasks.llm import CallLog
 from batchgen.tasks.runner import TaskRunner
 from batchgen.tasks.table import TASKS
-from tests.helpers import ScriptedEngine
+from tests.helpers import ScriptedEngine, chaos_job, planned
 from tests.task_examples import EXAMPLES
 
 
@@ -173,4 +175,42 @@ def test_a_generation_that_is_left_out_of_its_group_does_not_cut_it():
     assert group.log.finish_reason == "stop"
     assert group.log.notes == ["generation_failed:truncated_output"]
     assert grouped([Generation(cut, {}, "truncated_output")] * 2).log.finish_reason == "length"
-    assert grouped([Generation(whole, {}, None), Generation(cut, {}, None)]).log.finish_reason == "length"
+
+
+def generation(text: str, cut: bool, reason: str | None = None) -> Generation:
+    return Generation(CallLog(text, 0, ended="stop", cuts=int(cut)), {"generation": text}, reason)
+
+
+@pytest.mark.parametrize(
+    ("whole", "texts", "finish_reason", "notes"),
+    [
+        (True, ["a", "c"], "stop", ["generation_failed:truncated"]),
+        (False, ["a", "b", "c"], "length", []),
+    ],
+)
+def test_a_group_has_whole_generations_where_cut_rows_are_not_wanted(
+    whole: bool, texts: list[str], finish_reason: str, notes: list[str]
+):
+    group = grouped([generation("a", False), generation("b", True), generation("c", False)], whole)
+    assert (group.added, group.reason) == ({"generation": texts}, None)
+    assert (group.log.finish_reason, group.log.notes) == (finish_reason, notes)
+
+
+def test_a_group_all_of_whose_generations_were_cut_has_them_and_is_cut():
+    group = grouped([generation("a", True), generation("b", True), generation("c", False, "empty_completion")], True)
+    assert group.added == {"generation": ["a", "b"]}
+    assert (group.log.finish_reason, group.log.notes) == ("length", ["generation_failed:empty_completion"])
+
+
+def test_a_run_with_groups_stays_with_what_it_does_with_cut_generations(tmp_path: Path):
+    def job(group: bool, keep: bool) -> Job:
+        step = {"task": "text_generation", "num_generations": 2, "group_generations": group}
+        source = {"rows": [{"instruction": "Add."}]}
+        output = tmp_path / str(group)
+        return chaos_job(output, source=source, steps=[step], merge={"drop_truncated": not keep})
+
+    planned(job(group=False, keep=False))
+    planned(job(group=False, keep=True))
+    planned(job(group=True, keep=False))
+    with pytest.raises(PlanMismatch, match=r"merge\.drop_truncated: absent then, false now"):
+        planned(job(group=True, keep=True))
