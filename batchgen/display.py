@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 
 from batchgen.errors import StoreError
-from batchgen.progress import TRUNCATED
+from batchgen.progress import TRUNCATED, cut_hint
 
 if TYPE_CHECKING:
     from batchgen.drive import Status
@@ -211,7 +211,9 @@ def stdout_console() -> Console:
 def describe_version(version: Version) -> str:
     """What a merge kept and dropped, in one line."""
     dropped = ", ".join(f"{reason} {count:,}" for reason, count in version.dropped.items())
-    return f"merged {version.read:,} rows: {version.kept:,} kept" + (f"; dropped: {dropped}" if dropped else "")
+    line = f"merged {version.read:,} rows: {version.kept:,} kept" + (f"; dropped: {dropped}" if dropped else "")
+    hint = cut_hint(version.dropped, version.read)
+    return f"{line} ({hint})" if hint else line
 
 
 def sample_rows(store: ObjectStore, version: Version, rows: int = 3) -> list[str]:

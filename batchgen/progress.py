@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-# The note of a good row with a completion that was cut at max_tokens.
+# The note of a good row with a text that was cut at max_tokens.
 TRUNCATED = "truncated"
+_MANY_CUT = 0.1
 
 
 @dataclass(frozen=True)
@@ -69,3 +70,10 @@ class Tally:
 
 def _sum(a: Mapping[str, int], b: Mapping[str, int]) -> Mapping[str, int]:
     return dict(Counter(a) + Counter(b)) if b else a
+
+
+def cut_hint(dropped: Mapping[str, int], rows: int) -> str:
+    """What can be done where a merge leaves many of its rows out because a text was cut; "" where it does not."""
+    if dropped.get(TRUNCATED, 0) < max(1, _MANY_CUT * rows):
+        return ""
+    return "a larger sampling.max_tokens cuts fewer; merge.drop_truncated: false keeps them"

@@ -14,6 +14,7 @@ from batchgen.job import Job
 from batchgen.merge.conversations import chat_columns
 from batchgen.merge.selection import Selection, Shards, select
 from batchgen.plan import Plan
+from batchgen.progress import cut_hint
 from batchgen.rows import REJECTED
 from batchgen.store.base import ObjectStore
 
@@ -83,9 +84,11 @@ class Outlook:
         listed = ", ".join(f"{why} {count:,}" for why, count in dropped.items())
         line = f"of the first {rows:,} ok rows a merge would keep {kept:,}" + (f"; dropped: {listed}" if listed else "")
         duplicates = sum(count for why, count in dropped.items() if why.endswith("duplicate"))
-        if duplicates < _MANY * rows or any(step.spec.gate is not None for step in self._job.steps):
-            return line
-        return f"{line} (a drop_duplicates step ends duplicates before their answers are generated)"
+        hints = [cut_hint(dropped, rows)]
+        if duplicates >= _MANY * rows and all(step.spec.gate is None for step in self._job.steps):
+            hints.append("a drop_duplicates step ends duplicates before their answers are generated")
+        told = "; ".join(filter(None, hints))
+        return f"{line} ({told})" if told else line
 
 
 class _Closed(Exception):

@@ -59,7 +59,7 @@ _WORD = re.compile(r"\w+")
 _SHORT_ANSWER = 80
 _SORRY = re.compile(r"\bsorry\b", re.IGNORECASE)
 _DECLINES = re.compile(r"\W*(?:i'?m |i am )?(?:sorry\b|unable to\b)|\W*as an ai\b|\W*i can(?:no|')t\b", re.IGNORECASE)
-_COPIED = re.compile(r"#?\b(?:given|rewritten|created|new) prompt\b#?|#(?:the )?\w+ prompt#", re.IGNORECASE)
+_COPIED = re.compile(r"#?\b(?:given|rewritten|created|new|original) prompt\b#?|#(?:the )?\w+ prompt#", re.IGNORECASE)
 _STOP_WORDS = frozenset(
     "a an and are as at be but by for from has have he her his i if in is it its me my no not of on or our she so that "
     "the their them then there they this to us was we were what when where which who will with you your".split()

@@ -22,14 +22,15 @@ JOB = """\
 name: walk
 source: {path: seeds.jsonl}
 shard_rows: 2
-model: {path: chaos, engine: {reply: "one two", empty_on: silent, truncate_on: cut}}
+model: {path: chaos, engine: {reply: "one two", empty_on: silent, truncate_on: "cut: one"}}
 steps:
   - task: self_instruct
     input_mappings: {input: context}
     num_instructions: 2
     explode: instructions -> instruction
   - task: text_generation
-merge: {exact: false, near: false}
+    template: "{{ context }}: {{ instruction }}"
+merge: {exact: false, near: false, prompt: instruction, answer: generation}
 output: run
 """
 CONTEXTS = ["a", "b", "silent", "cut", "e"]
@@ -78,7 +79,8 @@ output: run"""
     )
     row = "       user: one two\n  assistant: one two\n\n"
     assert rest.partition("ETA 0:00\n")[2] == (
-        "merged 5 rows: 3 kept; dropped: rejected: empty_completion 1, truncated 1\n"
+        "merged 5 rows: 3 kept; dropped: rejected: empty_completion 1, truncated 1 "
+        "(a larger sampling.max_tokens cuts fewer; merge.drop_truncated: false keeps them)\n"
         "notes: instruction_missing 4, truncated 1\n"
         f"sample rows:\n{3 * row}"
         "rejected rows: batchgen rejected run\n"
@@ -97,7 +99,8 @@ def test_a_job_s_parts_are_named_in_the_singular_and_without_what_is_not_there(
     assert "merged 5 rows: 5 kept\nsample rows:\n" in out
     assert "notes: " not in out
     assert "rejected" not in out
-    bare = ("--set", "steps=[{task: drop_duplicates, input_mappings: {instruction: context}}]", "--output", "bare")
+    step = "{task: drop_duplicates, input_mappings: {instruction: context}}"
+    bare = ("--set", f"steps=[{step}]", "--set", "merge={}", "--output", "bare")
     assert "  1. drop_duplicates\ncolumns" in said(capsys, "plan", "job.yaml", *bare)
 
 

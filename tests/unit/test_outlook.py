@@ -120,6 +120,17 @@ def test_few_duplicates_or_none_are_worth_no_advice(tmp_path: Path):
     assert told(Outlook(store, plan, job, 0), 1200) == [line]
 
 
+@pytest.mark.parametrize(("cut", "told_of"), [(119, False), (120, True)])
+def test_many_cut_rows_are_worth_advice(tmp_path: Path, cut: int, told_of: bool):
+    rows = [{"instruction": f"{i} words" + " on and on" * (i < cut)} for i in range(1200)]
+    model = {"path": "chaos", "engine": {"slots": 512, "truncate_on": "on and on"}}
+    job = done(tmp_path, source={"rows": rows}, model=model, steps=[{"task": "text_generation"}])
+    plan, _, store = planned(job)
+    (line,) = told(Outlook(store, plan, job, 0), 1200)
+    hint = " (a larger sampling.max_tokens cuts fewer; merge.drop_truncated: false keeps them)" * told_of
+    assert line == f"of the first 1,200 ok rows a merge would keep {1200 - cut:,}; dropped: truncated {cut}{hint}"
+
+
 def test_a_run_that_ends_waits_for_the_shard_that_is_being_read(tmp_path: Path):
     job = done(tmp_path)
     plan, _, store = planned(job)

@@ -29,6 +29,7 @@ from tests.task_examples import EXAMPLES
         ("Add 2 and 3.", "Here is the rewritten prompt: add 2 and 3 and 4.", "copied_prompt"),
         ("Add 2 and 3.", "#Rewritten Prompt# Add 7.", "copied_prompt"),
         ("Add 2 and 3.", "Take the given prompt and add 7.", "copied_prompt"),
+        ("Add 2 and 3.", '"Add 2 and 3."\n\nIn the original prompt, you asked for a sum.', "copied_prompt"),
         # A rule is about what the rewriting did, not about what the user asked for.
         ("Explain the phrase 'given prompt'.", "Explain in detail the phrase 'given prompt'.", None),
         ("Write that you are sorry.", "Write to a friend that you are sorry for being late.", None),
