@@ -94,6 +94,7 @@ _MARK = re.compile(
     r"[*_]*[ \t]*",
     re.IGNORECASE,
 )
+_HEADING = re.compile(r"\A#{1,6}[ \t]+(?=\S)")
 _QUOTED = (('"', '"'), ("“", "”"), ("「", "」"), ("«", "»"), ("**", "**"))
 
 
@@ -101,9 +102,11 @@ def listed_instructions(text: str) -> tuple[list[str], int]:
     """The instructions of a completion, one a line or one an item of a list, and the number of lines around them.
 
     Where most lines are items of a list, lines before and after it are no instructions; what is indented, and bullets
-    after a colon, belong to the item above. An announcement ("Here are five queries:") is none either.
+    after a colon, belong to the item above. An announcement ("Here are five queries:") is none either, nor is a heading
+    without a number.
     """
     lines = [line.rstrip() for line in text.splitlines() if line.strip(" \t`") and "```" not in line[:6]]
+    lines, headings = _without_headings(lines) if "```" not in text else (lines, 0)
     indents = [len(line.expandtabs()) - len(line.expandtabs().lstrip()) for line in lines]
     lines = [line.lstrip() for line in lines]
     marks = [_MARK.match(line) for line in lines]
@@ -122,7 +125,15 @@ def listed_instructions(text: str) -> tuple[list[str], int]:
             found.append(_bare(line[mark.end() if mark else 0 :]))
         else:
             left_out += 1
-    return [text for text in found if text], left_out
+    return [text for text in found if text], left_out + headings
+
+
+def _without_headings(lines: list[str]) -> tuple[list[str], int]:
+    """Lines that are no headings, and the number of those that are; of lines that all are headings, what they say."""
+    said = [_HEADING.sub("", line, count=1) for line in lines]
+    plain = [line == text for line, text in zip(lines, said, strict=True)]
+    kept = [text for text, is_plain in zip(said, plain, strict=True) if is_plain or not any(plain) or _MARK.match(text)]
+    return kept, len(lines) - len(kept)
 
 
 def whole_instructions(text: str) -> list[str]:

@@ -54,6 +54,13 @@ TWO = {"instruction": "Add.", "generations": ["a", "b"]}
         ("1. 请比较：\n- 猫\n- 狗\n2. 请排序。", ["请比较：\n- 猫\n- 狗", "请排序。"], 0),
         ("• Add.\n– Sort.\n● «Why?»", ["Add.", "Sort.", "Why?"], 0),
         ("1. Sort a\tb.\n2. Add.", ["Sort a\tb.", "Add."], 0),
+        ("# Queries\n\nAdd.\n\n## More\nSort.", ["Add.", "Sort."], 2),
+        ("## Queries\n\n1. Add.\n2. Sort.", ["Add.", "Sort."], 1),
+        ("### 1. Add.\n\n### 2. Sort.", ["Add.", "Sort."], 0),
+        ("### Query 1: Add.\n### Query 2: Sort.\n\nGood luck!", ["Add.", "Sort."], 1),
+        ("# Add.\n# Sort.", ["Add.", "Sort."], 0),
+        ("#hashtags are what?\nSort.", ["#hashtags are what?", "Sort."], 0),
+        ("What does this do?\n```python\n# Adds.\n```", ["What does this do?", "# Adds."], 0),
         ("1. \n2. ", [], 0),
         ("```\n```", [], 0),
         ("", [], 0),
@@ -68,6 +75,13 @@ def test_lines_that_are_no_instructions_are_noted():
     row, notes = run_with_log("self_instruct", {"input": "x"}, ScriptedEngine([answer]), num_instructions=2)
     assert row == {"instructions": ["Add.", "Sort."]}
     assert notes == ["line_left_out"]
+
+
+def test_an_instruction_that_a_model_repeats_is_there_once():
+    answer = "1. Add.\n2. Sort.\n3. Add.\n4. Add."
+    row, notes = run_with_log("self_instruct", {"input": "x"}, ScriptedEngine([answer]), num_instructions=4)
+    assert row == {"instructions": ["Add.", "Sort."]}
+    assert sorted(notes) == ["instruction_missing"] * 2 + ["instruction_repeated"] * 2
 
 
 @pytest.mark.parametrize(

@@ -178,11 +178,13 @@ class SelfInstruct(tasks.SelfInstruct):  # type: ignore[misc]
     """Instructions without list marks, and without what a model says around them."""
 
     def format_output(self, output: str | None, input: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The instructions, without one in which the completion was cut."""
+        """The instructions, once each, without one in which the completion was cut."""
         log = bridge.current_context()
         found, around = completions.listed_instructions(output or "")
         log.notes += ["line_left_out"] * around
         if log.cuts and (whole := completions.whole_instructions(output or "")) != found:
             log.notes.append("truncated_instruction")
             found = whole
-        return {"instructions": found}
+        once = list(dict.fromkeys(found))
+        log.notes += ["instruction_repeated"] * (len(found) - len(once))
+        return {"instructions": once}
