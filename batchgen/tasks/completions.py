@@ -229,15 +229,23 @@ def feedback_and_result(text: str) -> tuple[str, str] | None:
 _SOLUTION = re.compile(
     r"^[ \t#*{]*(?:corrected|worsened)[_ ]student[_ ]solution[}*` ]*(?::\**|$)", re.IGNORECASE | re.MULTILINE
 )
+# Without a line of its own: where the reasoning only speaks of it there is no colon.
+_SOLUTION_INLINE = re.compile(
+    r"\{(?:corrected|worsened)_student_solution\}[*` ]*:\**|\*\*(?:corrected|worsened) student solution:\*\*",
+    re.IGNORECASE,
+)
+_ECHOED = re.compile(r"\{(?:task|teacher_reasoning|(?:corrected_|worsened_)?student_solution)\}", re.IGNORECASE)
 _REASONING = re.compile(r"\A[^\w\n]*teacher[_ ]reasoning[^\w\n:]*:?[*} ]*", re.IGNORECASE)
 
 
 def reasoning_and_solution(text: str) -> tuple[str, str] | None:
-    """CLAIR's reasoning and the solution under its own heading."""
-    heading = _SOLUTION.search(text)
+    """CLAIR's reasoning and the solution under its own heading; None where that goes on with the prompt's own text."""
+    heading = _SOLUTION.search(text) or _SOLUTION_INLINE.search(text)
     if heading is None:
         return None
     solution = text[heading.end() :].strip()
+    if _ECHOED.search(solution):
+        return None
     return _REASONING.sub("", text[: heading.start()]).strip(), solution
 
 

@@ -47,6 +47,7 @@ class EvolQuality(TaskParameters):
     store_evolutions: bool = False
     include_original_response: bool = False
     mutation_templates: dict[str, str] | None = None
+    eliminate: bool = True
 
     @field_validator("mutation_templates")
     @classmethod
@@ -60,6 +61,9 @@ _SHORT_ANSWER = 80
 _SORRY = re.compile(r"\bsorry\b", re.IGNORECASE)
 _DECLINES = re.compile(r"\W*(?:i'?m |i am )?(?:sorry\b|unable to\b)|\W*as an ai\b|\W*i can(?:no|')t\b", re.IGNORECASE)
 _COPIED = re.compile(r"#?\b(?:given|rewritten|created|new|original) prompt\b#?|#(?:the )?\w+ prompt#", re.IGNORECASE)
+_COPIED_BESIDE_RESPONSE = re.compile(
+    r"#?\b(?:given|rewritten) (?:prompt|response)\b#?|#(?:the )?\w+ (?:prompt|response)#", re.IGNORECASE
+)
 _STOP_WORDS = frozenset(
     "a an and are as at be but by for from has have he her his i if in is it its me my no not of on or our she so that "
     "the their them then there they this to us was we were what when where which who will with you your".split()
@@ -91,6 +95,19 @@ def elimination(evolved: str, previous: str) -> str | None:
     if set(_WORD.findall(evolved.lower())) <= set(_WORD.findall(previous.lower())):
         return "no_gain"
     return None
+
+
+def response_elimination(evolved: str, previous: str) -> str | None:
+    """Why an evolution of a response is no good, or None: the rules that hold for any text, and the prompt's own.
+
+    It forbids words of its own ("'given response' and 'rewritten response' are not allowed to appear"). A response
+    without a new word may be a better one.
+    """
+    if says_nothing(evolved) and not says_nothing(previous):
+        return "says_nothing"
+    if _COPIED_BESIDE_RESPONSE.search(evolved) and not _COPIED_BESIDE_RESPONSE.search(previous):
+        return "copied_prompt"
+    return "refusal" if declines(evolved) and not declines(previous) else None
 
 
 def answer_elimination(answer: str) -> str | None:

@@ -255,6 +255,8 @@ def test_backtranslation_takes_the_last_score(answer: str, score: float | None, 
         "**Teacher Reasoning:** Off by one.\n\n**Corrected Student Solution:**\n-3",
         "**{teacher_reasoning}:** Off by one.\n\n**{corrected_student_solution}:** -3",
         "teacher_reasoning: Off by one.\n\ncorrected_student_solution: -3",
+        "{teacher_reasoning}: Off by one. {corrected_student_solution}: -3",
+        "**Teacher Reasoning:** Off by one. **Corrected Student Solution:** -3",
     ],
 )
 def test_clair_splits_at_the_solution_s_heading(answer: str):
@@ -262,9 +264,27 @@ def test_clair_splits_at_the_solution_s_heading(answer: str):
     assert run_task("clair", row, ScriptedEngine([answer])) == {"revision": "-3", "rational": "Off by one."}
 
 
-def test_clair_without_a_solution_rejects_the_row():
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "It is off by one.",
+        "We give {teacher_reasoning}, then the {corrected_student_solution} to structure the answer.",
+        "{teacher_reasoning}: See.\n\n{corrected_student_solution}: the {student_solution}, then {teacher_reasoning}",
+    ],
+)
+def test_clair_without_a_solution_rejects_the_row(answer: str):
     with pytest.raises(RowRejected, match="invalid_output"):
-        run_task("clair", {"task": "1 + 2?", "student_solution": "4"}, ScriptedEngine(["It is off by one."]))
+        run_task("clair", {"task": "1 + 2?", "student_solution": "4"}, ScriptedEngine([answer]))
+
+
+@pytest.mark.parametrize(
+    "answers",
+    ['"add(1, 2)"', '{"name": "add"}', '[{"name": "add"}]', '[{"query": "Add.", "arguments": {}}]', "null", '["add"]'],
+)
+def test_answers_that_are_no_calls_reject_the_row(answers: str):
+    answer = f'[{{"query": "Add 1 and 2.", "answers": {answers}}}]'
+    with pytest.raises(RowRejected, match="invalid_output"):
+        run_task("apigen_generator", EXAMPLES["apigen_generator"].row, ScriptedEngine([answer]))
 
 
 def test_clair_s_reasoning_may_speak_of_the_solution():

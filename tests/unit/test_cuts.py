@@ -133,6 +133,16 @@ def test_an_evolution_that_was_cut_is_eliminated():
     assert (row, finish_reason) == ({"evolved_instruction": "Add 2, 3 and 4."}, "stop")
 
 
+@pytest.mark.parametrize("eliminate", [True, False])
+def test_a_response_that_was_cut_gives_way_to_the_one_before(eliminate: bool):
+    row, answers = {"instruction": "Add 2 and 3.", "response": "5"}, ["It is 5, which can be"]
+    added, finish_reason, notes = run("evol_quality", row, answers, eliminate=eliminate)
+    if eliminate:
+        assert (added, finish_reason, notes) == ({"evolved_response": "5"}, "stop", ["eliminated_truncated"])
+    else:
+        assert (added, finish_reason, notes) == ({"evolved_response": answers[0]}, "length", [])
+
+
 def test_without_elimination_an_evolution_that_was_cut_stays_and_its_row_is_cut():
     answers = ["Add 2 and 3, and then show that"]
     row, finish_reason, notes = run("evol_instruct", {"instruction": "Add 2 and 3."}, answers, eliminate=False)

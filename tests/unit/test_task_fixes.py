@@ -10,7 +10,7 @@ import pytest
 
 from batchgen.errors import RowRejected
 from batchgen.tasks.completions import parse_data
-from batchgen.tasks.evolution import answer_elimination, elimination
+from batchgen.tasks.evolution import answer_elimination, elimination, response_elimination
 from tests.helpers import ScriptedEngine, run_task, run_with_log
 from tests.task_examples import EXAMPLES
 
@@ -79,6 +79,35 @@ def test_stored_evolutions_repeat_the_last_good_one_in_place_of_an_eliminated_on
     )
     assert row["evolved_instructions"] == ["Add 2 and 3.", "Add 2, 3 and 4.", "Add 2, 3 and 4.", "Add 2, 3, 4 and 5."]
     assert notes == ["eliminated_no_gain"]
+
+
+@pytest.mark.parametrize(
+    ("previous", "evolved", "reason"),
+    [
+        ("It is 5.", "It is 5, as 2 and 3 are 5.", None),
+        ("It is 5.", "5", None),
+        ("42", "42", None),
+        ("It is 5.", "...", "says_nothing"),
+        ("It is 5.", "#Rewritten Response#\n#Given Prompt#", "copied_prompt"),
+        ("It is 5.", "To improve the given response, add a reason.", "copied_prompt"),
+        ("It is 5.", "Write a new response to them.", None),
+        ("The given response was late.", "The given response came late.", None),
+        ("It is 5.", "I'm sorry, I cannot rewrite this.", "refusal"),
+    ],
+)
+def test_rules_on_evolved_responses(previous: str, evolved: str, reason: str | None):
+    assert response_elimination(evolved, previous) == reason
+
+
+def test_an_eliminated_response_keeps_the_last_good_one():
+    answers = ["It is 5, as 2 and 3 are 5.", "#Given Response#"]
+    row = {"instruction": "Add 2 and 3.", "response": "5"}
+    added, notes = run_with_log("evol_quality", row, ScriptedEngine(answers), num_evolutions=2)
+    assert (added, notes) == ({"evolved_response": answers[0]}, ["eliminated_copied_prompt"])
+    added, notes = run_with_log(
+        "evol_quality", row, ScriptedEngine(answers), num_evolutions=2, store_evolutions=True, eliminate=False
+    )
+    assert (added, notes) == ({"evolved_responses": answers}, [])
 
 
 def test_elimination_can_be_turned_off():

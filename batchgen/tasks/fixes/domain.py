@@ -23,6 +23,14 @@ class GenerateSentencePair(tasks.GenerateSentencePair):  # type: ignore[misc]
         return dict(super().format_output(output, input))
 
 
+def _are_calls(answers: Any) -> bool:
+    """Whether they are a list of calls, of which there may be none."""
+    return isinstance(answers, list) and all(
+        isinstance(call, dict) and isinstance(call.get("name"), str) and isinstance(call.get("arguments"), dict)
+        for call in answers
+    )
+
+
 class APIGenGenerator(tasks.APIGenGenerator):  # type: ignore[misc]
     """Reads JSON with words or a fence around it; distilabel writes what it cannot read into its log."""
 
@@ -31,7 +39,7 @@ class APIGenGenerator(tasks.APIGenGenerator):  # type: ignore[misc]
         data = parse_data(output or "")
         pairs = data.get("pairs", [data]) if isinstance(data, dict) else data
         pair = pairs[0] if isinstance(pairs, list) and pairs else None
-        if not isinstance(pair, dict) or "answers" not in pair:
+        if not isinstance(pair, dict) or not _are_calls(pair.get("answers")):
             return {"query": None, "answers": None}
         return {"query": pair.get("query"), "answers": json.dumps(pair["answers"])}
 

@@ -103,7 +103,5 @@ class CLAIR(tasks.CLAIR):  # type: ignore[misc]
 
     def format_output(self, output: str | None, input: dict[str, Any]) -> dict[str, Any]:
         """Reasoning and corrected solution."""
-        found = completions.reasoning_and_solution(output or "")
-        if found is None:
-            return dict(super().format_output(output, input))
-        return {"revision": found[1], "rational": found[0]}
+        rational, revision = completions.reasoning_and_solution(output or "") or (None, None)
+        return {"revision": revision, "rational": rational}

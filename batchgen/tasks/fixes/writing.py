@@ -11,7 +11,7 @@ from batchgen import bridge
 from batchgen.errors import RowRejected
 from batchgen.tasks import completions
 from batchgen.tasks.distilabel_api import tasks
-from batchgen.tasks.evolution import answer_elimination, elimination
+from batchgen.tasks.evolution import answer_elimination, elimination, response_elimination
 from batchgen.tasks.generation import render_template
 
 
@@ -73,6 +73,13 @@ def _ask(task: Any, prompt: str) -> tuple[str, bool]:
     return str(output["generations"][0]), bridge.current_context().cut[0]
 
 
+def _dropped(reason: str, cut: bool) -> None:
+    log = bridge.current_context()
+    log.notes.append(f"eliminated_{reason}")
+    if cut:
+        log.set_aside()
+
+
 class _Evolving:
     """Evolves one row at a time, drops what WizardLM's rules eliminate, and keeps answers aligned."""
 
@@ -86,7 +93,7 @@ class _Evolving:
             answer, cut = _ask(self, self._apply_random_mutation(texts[-1]))
             text = completions.without_lead(answer.split("Prompt#:")[-1])
             if self.eliminate and (reason := "truncated" if cut else elimination(text, texts[-1])):
-                self._dropped(reason, cut)
+                _dropped(reason, cut)
                 text = texts[-1]
             texts.append(text)
         first = 0 if self.store_evolutions and self.include_original_instruction else 1
@@ -108,7 +115,7 @@ class _Evolving:
             answer = str(output["generations"][0])
             answers[text] = answer
             if self.eliminate and (reason := answer_elimination(answer)):
-                self._dropped(f"answer_{reason}", cut)
+                _dropped(f"answer_{reason}", cut)
                 answers[text] = None
         return answers
 
@@ -120,13 +127,6 @@ class _Evolving:
             if (answer := answers[text]) is not None:
                 return text, answer
         raise RowRejected("no_good_answer")
-
-    @staticmethod
-    def _dropped(reason: str, cut: bool) -> None:
-        log = bridge.current_context()
-        log.notes.append(f"eliminated_{reason}")
-        if cut:
-            log.set_aside()
 
 
 class EvolInstruct(_Evolving, tasks.EvolInstruct):  # type: ignore[misc]
@@ -144,6 +144,8 @@ class EvolComplexity(_Evolving, tasks.EvolComplexity):  # type: ignore[misc]
 class EvolQuality(tasks.EvolQuality):  # type: ignore[misc]
     """Mutations differ from row to row: distilabel reseeds numpy's generator with one number for every batch."""
 
+    eliminate: bool = True
+
     def process(self, inputs: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         """Every row with its evolved answers."""
         yield [{**row, **self._evolved(row)} for row in inputs]
@@ -151,10 +153,14 @@ class EvolQuality(tasks.EvolQuality):  # type: ignore[misc]
     def _evolved(self, row: Mapping[str, Any]) -> dict[str, Any]:
         texts = [row["response"]]
         for _ in range(self.num_evolutions):
-            answer, _ = _ask(self, self._apply_random_mutation(row["instruction"], texts[-1]))
-            texts.append(completions.without_lead(answer.split("Rewritten Response#:")[-1]))
-            if not texts[-1]:
+            answer, cut = _ask(self, self._apply_random_mutation(row["instruction"], texts[-1]))
+            text = completions.without_lead(answer.split("Rewritten Response#:")[-1])
+            if not text:
                 raise RowRejected("empty_completion")
+            if self.eliminate and (reason := "truncated" if cut else response_elimination(text, texts[-1])):
+                _dropped(reason, cut)
+                text = texts[-1]
+            texts.append(text)
         if not self.store_evolutions:
             return {"evolved_response": texts[-1]}
         return {"evolved_responses": texts[0 if self.include_original_response else 1 :]}
