@@ -34,6 +34,7 @@ from batchgen.engines.options import OPTIONS
 from batchgen.errors import JobError
 from batchgen.problems import apply_override, problem
 from batchgen.step import OwnTasks, Part, Step
+from batchgen.tasks.generation import Exchange
 from batchgen.tasks.spec import check_own_tasks
 from batchgen.trees import plain_tree
 from batchgen.yamlfile import YamlDocument, load_yaml
@@ -293,7 +294,13 @@ class Job(Part):
         return self.models[step.model] if step.model is not None else self.model
 
 
-_PARTS: Mapping[str, type[BaseModel]] = {"source": Source, "model": Model, "merge": Merge, "near": Near}
+_PARTS: Mapping[str, type[BaseModel]] = {
+    "source": Source,
+    "model": Model,
+    "merge": Merge,
+    "near": Near,
+    "examples": Exchange,
+}
 
 
 def _legal_keys(path: Sequence[str | int]) -> list[str]:

@@ -68,6 +68,19 @@ class SelfInstruct(TaskParameters):
     application_description: str | None = None
 
 
+class Exchange(TaskParameters):
+    """A question and its answer."""
+
+    user: str = Field(min_length=1)
+    assistant: str = Field(min_length=1)
+
+
+class Urial(TaskParameters):
+    """Has a base model answer."""
+
+    examples: list[Exchange] | None = Field(default=None, min_length=1)
+
+
 WeightedPrompt = str | Annotated[list[Any], Field(min_length=2, max_length=2)]
 
 
@@ -223,9 +236,9 @@ GENERATION: Mapping[str, TaskSpec] = {
         finish=_finish_genstruct,
     ),
     "urial": TaskSpec(
-        summary="answers with a base model, by examples in the prompt",
+        summary="answers with a base model, by instructions and `examples` in the prompt",
         distilabel="URIAL",
-        parameters=NoParameters,
+        parameters=Urial,
         inputs=columns(instruction="text"),
         outputs=columns(generation="text"),
         chat=lambda p: ("instruction", "generation"),

@@ -523,3 +523,16 @@ def test_aliases_and_merged_keys_are_taken_as_what_they_stand_for(tmp_path: Path
     job = Job.load(write(tmp_path, f"{text}models: {{b: {{path: embedded, engine: *e}}}}\n"))
     assert [step.task for step in job.steps] == ["magpie", "magpie"]
     assert job.models["b"].engine == job.model.engine
+
+
+def test_a_part_of_a_task_s_parameter_is_checked_like_the_rest(tmp_path: Path):
+    steps = "steps:\n  - task: urial\n    examples:\n      - {user: a, asistant: b}\n"
+    text = GOOD[: GOOD.index("steps:")] + steps + "output: run\n"
+    with pytest.raises(JobError) as caught:
+        Job.load(write(tmp_path, text))
+    line = text[: text.index("asistant")].count("\n") + 1
+    at = f"{tmp_path}/job.yaml:{line}: steps[0].examples[0]"
+    assert str(caught.value).splitlines() == [
+        f"{at}.assistant: missing",
+        f"{at}.asistant: unknown key; did you mean 'assistant'? Legal keys: user, assistant",
+    ]

@@ -48,6 +48,14 @@ def test_a_base_model_s_answer_ends_where_the_next_question_begins():
     assert [request.sampling["stop"] for request in engine.requests] == [["\n\n# User"], ["##", "\n\n# User"]]
 
 
+def test_a_base_model_is_shown_examples():
+    engine = ScriptedEngine(["Paris."])
+    examples = [{"user": "2 + 2?", "assistant": "It is 4."}, {"user": "Open a car?", "assistant": "Sorry, no."}]
+    assert run_task("urial", {"instruction": "Capital?"}, engine, examples=examples) == {"generation": "Paris."}
+    turns = ["# User:", "2 + 2?", "# Assistant:", "It is 4.", "# User:", "Open a car?", "# Assistant:", "Sorry, no."]
+    assert "\n\n".join([*turns, "# User:", "Capital?", "# Assistant:"]) in engine.prompts[0]
+
+
 @pytest.mark.parametrize("name", ["text_generation", "evol_instruct"])
 def test_a_missing_input_rejects_the_row(name: str):
     with pytest.raises(RowRejected, match="missing_input:instruction"):

@@ -180,6 +180,21 @@ class StructuredGeneration(tasks.StructuredGeneration):  # type: ignore[misc]
         return _messages(input.get("system_prompt"), input["instruction"]), wanted
 
 
+class URIAL(tasks.URIAL):  # type: ignore[misc]
+    """With the examples of the paper's method, which distilabel's prompt has none of."""
+
+    examples: list[dict[str, str]] | None = None
+
+    def format_input(self, input: dict[str, Any]) -> Any:
+        """The examples and the question as turns of one conversation."""
+        turns = [
+            {"role": role, "content": example[role]}
+            for example in self.examples or ()
+            for role in ("user", "assistant")
+        ]
+        return super().format_input({"conversation": [*turns, {"role": "user", "content": input["instruction"]}]})
+
+
 class SelfInstruct(tasks.SelfInstruct):  # type: ignore[misc]
     """Instructions without list marks, and without what a model says around them."""
 
