@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from batchgen.errors import RowRejected
+from batchgen.progress import TRUNCATED
 from batchgen.tasks.llm import CallLog
 
 
@@ -44,6 +45,10 @@ class Branch:
             reason=generation.reason,
             last=self.last if log.last is None else log.last,
         )
+
+    def ended_if_cut(self) -> Branch:
+        """The branch; rejected where it has a text that was cut, so that nothing more is paid for it."""
+        return replace(self, reason=TRUNCATED) if self.reason is None and self.finish_reason == "length" else self
 
     def spread(self, generation: Generation) -> list[Branch]:
         """Branches for all rows that a step made of this one."""

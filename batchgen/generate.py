@@ -109,6 +109,7 @@ class Worker:
                 job.step_sampling(step),
                 step.logprobs,
                 step.reasoning,
+                job.merge.drop_truncated,
             )
             for step, of_step in zip(job.steps, engines, strict=True)
         ]
@@ -312,6 +313,8 @@ class Worker:
             branches = [
                 each for part, generation in zip(parts, generations, strict=True) for each in part.spread(generation)
             ]
+        if self._job.merge.drop_truncated and any(later.spec.calls_model for later in self._job.steps[index + 1 :]):
+            branches = [each.ended_if_cut() for each in branches]
         if step.exploded is not None:
             branches = [part for each in branches for part in explode(each, *step.exploded)]
         groups = await _together(

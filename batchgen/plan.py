@@ -253,7 +253,9 @@ def make_plan(job: Job, seeds: Seeds) -> Plan:
 def _inputs(job: Job, seeds: Seeds) -> dict[str, Any]:
     """Everything that the generated rows depend on, but for the models' versions."""
     tree = job.tree()
-    groups = any(step.group_generations for step in job.steps)
+    calling = [step for step in job.steps if step.spec.calls_model]
+    # Where a row that is cut is dropped anyway, it ends before its next call, and groups do without it.
+    depends = len(calling) > 1 or any(step.group_generations or not step.spec.single_call for step in calling)
     return {
         "seeds": seeds.fingerprint,
         "seed": tree["seed"],
@@ -263,8 +265,7 @@ def _inputs(job: Job, seeds: Seeds) -> dict[str, Any]:
         # A key that came after the first runs: those without it can still be gone on with.
         "steps": [{k: v for k, v in step.items() if (k, v) != ("model_name", False)} for step in tree["steps"]],
         "shard_rows": tree["shard_rows"],
-        # Whether a group has the generations that were cut.
-        **({"merge": {"drop_truncated": False}} if groups and not job.merge.drop_truncated else {}),
+        **({"merge": {"drop_truncated": False}} if depends and not job.merge.drop_truncated else {}),
     }
 
 

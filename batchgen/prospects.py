@@ -9,10 +9,14 @@ from batchgen.errors import BatchgenError
 from batchgen.job import Job
 from batchgen.progress import TRUNCATED, Progress
 
+_HINT = "raise sampling.max_tokens, or keep rows that were cut with merge.drop_truncated=false"
+
 
 def all_rejected(job: Job, progress: Progress, rows: str, so: str) -> BatchgenError:
     """The end of a run without a good row: which rows, for what reasons, and what follows from it."""
     reasons = ", ".join(f"{reason} {count}" for reason, count in progress.reasons.items())
+    if TRUNCATED in progress.reasons:
+        so = f"{so}: {_HINT}"
     look = f"To look at them: batchgen rejected {shlex.quote(job.output)}"
     return BatchgenError(f"{rows} were rejected ({reasons}); {so}. {look}")
 
@@ -33,8 +37,7 @@ def hopeless(job: Job, status: Status, before: Progress) -> BatchgenError | None
     if not cut:
         return all_rejected(job, status.done, rows, so)
     also = f" or rejected ({status.done.rejected:,})" * bool(status.done.rejected)
-    hint = "raise sampling.max_tokens, or keep rows that were cut with merge.drop_truncated=false"
-    return BatchgenError(f"{rows} were cut at max_tokens{also}, and the merger drops such rows; {so}: {hint}")
+    return BatchgenError(f"{rows} were cut at max_tokens{also}, and the merger drops such rows; {so}: {_HINT}")
 
 
 def _dropped_as_cut(job: Job, progress: Progress) -> int:

@@ -14,6 +14,7 @@ from batchgen import bridge
 from batchgen.engines.base import Completion, Engine, Message, Prompt, Request
 from batchgen.engines.reasoning import THINK, ReasoningMarks
 from batchgen.errors import EngineError, RowRejected
+from batchgen.progress import TRUNCATED
 from batchgen.rows import random_seed
 from batchgen.tasks.distilabel_api import LLM, MagpieChatTemplateMixin
 from batchgen.tasks.spec import Reasoning
@@ -87,6 +88,7 @@ class _Given:
     engine: Engine
     sampling: dict[str, Any]
     reasoning: Reasoning
+    whole: bool
 
 
 class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilabel is untyped
@@ -101,11 +103,17 @@ class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilab
     _given: Any = PrivateAttr(None)
 
     @classmethod
-    def over(cls, engine: Engine, sampling: Mapping[str, Any], reasoning: Reasoning = "drop") -> EngineLLM:
-        """The LLM for one step."""
+    def over(
+        cls, engine: Engine, sampling: Mapping[str, Any], reasoning: Reasoning = "drop", whole: bool = False
+    ) -> EngineLLM:
+        """The LLM for one step.
+
+        Args:
+            whole: end a row that has something of a completion that was cut, before it makes a further call.
+        """
         # The template text is never used: user turns are opened by the engine's own chat format.
         llm = cls(magpie_pre_query_template="unused")
-        llm._given = _Given(engine, dict(sampling), reasoning)
+        llm._given = _Given(engine, dict(sampling), reasoning, whole)
         return llm
 
     @property
@@ -123,6 +131,8 @@ class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilab
         """Completes every input `num_generations` times and waits for all of them."""
         log: CallLog = bridge.current_context()
         given: _Given = self._given
+        if given.whole and log.cuts:
+            raise RowRejected(TRUNCATED)
         calls = [self._complete(given, log, *_split(item)) for item in inputs for _ in range(num_generations)]
         try:
             completions = [bridge.wait(calls[0])] if len(calls) == 1 else bridge.wait(_all(calls))

@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
+from batchgen import run as run_job
 from batchgen.branches import Generation, grouped
 from batchgen.engines.base import Completion, Request
 from batchgen.errors import PlanMismatch, RowRejected
@@ -36,11 +38,18 @@ class Cutting(ScriptedEngine):
 
 
 def run(
-    name: str, row: Mapping[str, Any], answers: Sequence[str], cut: Sequence[int] = (0,), **parameters: Any
+    name: str,
+    row: Mapping[str, Any],
+    answers: Sequence[str],
+    cut: Sequence[int] = (0,),
+    whole: bool = False,
+    **parameters: Any,
 ) -> tuple[dict[str, Any], str | None, list[str]]:
     """(added columns, finish reason, notes) of a row."""
     spec, log = TASKS[name], CallLog("row", 0)
-    runner = TaskRunner(name, spec, spec.parameters.model_validate(parameters), {}, {}, Cutting(answers, cut), {})
+    runner = TaskRunner(
+        name, spec, spec.parameters.model_validate(parameters), {}, {}, Cutting(answers, cut), {}, whole=whole
+    )
     (added,) = asyncio.run(runner.run(dict(row), log))
     return added, log.finish_reason, log.notes
 
@@ -185,6 +194,48 @@ def test_a_generation_that_is_left_out_of_its_group_does_not_cut_it():
     assert group.log.finish_reason == "stop"
     assert group.log.notes == ["generation_failed:truncated_output"]
     assert grouped([Generation(cut, {}, "truncated_output")] * 2).log.finish_reason == "length"
+
+
+@pytest.mark.parametrize(("answers", "ends"), [(["q1", "a1", "q2", "a2"], True), (["q1", "a1"], False)])
+def test_a_conversation_ends_with_the_answer_that_was_cut(answers: list[str], ends: bool):
+    """Where cut rows are not wanted, the rest of it is not paid for; a cut last answer costs nothing more."""
+    turns = len(answers) // 2
+    if ends:
+        with pytest.raises(RowRejected, match=r"^truncated$"):
+            run("magpie", {}, answers[:2], (1,), True, n_turns=turns)
+    else:
+        assert run("magpie", {}, answers, (1,), True, n_turns=turns)[1] == "length"
+    assert run("magpie", {}, answers, (1,), False, n_turns=turns)[1] == "length"
+
+
+CHAIN = [
+    {"task": "text_generation", "output_mappings": {"generation": "draft"}},
+    {"task": "text_generation", "input_mappings": {"instruction": "draft"}},
+]
+
+
+@pytest.mark.parametrize(
+    ("steps", "keep", "outcomes", "calls"),
+    [
+        (CHAIN, False, ["ok", "truncated"], 3),
+        (CHAIN, True, ["ok", "ok"], 4),
+        # Nothing more is paid for these: a merge with other settings may still want them.
+        ([CHAIN[0]], False, ["ok", "ok"], 2),
+        ([CHAIN[0], {"task": "drop_duplicates"}], False, ["ok", "ok"], 2),
+    ],
+)
+def test_a_row_that_is_cut_ends_before_the_next_call(
+    tmp_path: Path, steps: list[dict[str, Any]], keep: bool, outcomes: list[str], calls: int
+):
+    source = {"rows": [{"instruction": "Add."}, {"instruction": "Go on and on."}]}
+    model = {"path": "chaos", "engine": {"truncate_on": "on and on", "reply": "one two"}}
+    merge = {"drop_truncated": not keep, "exact": False, "near": False}
+    done = run_job(chaos_job(tmp_path, source=source, model=model, steps=steps, merge=merge), in_process=True)
+    rows = pq.read_table(next(tmp_path.glob("attempts/*/*.parquet"))).to_pylist()
+    assert [row["reason"] or row["outcome"] for row in rows] == outcomes
+    assert [row["draft"] for row in rows] == ["one two"] * 2
+    assert sum(row["output_tokens"] for row in rows) == 2 * calls
+    assert done.version.kept == (2 if keep else 1)
 
 
 def generation(text: str, cut: bool, reason: str | None = None) -> Generation:
