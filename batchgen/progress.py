@@ -74,7 +74,8 @@ def _sum(a: Mapping[str, int], b: Mapping[str, int]) -> Mapping[str, int]:
 
 def cut_hint(dropped: Mapping[str, int], rows: int) -> str:
     """What can be done where a merge leaves many of its rows out because a text was cut; "" where it does not."""
-    cut = dropped.get(TRUNCATED, 0) + dropped.get(f"rejected: {TRUNCATED}", 0)
-    if cut < max(1, _MANY_CUT * rows):
+    ended = dropped.get(f"rejected: {TRUNCATED}", 0)
+    if dropped.get(TRUNCATED, 0) + ended < max(1, _MANY_CUT * rows):
         return ""
-    return "a larger sampling.max_tokens cuts fewer; merge.drop_truncated: false keeps them"
+    # A row that was cut before its last call is not there to be kept.
+    return "a larger sampling.max_tokens cuts fewer" + "; merge.drop_truncated: false keeps them" * (not ended)

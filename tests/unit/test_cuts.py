@@ -16,6 +16,7 @@ from batchgen.branches import Generation, grouped
 from batchgen.engines.base import Completion, Request
 from batchgen.errors import PlanMismatch, RowRejected
 from batchgen.job import Job
+from batchgen.progress import cut_hint
 from batchgen.tasks.completions import whole_instructions
 from batchgen.tasks.llm import CallLog
 from batchgen.tasks.runner import TaskRunner
@@ -275,3 +276,17 @@ def test_a_run_with_groups_stays_with_what_it_does_with_cut_generations(tmp_path
     planned(job(group=True, keep=False))
     with pytest.raises(PlanMismatch, match=r"merge\.drop_truncated: absent then, false now"):
         planned(job(group=True, keep=True))
+
+
+@pytest.mark.parametrize(
+    ("dropped", "hint"),
+    [
+        ({"truncated": 9}, ""),
+        ({"truncated": 10}, "a larger sampling.max_tokens cuts fewer; merge.drop_truncated: false keeps them"),
+        ({"truncated": 5, "rejected: truncated": 5}, "a larger sampling.max_tokens cuts fewer"),
+        ({"rejected: truncated_instruction": 50, "exact duplicate": 50}, ""),
+        ({}, ""),
+    ],
+)
+def test_what_helps_where_many_rows_are_cut(dropped: dict[str, int], hint: str):
+    assert cut_hint(dropped, 100) == hint
