@@ -61,7 +61,7 @@ _SHORT_ANSWER = 80
 _SORRY = re.compile(r"\bsorry\b", re.IGNORECASE)
 _DECLINES = re.compile(r"\W*(?:i'?m |i am )?(?:sorry\b|unable to\b)|\W*as an ai\b|\W*i can(?:no|')t\b", re.IGNORECASE)
 _COPIED = re.compile(r"#?\b(?:given|rewritten|created|new|original) prompt\b#?|#(?:the )?\w+ prompt#", re.IGNORECASE)
-_COPIED_BESIDE_RESPONSE = re.compile(
+_COPIED_RESPONSE = re.compile(
     r"#?\b(?:given|rewritten) (?:prompt|response)\b#?|#(?:the )?\w+ (?:prompt|response)#", re.IGNORECASE
 )
 _STOP_WORDS = frozenset(
@@ -105,7 +105,7 @@ def response_elimination(evolved: str, previous: str) -> str | None:
     """
     if says_nothing(evolved) and not says_nothing(previous):
         return "says_nothing"
-    if _COPIED_BESIDE_RESPONSE.search(evolved) and not _COPIED_BESIDE_RESPONSE.search(previous):
+    if _COPIED_RESPONSE.search(evolved) and not _COPIED_RESPONSE.search(previous):
         return "copied_prompt"
     return "refusal" if declines(evolved) and not declines(previous) else None
 

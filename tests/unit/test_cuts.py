@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -97,6 +98,19 @@ def test_a_row_is_whole_where_what_was_cut_is_no_part_of_it(name: str):
     example = EXAMPLES[name]
     answer = f"{example.answer}\n\nAll in all this is"
     assert run(name, example.row, [answer], **example.parameters) == (example.outputs, "stop", [])
+
+
+@pytest.mark.parametrize(
+    "name", ["quality_scorer", "complexity_scorer", "text_classification", "ultrafeedback", "generate_sentence_pair"]
+)
+def test_json_that_ends_at_the_cut_rejects_no_row(name: str):
+    row = {**EXAMPLES[name].row}
+    number = len(row.get("responses") or row.get("instructions") or row.get("generations") or ())
+    fields = {"scores": [1] * number, "labels": "sport", "ratings": [1] * number, "rationales": ["a"] * number}
+    fields |= {"positive": "a", "negative": "b"}
+    parameters = {**EXAMPLES[name].parameters, "use_default_structured_output": True}
+    added, _, _ = run(name, row, [json.dumps(fields)], **parameters)
+    assert {name: fields[name] for name in added} == added
 
 
 @pytest.mark.parametrize(

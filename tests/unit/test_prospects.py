@@ -66,6 +66,8 @@ def test_resumed_it_tries_as_many_again(tmp_path: Path, before: Progress, done: 
 def test_what_was_lost_is_told(tmp_path: Path):
     rejected = verdict(tmp_path, lost(rejected=100))
     assert rejected.startswith("all of the first 100 rows were rejected (invalid_output 100); more are not tried")
+    ended = verdict(tmp_path, Progress(0, 100, {"truncated": 100}))
+    assert "rejected (truncated 100); more are not tried (fail_after_rejected: 100): raise sampling.max_tokens" in ended
     cut = verdict(tmp_path, lost(rejected=30, cut=70))
     assert cut.startswith(
         "all of the first 100 rows were cut at max_tokens or rejected (30), and the merger drops such"
