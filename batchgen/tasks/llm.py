@@ -72,7 +72,7 @@ class CallLog:
 
     @property
     def finish_reason(self) -> str | None:
-        """ "length" where the row has something of a completion that was cut, else the last completion's."""
+        """The last completion's; "length" where the row has something of one that was cut."""
         return "length" if self.cuts else self.ended
 
     def set_aside(self) -> None:

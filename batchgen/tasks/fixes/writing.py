@@ -142,7 +142,10 @@ class EvolComplexity(_Evolving, tasks.EvolComplexity):  # type: ignore[misc]
 
 
 class EvolQuality(tasks.EvolQuality):  # type: ignore[misc]
-    """Mutations differ from row to row: distilabel reseeds numpy's generator with one number for every batch."""
+    """Mutations differ from row to row: distilabel reseeds numpy's generator with one number for every batch.
+
+    A response that was cut, or that holds what the prompt forbids, gives way to the one before.
+    """
 
     eliminate: bool = True
 
