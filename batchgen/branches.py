@@ -78,14 +78,14 @@ class Generation:
     further: Sequence[Mapping[str, Any]] = ()
 
 
-def grouped(generations: Sequence[Generation], whole: bool = False) -> Generation:
+def grouped(generations: Sequence[Generation], whole_only: bool = False) -> Generation:
     """Several generations as one with lists; one that failed is noted and left out, and all of them fail together.
 
     Args:
-        whole: leave out those that were cut at `max_tokens` too, unless all were.
+        whole_only: leave out those that were cut at `max_tokens` too, unless all were.
     """
     ended = [generation for generation in generations if generation.reason is None]
-    good = [generation for generation in ended if not (whole and generation.log.cuts)] or ended
+    good = [generation for generation in ended if not (whole_only and generation.log.cuts)] or ended
     log = CallLog("", 0)
     for generation in generations:
         log.input_tokens += generation.log.input_tokens

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 # Goes on with a number, a word and a line alike, and ends none of them.
 _MORE = "0x and so on"
@@ -28,7 +28,7 @@ def continued(text: str) -> str:
     return text + _MORE
 
 
-def common(one: Sequence[T], other: Sequence[T]) -> list[T]:
+def common(one: Sequence[_T], other: Sequence[_T]) -> list[_T]:
     """What two lists begin with alike."""
     return [item for item, _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))]
 

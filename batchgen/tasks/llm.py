@@ -31,7 +31,7 @@ class CallLog:
         calls: engine calls so far.
         ended: the finish reason of the last completion.
         cuts: completions that were cut at `max_tokens`, less those of which nothing was used that the cut touched.
-        cut: of the completions that came together last, which were cut.
+        last_cut: of the completions that came together last, which were cut.
         read: the last completion, as its task read it.
         known: the last prompt with its completion, for the next turn of the same conversation.
         logprobs: of the tokens of the last completion.
@@ -50,7 +50,7 @@ class CallLog:
     output_tokens: int = 0
     ended: str | None = None
     cuts: int = 0
-    cut: Sequence[bool] = ()
+    last_cut: Sequence[bool] = ()
     read: str | None = None
     known: Prompt | None = None
     logprobs: list[float] = field(default_factory=list)
@@ -88,7 +88,7 @@ class _Given:
     engine: Engine
     sampling: dict[str, Any]
     reasoning: Reasoning
-    whole: bool
+    end_cut_rows: bool
 
 
 class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilabel is untyped
@@ -104,16 +104,16 @@ class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilab
 
     @classmethod
     def over(
-        cls, engine: Engine, sampling: Mapping[str, Any], reasoning: Reasoning = "drop", whole: bool = False
+        cls, engine: Engine, sampling: Mapping[str, Any], reasoning: Reasoning = "drop", end_cut_rows: bool = False
     ) -> EngineLLM:
         """The LLM for one step.
 
         Args:
-            whole: end a row that has something of a completion that was cut, before it makes a further call.
+            end_cut_rows: end a row that has something of a completion that was cut, before it makes a further call.
         """
         # The template text is never used: user turns are opened by the engine's own chat format.
         llm = cls(magpie_pre_query_template="unused")
-        llm._given = _Given(engine, dict(sampling), reasoning, whole)
+        llm._given = _Given(engine, dict(sampling), reasoning, end_cut_rows)
         return llm
 
     @property
@@ -131,7 +131,7 @@ class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilab
         """Completes every input `num_generations` times and waits for all of them."""
         log: CallLog = bridge.current_context()
         given: _Given = self._given
-        if given.whole and log.cuts:
+        if given.end_cut_rows and log.cuts:
             raise RowRejected(TRUNCATED)
         calls = [self._complete(given, log, *_split(item)) for item in inputs for _ in range(num_generations)]
         try:
@@ -139,7 +139,7 @@ class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilab
         except EngineError as error:
             log.lost = error
             raise
-        log.cut = [completion.finish_reason == "length" for completion in completions]
+        log.last_cut = [completion.finish_reason == "length" for completion in completions]
         log.read = completions[-1].text if completions else None
         return [
             {

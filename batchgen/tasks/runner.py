@@ -34,7 +34,8 @@ class TaskRunner:
         sampling: vLLM's SamplingParams by name.
         logprobs: whether a row gets the log-probabilities of its completion's tokens.
         reasoning: what becomes of the thoughts in a completion.
-        whole: end a row whose text was cut, before it makes a further call; a class of the user's own decides itself.
+        end_cut_rows: end a row whose text was cut, before it makes a further call; a class of the user's own decides
+            itself.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class TaskRunner:
         sampling: Mapping[str, Any],
         logprobs: bool = False,
         reasoning: Reasoning = "drop",
-        whole: bool = False,
+        end_cut_rows: bool = False,
     ) -> None:
         self.spec = spec
         self.parameters = parameters
@@ -61,7 +62,7 @@ class TaskRunner:
         self._reasoning = reasoning
         self._chooses = spec.chooses(parameters)
         self.gate = spec.gate(parameters) if spec.gate is not None else None
-        llm = EngineLLM.over(engine, sampling, reasoning, whole and not isinstance(spec.distilabel, type))
+        llm = EngineLLM.over(engine, sampling, reasoning, end_cut_rows and not isinstance(spec.distilabel, type))
         try:
             self._task = _set_up(name, spec, parameters, llm)
         except Exception as error:

@@ -44,14 +44,13 @@ def run(
     row: Mapping[str, Any],
     answers: Sequence[str],
     cut: Sequence[int] = (0,),
-    whole: bool = False,
+    end_cut_rows: bool = False,
     **parameters: Any,
 ) -> tuple[dict[str, Any], str | None, list[str]]:
     """(added columns, finish reason, notes) of a row."""
     spec, log = TASKS[name], CallLog("row", 0)
-    runner = TaskRunner(
-        name, spec, spec.parameters.model_validate(parameters), {}, {}, Cutting(answers, cut), {}, whole=whole
-    )
+    given, engine = spec.parameters.model_validate(parameters), Cutting(answers, cut)
+    runner = TaskRunner(name, spec, given, {}, {}, engine, {}, end_cut_rows=end_cut_rows)
     (added,) = asyncio.run(runner.run(dict(row), log))
     return added, log.finish_reason, log.notes
 

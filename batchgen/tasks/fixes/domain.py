@@ -140,7 +140,7 @@ class MathShepherdCompleter(tasks.MathShepherdCompleter):  # type: ignore[misc]
         golden = row["golden_solution"][-1]
         prompts = [self._prepare_completions(row["instruction"], steps) for steps in row["solutions"]]
         flat = [prompt for of_solution in prompts for prompt in of_solution]
-        outputs = iter(zip(self.llm.generate(flat), log.cut, strict=True) if flat else [])
+        outputs = iter(zip(self.llm.generate(flat), log.last_cut, strict=True) if flat else [])
         labelled = []
         for steps, of_solution in zip(row["solutions"], prompts, strict=True):
             if len(steps) < 2:

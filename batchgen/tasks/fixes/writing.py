@@ -70,7 +70,7 @@ class Magpie(tasks.Magpie):  # type: ignore[misc]
 def _ask(task: Any, prompt: str) -> tuple[str, bool]:
     """A completion, and whether it was cut."""
     (output,) = task.llm.generate([task.format_input(prompt)])
-    return str(output["generations"][0]), bridge.current_context().cut[0]
+    return str(output["generations"][0]), bridge.current_context().last_cut[0]
 
 
 def _dropped(reason: str, cut: bool) -> None:
@@ -111,7 +111,7 @@ class _Evolving:
         """An answer each, all asked for at once; None where the answer shows that the text is no good."""
         outputs = self.llm.generate([self.format_input(text) for text in texts])
         answers: dict[str, str | None] = {}
-        for text, output, cut in zip(texts, outputs, bridge.current_context().cut, strict=True):
+        for text, output, cut in zip(texts, outputs, bridge.current_context().last_cut, strict=True):
             answer = str(output["generations"][0])
             answers[text] = answer
             if self.eliminate and (reason := answer_elimination(answer)):
