@@ -98,7 +98,7 @@ def _replace_kind(tree: dict[str, Any], path: list[str | int], part: str) -> Non
     if len(path) == 2 and path[0] == "source" and part in kinds:
         gone = {
             *kinds,
-            *(("config", "revision", "split") if part != "dataset" else ()),
+            *(("config", "revision", "split", "streaming") if part != "dataset" else ()),
             *(("columns",) if part == "count" else ()),
         }
         for name in gone:

@@ -78,4 +78,5 @@ def cut_hint(dropped: Mapping[str, int], rows: int) -> str:
     if dropped.get(TRUNCATED, 0) + ended < max(1, _MANY_CUT * rows):
         return ""
     # A row that was cut before its last call is not there to be kept.
-    return "a larger sampling.max_tokens cuts fewer" + "; merge.drop_truncated: false keeps them" * (not ended)
+    kept = "" if ended else "; merge.drop_truncated: false keeps them"
+    return f"a larger sampling.max_tokens (within max_model_len) cuts fewer{kept}"

@@ -9,7 +9,7 @@ from batchgen.errors import BatchgenError
 from batchgen.job import Job
 from batchgen.progress import TRUNCATED, Progress
 
-_HINT = "raise sampling.max_tokens, or keep rows that were cut with merge.drop_truncated=false"
+_HINT = "raise sampling.max_tokens (within max_model_len), or keep rows that were cut with merge.drop_truncated=false"
 
 
 def all_rejected(job: Job, progress: Progress, rows: str, so: str) -> BatchgenError:

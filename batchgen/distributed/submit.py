@@ -91,7 +91,10 @@ def _offer_token() -> None:
 
 
 def _submit_patiently(client: JobSubmissionClient, entrypoint: str, folder: str, name: str) -> str:
-    """Submits under one id, again and again for a while: a head that has just come up has no agent to take a job."""
+    """Submits under one id, again and again for a while: a head that has just come up has no agent to take a job.
+
+    Where the cluster's answer was lost the job may be there, and is not taken a second time.
+    """
     submission = f"batchgen-{name}-{uuid.uuid4().hex[:8]}"
     for pause in (*_PAUSES, None):
         try:
@@ -102,11 +105,22 @@ def _submit_patiently(client: JobSubmissionClient, entrypoint: str, folder: str,
                 metadata={"batchgen_job": name},
             )
             break
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:  # of the latter kind are those of a connection
+            if _is_there(client, submission):
+                break
             if pause is None:
-                raise BatchgenError(f"the cluster did not take the job: {str(error).splitlines()[0]}") from error
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                raise BatchgenError(f"the cluster did not take the job: {reason}") from error
             time.sleep(pause)
     return submission
+
+
+def _is_there(client: JobSubmissionClient, submission: str) -> bool:
+    try:
+        client.get_job_info(submission)
+    except (RuntimeError, OSError):
+        return False
+    return True
 
 
 def _pack(job: Job, folder: Path) -> None:

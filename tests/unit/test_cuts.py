@@ -295,8 +295,11 @@ def test_a_run_with_groups_stays_with_what_it_does_with_cut_generations(tmp_path
     ("dropped", "hint"),
     [
         ({"truncated": 9}, ""),
-        ({"truncated": 10}, "a larger sampling.max_tokens cuts fewer; merge.drop_truncated: false keeps them"),
-        ({"truncated": 5, "rejected: truncated": 5}, "a larger sampling.max_tokens cuts fewer"),
+        (
+            {"truncated": 10},
+            "a larger sampling.max_tokens (within max_model_len) cuts fewer; merge.drop_truncated: false keeps them",
+        ),
+        ({"truncated": 5, "rejected: truncated": 5}, "a larger sampling.max_tokens (within max_model_len) cuts fewer"),
         ({"rejected: truncated_instruction": 50, "exact duplicate": 50}, ""),
         ({}, ""),
     ],

@@ -936,8 +936,8 @@ def test_a_run_whose_texts_are_all_cut_gives_up_where_the_merger_would_drop_them
         run(cut_job(tmp_path / "a"), in_process=True)
     told = re.fullmatch(
         r"all of the first (\d+) rows were cut at max_tokens or rejected \(\d+\), and the merger drops such rows; "
-        r"more are not tried \(fail_after_rejected: 40\): raise sampling.max_tokens, or keep rows that were cut with "
-        r"merge.drop_truncated=false",
+        r"more are not tried \(fail_after_rejected: 40\): raise sampling.max_tokens \(within max_model_len\), or "
+        r"keep rows that were cut with merge.drop_truncated=false",
         str(caught.value),
     )
     assert told is not None

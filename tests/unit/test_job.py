@@ -246,15 +246,15 @@ def test_set_takes_any_field(tmp_path: Path):
 
 
 def test_a_source_that_is_set_replaces_the_one_in_the_file_with_what_belongs_to_it(tmp_path: Path):
-    source = "source: {dataset: some/set, config: main, split: test, columns: [x], limit: 5}"
+    source = "source: {dataset: some/set, config: main, split: test, streaming: true, columns: [x], limit: 5}"
     path = write(tmp_path, GOOD.replace("source: {count: 10000}", source))
     count, rows, other = (
         Job.load(path, [f"source.{name}={value}"]).source
         for name, value in (("count", "3"), ("rows", "[{x: a}]"), ("dataset", "some/other"))
     )
-    assert (count.count, count.columns, count.limit) == (3, None, 5)
+    assert (count.count, count.columns, count.limit, count.streaming) == (3, None, 5, False)
     assert (rows.rows, rows.columns, rows.split) == ([{"x": "a"}], ["x"], "train")
-    assert (other.dataset, other.config, other.split) == ("some/other", "main", "test")
+    assert (other.dataset, other.config, other.split, other.streaming) == ("some/other", "main", "test", True)
 
 
 @pytest.mark.parametrize(

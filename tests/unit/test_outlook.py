@@ -127,7 +127,8 @@ def test_many_cut_rows_are_worth_advice(tmp_path: Path, cut: int, told_of: bool)
     job = done(tmp_path, source={"rows": rows}, model=model, steps=[{"task": "text_generation"}])
     plan, _, store = planned(job)
     (line,) = told(Outlook(store, plan, job, 0), 1200)
-    hint = " (a larger sampling.max_tokens cuts fewer; merge.drop_truncated: false keeps them)" * told_of
+    advice = "a larger sampling.max_tokens (within max_model_len) cuts fewer; merge.drop_truncated: false keeps them"
+    hint = f" ({advice})" * told_of
     assert line == f"of the first 1,200 ok rows a merge would keep {1200 - cut:,}; dropped: truncated {cut}{hint}"
 
 

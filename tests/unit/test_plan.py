@@ -234,6 +234,7 @@ def test_what_does_not_change_the_rows_may_change(tmp_path: Path, change: dict):
     [
         ({"max_num_seqs": 3, "gpu_memory_utilization": 0.5, "enforce_eager": False, "attention_backend": "X"}, None),
         ({"dtype": "float16"}, r"model\.engine\.dtype: absent then, \"float16\" now"),
+        ({"reasoning_parser": "qwen3"}, r"model\.engine\.reasoning_parser: absent then, \"qwen3\" now"),
         ({"kv_cache_dtype": "fp8"}, r"model\.engine\.kv_cache_dtype: absent then, \"fp8\" now"),
     ],
 )

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from ray.job_submission import JobStatus
 
+from batchgen.distributed import submit as submission
 from batchgen.distributed.submit import _pack, follow, submit
 from batchgen.errors import BatchgenError, UserError
 from batchgen.job import Job
@@ -143,3 +144,44 @@ def test_what_is_in_a_bucket_is_read_there(tmp_path: Path, monkeypatch: pytest.M
     _pack(job, tmp_path / "sent")
     sent = Job.load(tmp_path / "sent" / "job.yaml").source.path
     assert sent == ["seeds/00000-1.jsonl", "s3://bucket/*.jsonl", "seeds/00002-2.jsonl"]
+
+
+class Taker:
+    """A dashboard to which jobs are sent: what comes of each time that one is, in order, and nothing at all then.
+
+    Args:
+        answers: an error, and whether the job is there all the same.
+    """
+
+    def __init__(self, *answers: tuple[Exception, bool]) -> None:
+        self._answers = iter(answers)
+        self.sent: list[str] = []
+        self._there = False
+
+    def submit_job(self, submission_id: str, **_: object) -> None:
+        self.sent.append(submission_id)
+        answer = next(self._answers, None)
+        self._there |= answer is None or answer[1]
+        if answer is not None:
+            raise answer[0]
+
+    def get_job_info(self, submission_id: str) -> None:
+        if not self._there:
+            raise RuntimeError("Request failed with status code 404: Job does not exist")
+
+
+def test_a_job_is_sent_until_the_cluster_has_it_and_never_twice(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(submission, "_PAUSES", (0.0, 0.0, 0.0))
+    early, lost = RuntimeError("No available agent to submit job"), ConnectionError("Connection aborted.")
+    for taker, times in (
+        (Taker(), 1),
+        (Taker((early, False), (lost, False)), 3),
+        (Taker((early, False), (lost, True)), 2),
+        (Taker((RuntimeError("status code 500"), True)), 1),
+    ):
+        name = submission._submit_patiently(taker, "python -m x", "folder", "job")
+        assert taker.sent == [name] * times
+    never = Taker(*[(lost, False)] * 9)
+    with pytest.raises(BatchgenError, match=r"^the cluster did not take the job: Connection aborted\.$"):
+        submission._submit_patiently(never, "python -m x", "folder", "job")
+    assert len(never.sent) == 4

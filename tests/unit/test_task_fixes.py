@@ -110,6 +110,15 @@ def test_an_eliminated_response_keeps_the_last_good_one():
     assert (added, notes) == ({"evolved_responses": answers}, [])
 
 
+def test_a_rewriting_that_says_nothing_costs_no_row_that_has_a_good_response():
+    row = {"instruction": "Add 2 and 3.", "response": "5"}
+    answers = ["#Rewritten Response#:", "It is 5."]
+    added, notes = run_with_log("evol_quality", row, ScriptedEngine(answers), num_evolutions=2)
+    assert (added, notes) == ({"evolved_response": "It is 5."}, ["eliminated_says_nothing"])
+    with pytest.raises(RowRejected, match="empty_completion"):
+        run_task("evol_quality", row, ScriptedEngine(answers[:1]), eliminate=False)
+
+
 def test_elimination_can_be_turned_off():
     engine = ScriptedEngine(["I'm sorry, no."])
     row, notes = run_with_log("evol_instruct", {"instruction": "Add."}, engine, eliminate=False)

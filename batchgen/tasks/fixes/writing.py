@@ -158,11 +158,11 @@ class EvolQuality(tasks.EvolQuality):  # type: ignore[misc]
         for _ in range(self.num_evolutions):
             answer, cut = _ask(self, self._apply_random_mutation(row["instruction"], texts[-1]))
             text = completions.without_lead(answer.split("Rewritten Response#:")[-1])
-            if not text:
-                raise RowRejected("empty_completion")
             if self.eliminate and (reason := "truncated" if cut else response_elimination(text, texts[-1])):
                 _dropped(reason, cut)
                 text = texts[-1]
+            if not text:
+                raise RowRejected("empty_completion")
             texts.append(text)
         if not self.store_evolutions:
             return {"evolved_response": texts[-1]}
