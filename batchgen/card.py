@@ -50,7 +50,7 @@ def render_card(job: Job, plan: Plan, schema: pa.Schema, details: Mapping[str, A
     columns = "".join(f"| `{field.name}` | `{field.type}` |\n" for field in schema)
     models = " and ".join(dict.fromkeys(f"`{model.path}`" for model in job.used_models.values()))
     made = " -> ".join(map(_linked, job.steps)) + (f" on {models}" if models else "")
-    recipe = yaml.safe_dump(_recipe(job, plan), sort_keys=False, allow_unicode=True).strip()
+    recipe = yaml.safe_dump(_recipe(job, plan, details["merge"]), sort_keys=False, allow_unicode=True).strip()
     # Prompts may hold fences of their own.
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", recipe)), default=0))
     done, of = details["shards"], details["of_shards"]
@@ -86,11 +86,16 @@ def _linked(step: Step) -> str:
     return f"[{step.task}](https://arxiv.org/abs/{step.spec.paper})" if step.spec.paper else step.task
 
 
-def _recipe(job: Job, plan: Plan) -> dict[str, Any]:
-    """What the job says of how rows come to be, in its own words and without its defaults."""
+def _recipe(job: Job, plan: Plan, merge: Mapping[str, Any]) -> dict[str, Any]:
+    """What the job says of how rows come to be, in its own words and without its defaults.
+
+    Args:
+        merge: the job's, with what it leaves open.
+    """
     # A job that was kept with its run has its keys in another order than its file.
     tree = json.loads(canonical_json(job.model_dump(mode="json", exclude_defaults=True)))
     models = {name: _model(model, plan.commit_of(name)) for name, model in job.used_models.items()}
+    compare = merge["compare"]
     recipe = {
         "seed": job.seed,
         "source": _source(tree["source"]),
@@ -98,7 +103,7 @@ def _recipe(job: Job, plan: Plan) -> dict[str, Any]:
         "models": {str(name): model for name, model in models.items()},
         "sampling": tree.get("sampling"),
         "steps": [{"task": step["task"], **_step(step)} for step in tree["steps"]],
-        "merge": tree.get("merge"),
+        "merge": tree.get("merge", {}) | ({"compare": compare} if compare == "conversation" else {}),
     }
     return {name: value for name, value in recipe.items() if value not in (None, {})}
 

@@ -74,6 +74,8 @@ def run(options: argparse.Namespace) -> int:
 def plan(options: argparse.Namespace) -> int:
     """Checks a job and shows its plan."""
     from batchgen import api
+    from batchgen.display import describe_duplicates
+    from batchgen.merge.conversations import chat_columns, settled
     from batchgen.plan import PLAN_KEY, check_plan
     from batchgen.store import open_store
 
@@ -88,8 +90,11 @@ def plan(options: argparse.Namespace) -> int:
     print(f"job {job.name}: {plan.rows:,} seed rows in {shards}, model {job.model.path}{commit}")
     for index, step in enumerate(job.steps):
         outputs = f" -> {', '.join(step.outputs)}" if step.outputs else ""
-        print(f"  {index + 1}. {step.task}{outputs}" + (f"; explode {step.explode}" if step.explode else ""))
+        on = f" on {step.model}" if step.model is not None else ""
+        print(f"  {index + 1}. {step.task}{on}{outputs}" + (f"; explode {step.explode}" if step.explode else ""))
     print(f"columns of a shard: {', '.join(plan.schema.names)}")
+    chat = chat_columns(job, plan)
+    print(f"merge: {describe_duplicates(settled(job, chat), chat)}")
     print(f"output: {job.output}" + (" (holds a run of this job, which would continue)" if begun else ""))
     return 0
 

@@ -22,6 +22,8 @@ from batchgen.progress import TRUNCATED, cut_hint
 
 if TYPE_CHECKING:
     from batchgen.drive import Status
+    from batchgen.job import Merge
+    from batchgen.merge.conversations import ChatColumns
     from batchgen.merge.version import Version
     from batchgen.store.base import ObjectStore
 
@@ -212,8 +214,30 @@ def describe_version(version: Version) -> str:
     """What a merge kept and dropped, in one line."""
     dropped = ", ".join(f"{reason} {count:,}" for reason, count in version.dropped.items())
     line = f"merged {version.read:,} rows: {version.kept:,} kept" + (f"; dropped: {dropped}" if dropped else "")
-    hint = cut_hint(version.dropped, version.read)
-    return f"{line} ({hint})" if hint else line
+    hints = [cut_hint(version.dropped, version.read)]
+    if version.merge["compare"] is None and (version.merge["exact"] or version.merge["near"]):
+        hints.append(f"duplicates were not looked for: {_NO_PROMPT}")
+    told = "; ".join(filter(None, hints))
+    return f"{line} ({told})" if told else line
+
+
+_NO_PROMPT = "the rows have no prompt; merge.prompt can name a column"
+
+
+def describe_duplicates(merge: Merge, chat: ChatColumns | None) -> str:
+    """What becomes of duplicates, and by which columns they are told.
+
+    Args:
+        merge: a job's, with what it leaves open.
+    """
+    if not (merge.exact or merge.near):
+        return "duplicates stay"
+    if chat is None:
+        return f"duplicates stay: {_NO_PROMPT}"
+    if isinstance(chat, str):
+        return f"duplicates are told by {chat}" + ", the user's messages alone" * (merge.compare == "prompt")
+    told = [name for name in (chat if merge.compare == "conversation" else chat[:1]) if name is not None]
+    return f"duplicates are told by {' and '.join(told)}"
 
 
 def sample_rows(store: ObjectStore, version: Version, rows: int = 3) -> list[str]:

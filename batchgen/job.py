@@ -125,7 +125,9 @@ class Merge(Part):
     exact: bool = Field(True, description="drop rows whose normalised text another row has")
     near: Near | None = Field(default_factory=lambda: Near(), description="null or false keeps near-duplicates")
     # Not `on`: YAML 1.1 reads that word as true.
-    compare: Literal["prompt", "conversation"] = Field("prompt", description="the text that must differ")
+    compare: Literal["prompt", "conversation"] | None = Field(
+        None, description="the text that must differ; else the prompt, unless several answers to one are asked for"
+    )
     drop_truncated: bool = Field(True, description="drop rows with a text cut at max_tokens")
     prompt: str | None = Field(None, description="column of the user's message, where it is not the last step's")
     answer: str | None = Field(None, description="column of the assistant's message")

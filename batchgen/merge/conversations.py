@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchgen.errors import JobError
-from batchgen.job import Job
+from batchgen.job import Job, Merge
 from batchgen.plan import Plan, check_merge_columns
 from batchgen.rows import CLUSTER_SIZE, CONVERSATION, MESSAGES, kind_of
 from batchgen.step import Step
@@ -48,6 +48,32 @@ def has_messages(job: Job, plan: Plan, chat: ChatColumns | None) -> bool:
     """Whether the dataset has a column of conversations made of others; TRL refuses to read one beside preferences."""
     wanted = job.merge.columns is None or MESSAGES in job.merge.columns
     return wanted and chat is not None and not _is_preference(plan)
+
+
+def settled(job: Job, chat: ChatColumns | None) -> Merge:
+    """A job's `merge`, with the text that has to differ where the job leaves that open; None where there is no text."""
+    compare = None
+    if chat is not None:
+        repeated = _repeats(job, chat if isinstance(chat, str) else chat[0])
+        compare = job.merge.compare or ("conversation" if repeated else "prompt")
+    return job.merge.model_copy(update={"compare": compare})
+
+
+def _repeats(job: Job, prompt: str) -> bool:
+    """Whether rows with one prompt are asked for: several generations of its answer, or a list spread over rows."""
+    there = all(prompt not in _written(step) for step in job.steps)
+    for step in job.steps:
+        if there and job.generations(step) > 1 and not step.group_generations:
+            return True
+        there = there or prompt in _written(step)
+        if there and step.exploded is not None and step.exploded[1] != prompt:
+            return True
+    return False
+
+
+def _written(step: Step) -> set[str]:
+    """The columns that a step's rows have more than the ones before it."""
+    return {*step.outputs, *(step.exploded[1:] if step.exploded is not None else ())}
 
 
 def _found_columns(job: Job, plan: Plan) -> ChatColumns | None:

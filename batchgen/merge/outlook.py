@@ -11,7 +11,7 @@ import pyarrow as pa
 from batchgen.commit import Manifest, committed
 from batchgen.errors import CorruptShard, StoreError
 from batchgen.job import Job
-from batchgen.merge.conversations import chat_columns
+from batchgen.merge.conversations import chat_columns, settled
 from batchgen.merge.selection import Selection, Shards, select
 from batchgen.plan import Plan
 from batchgen.progress import cut_hint
@@ -67,7 +67,8 @@ class Outlook:
     def _look(self) -> None:
         try:
             shards = _Closable(self._store, self._plan, committed(self._store, self._plan), self._closed)
-            selection = select(shards, chat_columns(self._job, self._plan), self._job.merge)
+            chat = chat_columns(self._job, self._plan)
+            selection = select(shards, chat, settled(self._job, chat))
         except (StoreError, _Closed):
             return  # what is out of reach is told by those who need it
         except CorruptShard as error:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from batchgen.commit import Manifest
-from batchgen.job import Job
-from batchgen.merge.conversations import ChatColumns, batches, chat_columns, has_messages, messages
+from batchgen.job import Job, Merge
+from batchgen.merge.conversations import ChatColumns, batches, chat_columns, has_messages, messages, settled
 from batchgen.merge.selection import Selection, Shards, select
 from batchgen.plan import Plan
 from batchgen.rows import CLUSTER_SIZE, CONVERSATION, MESSAGES, META_NAMES, SHARD_ONLY
@@ -21,6 +21,7 @@ class Merged:
     """The rows of a dataset, in the order of (seed row, branch); none of them is held.
 
     Args:
+        merge: the job's, with what it leaves open.
         selection: which rows of the shards they are.
         chat: the columns that make `messages`; None where the dataset has none.
         left_out: columns of the shards that the dataset has not.
@@ -28,6 +29,7 @@ class Merged:
     """
 
     shards: Shards
+    merge: Merge
     selection: Selection
     chat: ChatColumns | None
     left_out: frozenset[str]
@@ -83,7 +85,8 @@ def merge_rows(store: ObjectStore, plan: Plan, job: Job, manifests: Mapping[int,
     """
     chat = chat_columns(job, plan)
     shards = Shards(store, plan, manifests)
-    selection = select(shards, chat, job.merge)
+    merge = settled(job, chat)
+    selection = select(shards, chat, merge)
     # A list of the seeds that was spread over rows is in none of them.
     spread = {step.exploded[0] for step in job.steps if step.exploded is not None} - plan.step_columns.keys()
     unwanted: set[str] = set()
@@ -94,7 +97,7 @@ def merge_rows(store: ObjectStore, plan: Plan, job: Job, manifests: Mapping[int,
     schema = _finished(plan.schema.empty_table(), shown, left_out).schema
     if selection.cluster_sizes is not None:
         schema = schema.append(pa.field(CLUSTER_SIZE, pa.int64()))
-    return Merged(shards, selection, shown, left_out, schema)
+    return Merged(shards, merge, selection, shown, left_out, schema)
 
 
 def _finished(rows: pa.Table, chat: ChatColumns | None, left_out: frozenset[str]) -> pa.Table:

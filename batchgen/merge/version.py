@@ -103,7 +103,7 @@ def merge_run(store: ObjectStore, plan: Plan, job: Job, partial: bool = False) -
         raise _nothing_left(merged)
     details: dict[str, Any] = {
         "fingerprint": plan.fingerprint,
-        "merge": job.merge.model_dump(mode="json"),
+        "merge": merged.merge.model_dump(mode="json"),
         "read": merged.shards.rows,
         "kept": merged.rows,
         "dropped": merged.selection.dropped,

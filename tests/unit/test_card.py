@@ -19,7 +19,14 @@ from batchgen.merge import latest_version
 from batchgen.store import LocalStore
 from tests.helpers import chaos_job, planned
 
-DETAILS = {"kept": 9, "read": 10, "dropped": {"truncated": 1}, "shards": 2, "of_shards": 2}
+DETAILS = {
+    "kept": 9,
+    "read": 10,
+    "dropped": {"truncated": 1},
+    "shards": 2,
+    "of_shards": 2,
+    "merge": {"compare": "prompt"},
+}
 STEPS: list[dict[str, Any]] = [
     {"task": "magpie", "only_instruction": True, "n_turns": 1},
     {"task": "text_generation", "model": "teacher", "sampling": {"temperature": 0.2}},

@@ -69,6 +69,7 @@ job walk: 5 seed rows in 3 shards, model chaos
   2. text_generation -> generation
 columns of a shard: row_id, row_index, branch, outcome, reason, model, finish_reason, input_tokens, output_tokens, \
 notes, failed_completion, context, instruction, generation
+merge: duplicates stay
 output: run"""
     assert said(capsys, "plan", "job.yaml") == planned + "\n"
     out = said(capsys, "run", "job.yaml")
@@ -95,6 +96,8 @@ def test_a_job_s_parts_are_named_in_the_singular_and_without_what_is_not_there(
 ):
     good = ("--set", "shard_rows=5", "--set", "steps.0.num_instructions=1", "--set", "model.engine={reply: one}")
     assert "5 seed rows in 1 shard, model chaos\n" in said(capsys, "plan", "job.yaml", *good)
+    judge = ("--set", "models.judge={path: chaos}", "--set", "steps.1.model=judge")
+    assert "\n  2. text_generation on judge -> generation\n" in said(capsys, "plan", "job.yaml", *judge)
     out = said(capsys, "run", "job.yaml", *good)
     assert "merged 5 rows: 5 kept\nsample rows:\n" in out
     assert "notes: " not in out

@@ -15,8 +15,19 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from batchgen.display import Display, describe, log_tail, noise_to, sample_rows, show_progress, stdout_console
+from batchgen.display import (
+    Display,
+    describe,
+    describe_duplicates,
+    describe_version,
+    log_tail,
+    noise_to,
+    sample_rows,
+    show_progress,
+    stdout_console,
+)
 from batchgen.drive import Status
+from batchgen.job import Merge
 from batchgen.merge.version import DataFile, Version
 from batchgen.progress import Progress
 from batchgen.store import LocalStore
@@ -168,6 +179,38 @@ def test_sample_rows_are_shown_as_they_are_and_command_no_terminal(tmp_path: Pat
     assert out.getvalue() == shown + "\n"
     (tmp_path / "rows.parquet").unlink()
     assert sample_rows(LocalStore(tmp_path), version) == [], "out of reach, as a bucket may be: it is published"
+
+
+@pytest.mark.parametrize(
+    ("merge", "chat", "line"),
+    [
+        ({"compare": "prompt"}, ("instruction", "generation"), "duplicates are told by instruction"),
+        ({"compare": "prompt"}, ("instruction", None), "duplicates are told by instruction"),
+        ({"compare": "conversation"}, ("instruction", None), "duplicates are told by instruction"),
+        (
+            {"compare": "conversation", "exact": False},
+            ("instruction", "generation"),
+            "duplicates are told by instruction and generation",
+        ),
+        ({"compare": "conversation", "near": None}, "chat", "duplicates are told by chat"),
+        ({"compare": "prompt"}, "chat", "duplicates are told by chat, the user's messages alone"),
+        ({"compare": None}, None, "duplicates stay: the rows have no prompt; merge.prompt can name a column"),
+        ({"compare": "prompt", "exact": False, "near": None}, ("instruction", None), "duplicates stay"),
+    ],
+)
+def test_what_duplicates_are_told_by(merge: dict, chat: str | tuple[str, str | None] | None, line: str):
+    assert describe_duplicates(Merge(**merge), chat) == line
+
+
+def test_a_merge_that_has_nothing_to_compare_says_so():
+    def line(**merge: object) -> str:
+        of = {"compare": None, "exact": True, "near": None} | merge
+        return describe_version(Version(1, "", {}, of, read=3, kept=3, dropped={}, shards=1, of_shards=1))
+
+    kept = "merged 3 rows: 3 kept"
+    why = " (duplicates were not looked for: the rows have no prompt; merge.prompt can name a column)"
+    assert line() == line(exact=False, near={"threshold": 0.8}) == kept + why
+    assert line(exact=False) == line(compare="prompt") == kept
 
 
 def test_sample_rows_that_are_no_conversations_are_shown_column_by_column(tmp_path: Path):

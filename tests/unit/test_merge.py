@@ -23,11 +23,13 @@ from batchgen.api import plan_run
 from batchgen.cli import main
 from batchgen.errors import BatchgenError, CorruptShard, JobError, StoreError, UserError
 from batchgen.merge import latest_version, merge_run, near, read_version
+from batchgen.merge.conversations import chat_columns, settled
 from batchgen.merge.rows import Reader
 from batchgen.merge.version import Version
 from batchgen.minhash import normalise
-from batchgen.plan import read_plan
+from batchgen.plan import make_plan, read_plan
 from batchgen.publish import publish_folder, publish_store
+from batchgen.seeds import load_seeds
 from batchgen.store import LocalStore
 from tests.helpers import chaos_job
 
@@ -411,6 +413,54 @@ def test_switches_of_the_merge(tmp_path: Path):
     assert answered(tmp_path / "2", texts, merge=by_conversation).version.kept == 3
 
 
+def test_several_answers_to_one_question_are_no_duplicates_unless_they_are_the_same(tmp_path: Path):
+    source = {"rows": [{"instruction": text} for text in ("a b c", "d e f", "d e f")]}
+    steps = [{"task": "text_generation", "num_generations": 4}]
+    result = run(chaos_job(tmp_path / "run", source=source, steps=steps), in_process=True)
+    assert (result.version.kept, result.version.dropped) == (12, {})
+    assert "merge:\n  compare: conversation\n" in (Path(result.dataset) / "README.md").read_text()
+    alike = {"model": {"path": "chaos", "engine": {"reply": "Yes."}}}
+    result = run(chaos_job(tmp_path / "alike", source=source, steps=steps, **alike), in_process=True)
+    assert (result.version.kept, result.version.dropped) == (2, {"exact duplicate": 10})
+    asked = {"merge": {"compare": "prompt"}}
+    result = run(chaos_job(tmp_path / "asked", source=source, steps=steps, **asked), in_process=True)
+    assert (result.version.kept, result.version.dropped) == (2, {"exact duplicate": 10})
+
+
+QUESTIONS = {"task": "self_instruct", "explode": "instructions -> instruction"}
+ANSWER = {"task": "text_generation"}
+ANSWERS = {**ANSWER, "output_mappings": {"generation": "answers"}, "num_generations": 2, "group_generations": True}
+LISTED = {"prompt": "instruction", "answer": "answer"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "steps", "merge", "compare"),
+    [
+        (["instruction"], [ANSWER], {}, "prompt"),
+        (["instruction"], [{**ANSWER, "num_generations": 2}], {}, "conversation"),
+        (["instruction"], [{**ANSWER, "sampling": {"n": 2}}], {}, "conversation"),
+        (["instruction"], [{**ANSWERS, "explode": "answers -> answer"}], LISTED, "conversation"),
+        (["instruction", "notes_"], [{**ANSWER, "explode": "notes_ -> note"}], {}, "conversation"),
+        # Each row has a question of its own by then.
+        (["input"], [QUESTIONS, ANSWER], {}, "prompt"),
+        (["input"], [{**QUESTIONS, "num_generations": 2}, ANSWER], {}, "prompt"),
+        (["input"], [{**QUESTIONS, "explode": "instructions -> instructions"}], {"prompt": "instructions"}, "prompt"),
+        (["input"], [QUESTIONS, {**ANSWER, "num_generations": 2}], {}, "conversation"),
+        (["instruction"], [{"task": "evol_instruct", "num_generations": 2}], {}, "prompt"),
+        ([], [{"task": "magpie", "num_generations": 2}], {}, "prompt"),
+        ([], [{"task": "magpie", "n_turns": 2, "num_generations": 2}], {}, "prompt"),
+        ([], [{"task": "magpie", "only_instruction": True}, {**ANSWER, "num_generations": 2}], {}, "conversation"),
+    ],
+)
+def test_what_has_to_differ_depends_on_what_is_asked_for(
+    tmp_path: Path, columns: list[str], steps: list[dict], merge: dict, compare: str
+):
+    row = {name: ["x"] if name == "notes_" else "x" for name in columns}
+    job = chaos_job(tmp_path, source={"rows": [row]} if columns else {"count": 2}, steps=steps, merge=merge)
+    chat = chat_columns(job, make_plan(job, load_seeds(job.source)))
+    assert settled(job, chat).compare == compare
+
+
 def test_a_merge_by_hand_finds_the_version_of_the_run_whatever_the_order_of_a_job_s_keys(tmp_path: Path, capsys):
     job = chaos_job(
         tmp_path / "run",
@@ -692,6 +742,7 @@ def test_rows_without_a_conversation_are_merged_as_they_are(tmp_path: Path):
     rows = load_dataset(str(result.dataset), split="train")
     assert "messages" not in rows.column_names
     assert [(row["anchor"], row["positive"], row["cluster_size"]) for row in rows] == [("same", "It is.", 7)] * 3
+    assert result.version.merge["compare"] is None
 
 
 def test_each_kind_of_duplicate_is_looked_for_alone(tmp_path: Path):
