@@ -42,6 +42,11 @@ def unknown(kind: str, name: str, legal: Iterable[str], path: Path = ()) -> Pyda
     return complaint(message.replace("?;", "?"), path)
 
 
+def unknown_key(kind: str, name: str, legal: Iterable[str], path: Path = ()) -> PydanticCustomError:
+    """As `unknown`, for a key that another part of a job may have."""
+    return PydanticCustomError("unknown_key", "{message}", unknown(kind, name, legal, path).context)
+
+
 _LONG = 1e15
 _EXPONENT = re.compile(r"([-+]?\d+)(\.\d*)?[eE]([-+]?)(\d+)")
 
@@ -69,7 +74,7 @@ def check_arguments(
             message = f"{name!r} cannot be set here: {owned[name]}"
             raise complaint(message, path)
         if name not in legal:
-            raise unknown("vLLM argument", name, legal, path)
+            raise unknown_key("vLLM argument", name, legal, path)
         kind = legal[name]
         if arguments.fits(value, kind):
             continue
@@ -125,7 +130,7 @@ def check_options(given: Mapping[str, Any], options: type[BaseModel], what: str)
         name, legal = str(first["loc"][0]), options.model_fields
         path = ("engine", name)
         if name not in legal:
-            raise unknown(f"field of the {what}", name, legal, path) from None
+            raise unknown_key(f"field of the {what}", name, legal, path) from None
         if first["type"] == "missing":
             message = f"missing; the {what} needs it"
         elif "url" not in first:  # our own, which says everything

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import (
-    BaseModel,
     Field,
     PositiveInt,
     ValidationError,
@@ -32,6 +31,7 @@ from batchgen.engines import arguments
 from batchgen.engines.chaos import ChaosScript
 from batchgen.engines.options import OPTIONS
 from batchgen.errors import JobError
+from batchgen.keys import Keys
 from batchgen.problems import apply_override, problem
 from batchgen.step import OwnTasks, Part, Step
 from batchgen.tasks.generation import Exchange
@@ -260,7 +260,7 @@ class Job(Part):
             return cls.model_validate(data, context={"tasks": tasks})
         except ValidationError as error:
             overridden = list(overridden)
-            problems = [problem(item, document, name, overridden, _legal_keys) for item in error.errors()]
+            problems = [problem(item, document, name, overridden, _KEYS) for item in error.errors()]
             raise JobError("\n".join(dict.fromkeys(problems))) from None
 
     def tree(self) -> dict[str, Any]:
@@ -296,18 +296,8 @@ class Job(Part):
         return self.models[step.model] if step.model is not None else self.model
 
 
-_PARTS: Mapping[str, type[BaseModel]] = {
-    "source": Source,
-    "model": Model,
-    "merge": Merge,
-    "near": Near,
-    "examples": Exchange,
-}
-
-
-def _legal_keys(path: Sequence[str | int]) -> list[str]:
-    """Field names at a path of a job."""
-    at: type[BaseModel] = Job
-    for index, part in enumerate(path):
-        at = Model if index and path[index - 1] == "models" else _PARTS.get(str(part), at)
-    return list(at.model_fields)
+_KEYS = Keys(
+    Job,
+    {"source": Source, "model": Model, "merge": Merge, "near": Near, "examples": Exchange},
+    Step.model_fields,
+)

@@ -222,12 +222,21 @@ def _check_inputs(step: Step, columns: Mapping[str, str], where: str) -> None:
         if column in columns:
             if not takes(bare(kind), columns[column]):
                 holds, wanted = in_words(columns[column]), in_words(bare(kind))
-                raise JobError(f"{where}: input {task_input!r} takes {wanted}, and column {column!r} holds {holds}")
+                message = f"{where}: input {task_input!r} takes {wanted}, and column {column!r} holds {holds}"
+                is_list_of_it = columns[column] == f"list[{bare(kind)}]"
+                raise JobError(message + f"; {_spread(column, 'NEW')}" * is_list_of_it)
         elif is_required(kind) or task_input in step.input_mappings:
+            lists = [name for name, of_column in columns.items() if of_column == f"list[{bare(kind)}]"]
+            lists = difflib.get_close_matches(column, lists, n=1)
+            spread = f", or {_spread(lists[0], column)}" if lists else ""
             raise JobError(
                 f"{where}: reads column {column!r}, which no step writes; {_existing(columns, column)} "
-                f"(map it with input_mappings: {{{task_input}: ...}})"
+                f"(map it with input_mappings: {{{task_input}: ...}}{spread})"
             )
+
+
+def _spread(column: str, new: str) -> str:
+    return f"spread it over rows on the step before, with explode: {column} -> {new}"
 
 
 def _existing(columns: Mapping[str, str], name: str) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from batchgen.checks import Path, number_hint
 from batchgen.errors import JobError
+from batchgen.keys import EXAMPLES, Keys
 from batchgen.yamlfile import YamlDocument, load_yaml
-
-LegalKeys = Callable[[Path], list[str]]
 
 
 def problem(
@@ -19,7 +18,7 @@ def problem(
     document: YamlDocument | None,
     name: str,
     overridden: Sequence[Path],
-    legal_keys: LegalKeys,
+    keys: Keys,
 ) -> str:
     """One line for one of pydantic's errors: file:line: field: what is wrong.
 
@@ -27,7 +26,7 @@ def problem(
         document: where the job was read from, for its line numbers.
         name: of the file.
         overridden: paths that `--set` gave.
-        legal_keys: names of the fields at a path.
+        keys: of a job.
     """
     context = item.get("ctx") or {}
     # pydantic puts tags of unions into a location; the document knows only keys and indices.
@@ -38,16 +37,18 @@ def problem(
     else:
         line = document.line_of(path) if document else None
         where = f"{name}:{line}" if line else name
-    return f"{where}: {field + ': ' if field else ''}{_message(item, path, legal_keys)}"
+    return f"{where}: {field + ': ' if field else ''}{_message(item, path, keys)}"
 
 
 def _is_tag(part: str | int) -> bool:
     return isinstance(part, str) and (part in ("str", "Near", "literal[False]") or part.startswith(("list[", "dict[")))
 
 
-def _message(item: Any, path: Path, legal_keys: LegalKeys) -> str:
+def _message(item: Any, path: Path, keys: Keys) -> str:
+    if item["type"] in ("extra_forbidden", "unknown_key") and (places := keys.elsewhere(path)):
+        return f"unknown key; {str(path[-1])!r} belongs to {' or '.join(places)}"
     if item["type"] == "extra_forbidden":
-        legal = legal_keys(path[:-1])
+        legal = keys.legal(path[:-1])
         near = difflib.get_close_matches(str(path[-1]), legal, n=1)
         return f"unknown key{f'; did you mean {near[0]!r}? Legal' if near else '; legal'} keys: {', '.join(legal)}"
     if item["type"] == "missing":
@@ -56,6 +57,9 @@ def _message(item: Any, path: Path, legal_keys: LegalKeys) -> str:
     value = item["input"]
     if "url" not in item:
         return message  # our own, which says everything; pydantic's get the value appended
+    if item["type"] in ("model_type", "dict_type"):
+        example = EXAMPLES.get((item.get("ctx") or {}).get("class_name", ""))
+        message = "Expected a mapping" + (f", like {example}" if example else " of keys to values")
     return f"{message[0].lower()}{message[1:]}, got {json.dumps(value, default=str)[:80]}{number_hint(value)}"
 
 

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from batchgen.checks import check_columns, check_mapping, check_sampling, complaint, unknown
+from batchgen.checks import check_columns, check_mapping, check_sampling, complaint, unknown, unknown_key
 from batchgen.tasks.spec import Reasoning, TaskParameters, TaskSpec, bare, is_required
 from batchgen.tasks.table import TASKS
 
@@ -80,7 +80,7 @@ class Step(Part):
         open_ended = self.spec.parameters.model_config.get("extra") == "allow"
         for name in given:
             if name not in known and not open_ended:
-                raise unknown("key", name, [*_STEP_FIELDS, *known], (name,))
+                raise unknown_key("key", name, [*_STEP_FIELDS, *known], (name,))
         self.spec.parameters.model_validate(given)
         check_mapping(self.input_mappings, self.inputs, "input_mappings", f"an input of {self.task}")
         for name, column in self.input_mappings.items():

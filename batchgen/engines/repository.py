@@ -62,8 +62,14 @@ def find_model(path: str, revision: str | None = None) -> Repository:
     target = find_folder(path)
     if Path(target).is_dir():
         if not (Path(target) / "config.json").is_file():
-            raise ModelError(f"model.path: the folder {path!r} holds no model (it has no config.json)")
+            adapter = (Path(target) / "adapter_config.json").is_file()
+            hint = ", and a LoRA adapter, which belongs to model.lora beside its base model" * adapter
+            raise ModelError(f"model.path: the folder {path!r} holds no model (it has no config.json{hint})")
         return Repository(path, target)
+    if expanded(path).is_file():
+        raise ModelError(
+            f"model.path: {path!r} is a file; a model is a folder with a config.json, or a name on the Hub"
+        )
     if not is_hub_name(path):
         raise ModelError(f"model.path: there is no folder {path!r}")
     from huggingface_hub import hf_hub_download

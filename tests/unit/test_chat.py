@@ -128,8 +128,13 @@ def test_a_conversation_begins_once_whatever_its_pre_query_template_says(tokeniz
 def test_models_that_cannot_be_used_are_named(tmp_path):
     with pytest.raises(ModelError, match="there is no folder"):
         find_model(str(tmp_path / "nope"))
-    with pytest.raises(ModelError, match=r"has no config\.json"):
+    with pytest.raises(ModelError, match=r"has no config\.json\)$"):
         find_model(str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"config\.json, and a LoRA adapter, which belongs to model\.lora beside its"):
+        find_model(str(tmp_path))
+    with pytest.raises(ModelError, match=r"is a file; a model is a folder with a config\.json"):
+        find_model(str(tmp_path / "adapter_config.json"))
 
 
 def test_whatever_keeps_the_hub_s_client_from_a_model_is_named(monkeypatch: pytest.MonkeyPatch):

@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from batchgen.errors import JobError
-from batchgen.job import Job
+from batchgen.job import Job, Merge, Model, Near, Source
+from batchgen.keys import EXAMPLES
+from batchgen.step import Step
 
 GOOD = """\
 name: magpie-math
@@ -272,6 +275,63 @@ def test_a_source_that_is_set_replaces_the_one_in_the_file_with_what_belongs_to_
 )
 def test_a_bad_override_is_named(tmp_path: Path, override: str, message: str):
     assert message in refused(tmp_path, GOOD, override)
+
+
+@pytest.mark.parametrize(
+    ("override", "place"),
+    [
+        ("temperature=0.5", "sampling"),
+        ("model.temperature=0.5", "sampling"),
+        ("model.engine.temperature=0.5", "sampling"),
+        ("steps.0.temperature=0.5", "steps[0].sampling"),
+        ("tensor_parallel_size=2", "model.engine"),
+        ("sampling.max_model_len=2", "model.engine"),
+        ("steps.0.sampling.max_model_len=2", "model.engine"),
+        ("models={judge: {path: chaos, dtype: float32}}", "models.judge.engine"),
+        ("model.engine.lora=x", "model"),
+        ("model.base_url='http://x/v1'", "model.engine, with backend: openai"),
+        ("model.engine.engines=2", "the job itself"),
+        ("steps.0.seed=2", "the job itself"),
+        ("merge.near.exact=false", "merge"),
+        ("path=x", "source or model"),
+        ("explode=a -> b", "a step"),
+        ("steps.0.template=x", "a step with task: text_generation"),
+        ("threshold=0.7", "merge.near or a step with task: drop_duplicates"),
+        ("system_prompt=x", "a step of some tasks"),
+    ],
+)
+def test_a_key_that_stands_in_the_wrong_place_is_told_the_right_one(tmp_path: Path, override: str, place: str):
+    key = override.partition("=")[0].rpartition(".")[2].replace("models", "dtype")
+    complaint = refused(tmp_path, GOOD, override)
+    assert complaint.endswith(f": unknown key; {key!r} belongs to {place}"), complaint
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "source=seeds.jsonl",
+            "source: expected a mapping, like {count: 100}, {path: seeds.jsonl} or {dataset: ORG/NAME}, got "
+            '"seeds.jsonl"',
+        ),
+        ("model=embedded", 'model: expected a mapping, like {path: ORG/NAME}, got "embedded"'),
+        ("steps=[magpie]", 'steps[0]: expected a mapping, like {task: magpie}, got "magpie"'),
+        ("merge.near=0.8", "merge.near: expected a mapping, like {threshold: 0.8}; or false, got 0.8"),
+        ("sampling=0.8", "sampling: expected a mapping of keys to values, got 0.8"),
+    ],
+)
+def test_a_part_of_another_shape_is_told_what_it_looks_like(tmp_path: Path, override: str, message: str):
+    assert refused(tmp_path, GOOD, override) == f"--set: {message}"
+
+
+def test_the_shapes_that_are_told_are_good_ones():
+    kinds = {kind.__name__: kind for kind in (Source, Model, Step, Merge, Near)}
+    assert EXAMPLES.keys() == kinds.keys()
+    for name, text in EXAMPLES.items():
+        shapes = re.findall(r"\{[^{}]*(?:\{[^{}]*\})?\}", text)
+        assert shapes
+        for shape in shapes:
+            kinds[name].model_validate(yaml.safe_load(shape))
 
 
 def test_the_chaos_engine_s_fields_are_checked(tmp_path: Path):

@@ -36,6 +36,7 @@ LAYERS = [
     ["bridge"],
     ["tasks"],
     ["checks"],
+    ["keys"],
     ["problems"],
     ["step"],
     ["job"],

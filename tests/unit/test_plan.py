@@ -283,6 +283,18 @@ def test_columns_are_those_of_the_steps():
             "'tex', which no step writes; did you mean 'text'",
         ),
         (
+            [{"task": "self_instruct", "input_mappings": {"input": "text"}}, {"task": "text_generation"}],
+            r"\(map it with input_mappings: \{instruction: \.\.\.\}, or spread it over rows on the step before, with "
+            r"explode: instructions -> instruction\)$",
+        ),
+        (
+            [
+                {"task": "self_instruct", "input_mappings": {"input": "text"}},
+                {"task": "text_generation", "input_mappings": {"instruction": "instructions"}},
+            ],
+            "'instructions' holds lists of texts; spread it over rows on the step before, with explode: instr",
+        ),
+        (
             [{"task": "magpie"}, {"task": "magpie"}],
             r"steps\[1\] \(magpie\): column 'instruction' already exists; give the new one another name",
         ),
