@@ -50,7 +50,7 @@ class Source(Part):
         None, ge=1, le=100_000_000, description="this many numbered, empty rows, for tasks that need no input"
     )
     rows: list[dict[str, Any]] | None = Field(None, min_length=1, description="rows written in the job")
-    path: str | list[str] | None = Field(None, description="jsonl, csv or parquet files or objects; * and ** match")
+    path: str | list[str] | None = Field(None, description="JSON, csv or parquet files or objects; * and ** match")
     dataset: str | None = Field(None, description="a dataset saved with save_to_disk, or a Hub dataset")
     config: str | None = Field(None, description="of a dataset that has several")
     revision: str | None = Field(None, min_length=1, description="of a Hub dataset")
@@ -226,6 +226,8 @@ class Job(Part):
             text = Path(path).read_text(encoding="utf-8")
         except FileNotFoundError:
             raise JobError(f"{path}: no such job file") from None
+        except IsADirectoryError:
+            raise JobError(f"{path}: a folder, and no job file; a run goes on with its own command") from None
         except (OSError, UnicodeDecodeError) as error:
             raise JobError(f"{path}: cannot read the job file: {error}") from error
         document = load_yaml(text, str(path))

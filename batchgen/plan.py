@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -366,7 +367,8 @@ def read_plan(store: ObjectStore) -> Plan:
     """
     data = store.read(PLAN_KEY)
     if data is None:
-        raise PlanMismatch(f"{store.location} is not a batchgen run: it has no {PLAN_KEY}")
+        hint = "; a run is the folder that its job has as `output`" * Path(store.location).is_file()
+        raise PlanMismatch(f"{store.location} is not a batchgen run: it has no {PLAN_KEY}{hint}")
     return Plan.parse(data)
 
 

@@ -1,4 +1,4 @@
-"""Seed rows out of jsonl, csv and parquet files, here or in a bucket, each known by its file and line."""
+"""Seed rows out of JSON, csv and parquet files, here or in a bucket, each known by its file and line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ from batchgen.paths import expanded, scratch_folder
 from batchgen.store import is_remote
 from batchgen.store.matching import find_objects
 
-SUFFIXES = (".jsonl", ".csv", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+_BOM, _NEWLINE = b"\xef\xbb\xbf", b"\n"
+# Of a file's beginning, for the first sign in it.
+_LOOK = 4096
 # Rows that are Python objects at a time: they take several times what they take in Arrow.
 _BATCH_ROWS = 10_000
 
@@ -80,6 +83,8 @@ def _in_folder(pattern: str, base: Path) -> Iterator[tuple[str, Path]]:
     if not names:
         raise SeedError(f"source.path: no file matches {pattern!r} (looked in {base.resolve()})")
     for name in names:
+        if (base / name).is_dir():
+            raise SeedError(f"source.path: {name} is a folder; name its files, as in {name.rstrip('/')}/*.jsonl")
         _check_suffix(name)
         yield name, base / name
 
@@ -172,9 +177,9 @@ def _odd_column(schema: pa.Schema, part: Part) -> str:
 def _read_file(path: Path, name: str, wanted: Sequence[str] | None) -> tuple[list[Part], list[str]]:
     """The rows of a file, and the names of all its columns."""
     try:
-        if path.suffix == ".jsonl":
+        if path.suffix in (".jsonl", ".json"):
             columns: dict[str, None] = {}
-            return list(_read_jsonl(path, name, wanted, columns)), list(columns)
+            return list(_read_json(path, name, wanted, columns)), list(columns)
         table = _read_csv(path) if path.suffix == ".csv" else read_parquet(path)
         names = [field.name for field in table.schema]
     except UnicodeDecodeError as error:
@@ -218,23 +223,39 @@ def _check_utf8(table: pa.Table, name: str) -> None:
                     raise SeedError(f"{name}: row {row}: column {column!r} is not UTF-8") from None
 
 
-def _read_jsonl(path: Path, name: str, wanted: Sequence[str] | None, columns: dict[str, None]) -> Iterator[Part]:
+def _read_json(path: Path, name: str, wanted: Sequence[str] | None, columns: dict[str, None]) -> Iterator[Part]:
     with path.open("rb") as file:
-        rows = _json_rows(file, name)
+        is_list = path.suffix == ".json" and file.read(_LOOK).removeprefix(_BOM).lstrip().startswith(b"[")
+        file.seek(0)
+        rows = _listed_rows(file.read(), name) if is_list else _json_rows(file, name)
         while batch := list(itertools.islice(rows, _BATCH_ROWS)):
             numbers = array("Q", (number for number, _ in batch))
-            yield from_records([row for _, row in batch], _line_of(name, numbers), wanted, columns)
+            yield from_records([row for _, row in batch], _place_of(name, numbers, is_list), wanted, columns)
 
 
-def _line_of(name: str, numbers: Sequence[int]) -> Callable[[int], str]:
-    return lambda row: f"{name}:{numbers[row]}"
+def _place_of(name: str, numbers: Sequence[int], is_list: bool) -> Callable[[int], str]:
+    return lambda row: f"{name}[{numbers[row]}]" if is_list else f"{name}:{numbers[row]}"
+
+
+def _listed_rows(data: bytes, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Positions in a list from 0, and what is there."""
+    try:
+        records = json.loads(data.removeprefix(_BOM).decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise SeedError(f"{name}:{data.count(_NEWLINE, 0, error.start) + 1}: not UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise SeedError(f"{name}: not JSON: {error}") from error
+    for position, record in enumerate(records):
+        if not isinstance(record, dict):
+            raise SeedError(f"{name}[{position}]: a seed row is a JSON object, not a {type(record).__name__}")
+        yield position, record
 
 
 def _json_rows(file: Iterable[bytes], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers from 1, and what the lines say."""
     for number, line in enumerate(file, 1):
         if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
+            line = line.removeprefix(_BOM)
         if not line.strip():
             continue
         try:
@@ -242,7 +263,8 @@ def _json_rows(file: Iterable[bytes], name: str) -> Iterator[tuple[int, dict[str
         except UnicodeDecodeError as error:
             raise SeedError(f"{name}:{number}: not UTF-8 (byte {error.start + 1} of the line)") from error
         except (ValueError, RecursionError) as error:
-            raise SeedError(f"{name}:{number}: not JSON: {error}") from error
+            hint = " (a .json file is a list of objects, or has one a line)" * name.endswith(".json")
+            raise SeedError(f"{name}:{number}: not JSON: {error}{hint}") from error
         if not isinstance(record, dict):
             raise SeedError(f"{name}:{number}: a seed row is a JSON object, not a {type(record).__name__}")
         yield number, record

@@ -1,4 +1,4 @@
-"""Seed rows: inline, numbered, from jsonl, csv or parquet files, or from a dataset."""
+"""Seed rows: inline, numbered, from JSON, csv or parquet files, or from a dataset."""
 
 from __future__ import annotations
 

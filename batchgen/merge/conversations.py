@@ -94,6 +94,8 @@ def _found_columns(job: Job, plan: Plan) -> ChatColumns | None:
         if chat is None:
             continue
         prompt = _column(step, chat[0])
+        if step.exploded is not None and step.exploded[0] == prompt:
+            prompt = step.exploded[1]
         answer = _column(step, chat[1]) if chat[1] else None
         # An answer may be a list of them, or go into one.
         is_text = kinds.get(answer) == "text" and answer not in alternatives

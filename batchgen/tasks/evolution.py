@@ -140,7 +140,7 @@ def _finish_evol(row: Row, parameters: EvolInstruct, notes: list[str]) -> Row:
 
 def _evol_chat(parameters: EvolInstruct) -> tuple[str, str | None] | None:
     if parameters.store_evolutions:
-        return None
+        return ("evolved_instructions", None)
     return ("evolved_instruction", "answer" if parameters.generate_answers else None)
 
 

@@ -215,6 +215,7 @@ GENERATION: Mapping[str, TaskSpec] = {
         parameters=SelfInstruct,
         inputs=columns(input="text"),
         outputs=columns(instructions="list[text]"),
+        chat=lambda p: ("instructions", None),
         finish=_finish_self_instruct,
         paper="2212.10560",
     ),

@@ -80,7 +80,8 @@ class TaskSpec:
         outputs: columns that it writes, name to kind, for given parameters.
         calls: engine calls a row, one after the other unless it says so; a formula over the parameters. "0" for an
             entry that uses no model.
-        chat: (prompt column, answer column or None) of what it reads and writes, where that makes a conversation.
+        chat: (prompt column, answer column or None) of what it reads and writes, where that makes a conversation, as a
+            list of prompts does once it is spread over rows.
         finish: guards and normalises a finished row; may add notes that are kept with the row; raises `RowRejected`.
         paper: arXiv number of where it comes from.
         user_turns: whether it has the model write user turns, so that the chat template must allow that.

@@ -264,7 +264,14 @@ def test_a_link_that_leads_to_itself_is_no_folder(folder: Path, capsys):
 @pytest.mark.parametrize("command", ["status", "merge", "publish"])
 def test_a_folder_that_is_no_run_is_refused(folder: Path, capsys, command: str):
     message = refused(capsys, command, str(folder), *(["--to", "x"] if command == "publish" else []))
-    assert f"{folder} is not a batchgen run" in message
+    assert message == f"batchgen: error: {folder} is not a batchgen run: it has no plan.json\n"
+
+
+def test_a_job_that_is_taken_for_its_run_is_told_what_a_run_is(folder: Path, capsys):
+    assert refused(capsys, "status", "job.yaml") == (
+        f"batchgen: error: {folder}/job.yaml is not a batchgen run: it has no plan.json; a run is the folder that its "
+        "job has as `output`\n"
+    )
 
 
 def test_merge_changes_only_merge_fields(folder: Path, capsys):

@@ -233,6 +233,8 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str):
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(JobError, match=r"a folder, and no job file; a run goes on with its own command$"):
+        Job.load(tmp_path)
     with pytest.raises(JobError, match=r"nope\.yaml: no such job file"):
         Job.load(tmp_path / "nope.yaml")
 

@@ -444,7 +444,8 @@ LISTED = {"prompt": "instruction", "answer": "answer"}
         # Each row has a question of its own by then.
         (["input"], [QUESTIONS, ANSWER], {}, "prompt"),
         (["input"], [{**QUESTIONS, "num_generations": 2}, ANSWER], {}, "prompt"),
-        (["input"], [{**QUESTIONS, "explode": "instructions -> instructions"}], {"prompt": "instructions"}, "prompt"),
+        (["input"], [QUESTIONS], {}, "prompt"),
+        (["input"], [{**QUESTIONS, "explode": "instructions -> instructions"}], {}, "prompt"),
         (["input"], [QUESTIONS, {**ANSWER, "num_generations": 2}], {}, "conversation"),
         (["instruction"], [{"task": "evol_instruct", "num_generations": 2}], {}, "prompt"),
         ([], [{"task": "magpie", "num_generations": 2}], {}, "prompt"),
@@ -459,6 +460,27 @@ def test_what_has_to_differ_depends_on_what_is_asked_for(
     job = chaos_job(tmp_path, source={"rows": [row]} if columns else {"count": 2}, steps=steps, merge=merge)
     chat = chat_columns(job, make_plan(job, load_seeds(job.source)))
     assert settled(job, chat).compare == compare
+
+
+@pytest.mark.parametrize(
+    ("columns", "step", "chat"),
+    [
+        (["input"], QUESTIONS, ("instruction", None)),
+        (["input"], {**QUESTIONS, "explode": "instructions -> instructions"}, ("instructions", None)),
+        (["input"], {"task": "self_instruct"}, None),
+        (["instruction"], {"task": "evol_instruct", "store_evolutions": True}, None),
+        (
+            ["instruction"],
+            {"task": "evol_instruct", "store_evolutions": True, "explode": "evolved_instructions -> evolved"},
+            ("evolved", None),
+        ),
+    ],
+)
+def test_a_list_of_questions_makes_conversations_once_it_is_spread(
+    tmp_path: Path, columns: list[str], step: dict, chat: tuple[str, None] | None
+):
+    job = chaos_job(tmp_path, source={"rows": [dict.fromkeys(columns, "x")]}, steps=[step])
+    assert chat_columns(job, make_plan(job, load_seeds(job.source))) == chat
 
 
 def test_a_merge_by_hand_finds_the_version_of_the_run_whatever_the_order_of_a_job_s_keys(tmp_path: Path, capsys):

@@ -108,13 +108,42 @@ def test_limit_keeps_the_first_rows_and_their_ids():
         ("a.csv", b"x,y\n1,2\n1,2,3\n", "a.csv: "),
         ("a.csv", b"x\nfine\n\xff\xfe\n", "a.csv: row 2: column 'x' is not UTF-8"),
         ("a.csv", b"x,\xff\nfine,1\n", "a.csv: the name of a column is not UTF-8"),
-        ("a.txt", b"x", "a.txt: not one of .jsonl, .csv, .parquet"),
+        ("a.txt", b"x", "a.txt: not one of .jsonl, .json, .csv, .parquet"),
+        ("a.json", b"[]", "a.json: the file has no rows"),
+        ("a.json", b"", "a.json: the file has no rows"),
+        ("a.json", b'[{"x": "1"},\n 2]', "a.json[1]: a seed row is a JSON object, not a int"),
+        ("a.json", b'[{"x": "1"},\n {"x": 2}]', "a.json[1]: column 'x' is int here and str before"),
+        ("a.json", b'[{"x": "1"},\n {"x": ]', "a.json: not JSON: Expecting value: line 2 column 8"),
+        ("a.json", b'[{"x": "1"},\n {"x": "\xff"}]', "a.json:2: not UTF-8"),
+        ("a.json", b"[" * 100_000, "a.json: not JSON"),
+        ("a.json", b'{\n "x": 1\n}', "a.json:1: not JSON: .*(a .json file is a list of objects, or has one a line)"),
+        ("a", None, "source.path: a is a folder; name its files, as in a/*.jsonl"),
     ],
 )
-def test_bad_files_are_named_with_the_line(tmp_path: Path, name: str, content: bytes, message: str):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(SeedError, match=message.replace(".", r"\.").replace("[", r"\[")):
+def test_bad_files_are_named_with_the_line(tmp_path: Path, name: str, content: bytes | None, message: str):
+    if content is None:
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(SeedError, match=re.escape(message).replace(re.escape(".*"), ".*")):
         load_seeds(Source(path=name), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'[{"x": "1"}, {"x": "2", "y": null}, {"x": "3", "y": ["a"]}]',
+        b'\xef\xbb\xbf \n[{"x": "1"},\n\n{"x": "2"},\n {"x": "3", "y": ["a"]}\n]\n',
+        b'{"x": "1"}\n{"x": "2"}\n{"x": "3", "y": ["a"]}\n',
+    ],
+)
+def test_a_json_file_is_a_list_or_has_a_row_a_line(tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("batchgen.seedfiles._BATCH_ROWS", 2)
+    (tmp_path / "a.json").write_bytes(content)
+    (tmp_path / "b.jsonl").write_bytes(b'{"x": "1"}\n{"x": "2"}\n{"x": "3", "y": ["a"]}\n')
+    given, same = (load_seeds(Source(path=name), tmp_path) for name in ("a.json", "b.jsonl"))
+    assert given.fingerprint == same.fingerprint
+    assert given.place(2) == ("a.json[2]" if b"[{" in content else "a.json:3")
 
 
 def test_a_torn_parquet_file_is_named(tmp_path: Path):
@@ -385,7 +414,7 @@ def test_a_bucket_without_rows_is_named(server: S3Server, monkeypatch: pytest.Mo
         "s3://bucket/seeds/bad.jsonl": "s3://bucket/seeds/bad.jsonl:2: not JSON",
         "s3://bucket/seeds/empty.jsonl": "source.path: s3://bucket/seeds/empty.jsonl: the file has no rows",
         "s3://bucket/seeds/*.txt*": "source.path: no object matches",
-        "s3://bucket/seeds": "source.path: seeds: not one of .jsonl, .csv, .parquet",
+        "s3://bucket/seeds": "source.path: seeds: not one of .jsonl, .json, .csv, .parquet",
         "s3://bucket/a//b.jsonl": "source.path: 's3://bucket/a//b.jsonl': not a key of a store",
         "s3://B/x.jsonl": "source.path: 's3://B/x.jsonl': 's3://B' is not an S3 location",
     }.items():
