@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from batchgen.engines.chat import TemplateChat
-from batchgen.engines.repository import files_digest, find_folder, find_model
+from batchgen.engines.repository import files_digest, find_folder, find_model, is_hub_name
 from batchgen.engines.structure import check_structure
 from batchgen.engines.tokenizer import chat_from_tokenizer, has_chat_template, load_tokenizer, longest_context
 from batchgen.errors import JobError, ModelError
@@ -43,6 +43,9 @@ def _check_model(model: Model, steps: Sequence[Step], trust_remote_code: bool) -
     if trust_remote_code and model.revision is None and not Path(find_folder(model.path)).is_dir():
         raise JobError("--trust-remote-code: runs the model's own code; pin it with model.revision")
     if model.lora is not None and not (expanded(model.lora) / "adapter_config.json").is_file():
+        if not expanded(model.lora).is_dir():
+            hint = "; fetch one from the Hub with `hf download`" if is_hub_name(model.lora) else ""
+            raise ModelError(f"model.lora: there is no folder {model.lora!r}{hint}")
         raise ModelError(f"model.lora: the folder {model.lora!r} holds no LoRA adapter (it has no adapter_config.json)")
     repository = find_model(model.path, model.revision)
     tokenizer = load_tokenizer(repository, trust_remote_code, model.engine)

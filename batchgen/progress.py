@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-# The note of a good row with a text that was cut at max_tokens.
+# The note of a good row with a text that was cut at max_tokens; reasons for which others are rejected begin with it.
 TRUNCATED = "truncated"
+TRUNCATED_REASONING = "truncated_reasoning"
+THOUGHTS_OFF = "many templates leave thoughts out with model.chat_template_kwargs: {enable_thinking: false}"
 _MANY_CUT = 0.1
 
 
@@ -74,9 +76,12 @@ def _sum(a: Mapping[str, int], b: Mapping[str, int]) -> Mapping[str, int]:
 
 def cut_hint(dropped: Mapping[str, int], rows: int) -> str:
     """What can be done where a merge leaves many of its rows out because a text was cut; "" where it does not."""
-    ended = dropped.get(f"rejected: {TRUNCATED}", 0)
-    if dropped.get(TRUNCATED, 0) + ended < max(1, _MANY_CUT * rows):
+    rejected = {reason: count for reason, count in dropped.items() if reason.startswith(f"rejected: {TRUNCATED}")}
+    if dropped.get(TRUNCATED, 0) + sum(rejected.values()) < max(1, _MANY_CUT * rows):
         return ""
-    # A row that was cut before its last call is not there to be kept.
-    kept = "" if ended else "; merge.drop_truncated: false keeps them"
-    return f"a larger sampling.max_tokens (within max_model_len) cuts fewer{kept}"
+    hints = ["a larger sampling.max_tokens (within max_model_len) cuts fewer"]
+    if not rejected:  # such a row is not there to be kept
+        hints.append("merge.drop_truncated: false keeps them")
+    if f"rejected: {TRUNCATED_REASONING}" in rejected:
+        hints.append(THOUGHTS_OFF)
+    return "; ".join(hints)

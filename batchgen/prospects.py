@@ -7,16 +7,19 @@ import shlex
 from batchgen.drive import Status
 from batchgen.errors import BatchgenError
 from batchgen.job import Job
-from batchgen.progress import TRUNCATED, Progress
+from batchgen.progress import THOUGHTS_OFF, TRUNCATED, TRUNCATED_REASONING, Progress
 
-_HINT = "raise sampling.max_tokens (within max_model_len), or keep rows that were cut with merge.drop_truncated=false"
+_RAISE = "raise sampling.max_tokens (within max_model_len)"
+_KEEP = "or keep rows that were cut with merge.drop_truncated=false"
 
 
 def all_rejected(job: Job, progress: Progress, rows: str, so: str) -> BatchgenError:
     """The end of a run without a good row: which rows, for what reasons, and what follows from it."""
     reasons = ", ".join(f"{reason} {count}" for reason, count in progress.reasons.items())
-    if TRUNCATED in progress.reasons:
-        so = f"{so}: {_HINT}"
+    if any(reason.startswith(TRUNCATED) for reason in progress.reasons):
+        keep = f", {_KEEP}" if TRUNCATED in progress.reasons else ""
+        thoughts = f"; {THOUGHTS_OFF}" if TRUNCATED_REASONING in progress.reasons else ""
+        so = f"{so}: {_RAISE}{keep}{thoughts}"
     look = f"To look at them: batchgen rejected {shlex.quote(job.output)}"
     return BatchgenError(f"{rows} were rejected ({reasons}); {so}. {look}")
 
@@ -28,16 +31,17 @@ def hopeless(job: Job, status: Status, before: Progress) -> BatchgenError | None
     """
     limit, ended = job.fail_after_rejected, status.done.ok + status.done.rejected
     cut = _dropped_as_cut(job, status.done)
-    lost = status.done.rejected + cut
-    if limit is None or lost < ended or lost >= status.rows:
+    number = status.done.rejected + cut
+    if limit is None or number < ended or number >= status.rows:
         return None
-    if lost - before.rejected - _dropped_as_cut(job, before) < limit:
+    if number - before.rejected - _dropped_as_cut(job, before) < limit:
         return None
     rows, so = f"all of the first {ended:,} rows", f"more are not tried (fail_after_rejected: {limit})"
     if not cut:
         return all_rejected(job, status.done, rows, so)
     also = f" or rejected ({status.done.rejected:,})" * bool(status.done.rejected)
-    return BatchgenError(f"{rows} were cut at max_tokens{also}, and the merger drops such rows; {so}: {_HINT}")
+    lost = f"{rows} were cut at max_tokens{also}, and the merger drops such rows"
+    return BatchgenError(f"{lost}; {so}: {_RAISE}, {_KEEP}")
 
 
 def _dropped_as_cut(job: Job, progress: Progress) -> int:

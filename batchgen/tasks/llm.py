@@ -14,7 +14,7 @@ from batchgen import bridge
 from batchgen.engines.base import Completion, Engine, Message, Prompt, Request
 from batchgen.engines.reasoning import THINK, ReasoningMarks
 from batchgen.errors import EngineError, RowRejected
-from batchgen.progress import TRUNCATED
+from batchgen.progress import TRUNCATED, TRUNCATED_REASONING
 from batchgen.rows import random_seed
 from batchgen.tasks.distilabel_api import LLM, MagpieChatTemplateMixin
 from batchgen.tasks.spec import Reasoning
@@ -223,7 +223,7 @@ def _answer(
         if thoughts and given.reasoning == "drop" and "reasoning_dropped" not in log.notes:
             log.notes.append("reasoning_dropped")
         if unfinished:
-            raise RowRejected("truncated_reasoning")
+            raise RowRejected(TRUNCATED_REASONING)
     return _with_text(completion, text, token_ids=())
 
 

@@ -300,7 +300,16 @@ def test_a_run_with_groups_stays_with_what_it_does_with_cut_generations(tmp_path
             "a larger sampling.max_tokens (within max_model_len) cuts fewer; merge.drop_truncated: false keeps them",
         ),
         ({"truncated": 5, "rejected: truncated": 5}, "a larger sampling.max_tokens (within max_model_len) cuts fewer"),
-        ({"rejected: truncated_instruction": 50, "exact duplicate": 50}, ""),
+        (
+            {"rejected: truncated_instruction": 5, "rejected: truncated_output": 5, "exact duplicate": 50},
+            "a larger sampling.max_tokens (within max_model_len) cuts fewer",
+        ),
+        (
+            {"rejected: truncated_reasoning": 10},
+            "a larger sampling.max_tokens (within max_model_len) cuts fewer; many templates leave thoughts out with "
+            "model.chat_template_kwargs: {enable_thinking: false}",
+        ),
+        ({"rejected: truncated_reasoning": 9, "rejected: empty_completion": 50}, ""),
         ({}, ""),
     ],
 )

@@ -119,6 +119,17 @@ def test_a_mutation_that_would_say_nothing_of_the_row_is_refused(task: str, temp
         Job.of({"name": "t", "source": {"rows": rows}, "model": {"path": "chaos"}, "steps": steps, "output": "unused"})
 
 
+def test_an_adapter_that_is_not_there_is_named(tmp_path: Path):
+    for lora, message in (
+        ("org/adapter", "model.lora: there is no folder 'org/adapter'; fetch one from the Hub with `hf download`"),
+        (str(tmp_path / "none"), f"model.lora: there is no folder '{tmp_path}/none'"),
+        (str(tmp_path), f"model.lora: the folder '{tmp_path}' holds no LoRA adapter (it has no adapter_config.json)"),
+    ):
+        with pytest.raises(ModelError) as caught:
+            plan_run(chaos_job(tmp_path / "run", source={"count": 1}, model={"path": "embedded", "lora": lora}))
+        assert str(caught.value) == message
+
+
 def test_a_base_model_takes_the_tasks_that_need_no_chat_template(tmp_path: Path):
     shutil.copytree(MODEL_PATH, tmp_path / "base", ignore=shutil.ignore_patterns("chat_template.jinja"))
     tree = {

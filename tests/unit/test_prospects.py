@@ -68,6 +68,11 @@ def test_what_was_lost_is_told(tmp_path: Path):
     assert rejected.startswith("all of the first 100 rows were rejected (invalid_output 100); more are not tried")
     ended = verdict(tmp_path, Progress(0, 100, {"truncated": 100}))
     assert "rejected (truncated 100); more are not tried (fail_after_rejected: 100): raise sampling.max_tokens" in ended
+    thought = verdict(tmp_path, Progress(0, 100, {"truncated_reasoning": 90, "truncated_output": 10}))
+    assert thought.partition("(fail_after_rejected: 100): ")[2].startswith(
+        "raise sampling.max_tokens (within max_model_len); many templates leave thoughts out with "
+        "model.chat_template_kwargs: {enable_thinking: false}. To look at them: batchgen rejected "
+    )
     cut = verdict(tmp_path, lost(rejected=30, cut=70))
     assert cut.startswith(
         "all of the first 100 rows were cut at max_tokens or rejected (30), and the merger drops such"

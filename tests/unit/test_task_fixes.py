@@ -147,6 +147,20 @@ def test_an_evolution_that_nobody_can_answer_gives_way_to_the_last_that_somebody
     assert notes == ["eliminated_answer_refusal"]
 
 
+def test_only_what_is_kept_is_answered():
+    for store, calls in ((False, 4), (True, 6)):
+        engine = ScriptedEngine(lambda prompt, number: f"Add {number} and more." if "Prompt#" in prompt else "It is 9.")
+        run_task(
+            "evol_instruct",
+            {"instruction": "Add 2 and 3."},
+            engine,
+            num_evolutions=3,
+            generate_answers=True,
+            store_evolutions=store,
+        )
+        assert len(engine.requests) == calls
+
+
 def test_a_row_that_no_version_of_has_a_good_answer_is_rejected():
     engine = ScriptedEngine(lambda prompt, number: "Prove it." if "Prompt#" in prompt else "Sorry.")
     with pytest.raises(RowRejected, match="no_good_answer"):
