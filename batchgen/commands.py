@@ -94,7 +94,7 @@ def plan(options: argparse.Namespace) -> int:
         print(f"  {index + 1}. {step.task}{on}{outputs}" + (f"; explode {step.explode}" if step.explode else ""))
     print(f"columns of a shard: {', '.join(plan.schema.names)}")
     chat = chat_columns(job, plan)
-    print(f"merge: {describe_duplicates(settled(job, chat), chat)}")
+    print(f"merge: {describe_duplicates(settled(job, plan, chat), chat)}")
     print(f"output: {job.output}" + (" (holds a run of this job, which would continue)" if begun else ""))
     return 0
 

@@ -50,18 +50,26 @@ def has_messages(job: Job, plan: Plan, chat: ChatColumns | None) -> bool:
     return wanted and chat is not None and not _is_preference(plan)
 
 
-def settled(job: Job, chat: ChatColumns | None) -> Merge:
+def settled(job: Job, plan: Plan, chat: ChatColumns | None) -> Merge:
     """A job's `merge`, with the text that has to differ where the job leaves that open; None where there is no text."""
     compare = None
     if chat is not None:
-        repeated = _repeats(job, chat if isinstance(chat, str) else chat[0])
+        repeated = _repeats(job, plan, chat if isinstance(chat, str) else chat[0])
         compare = job.merge.compare or ("conversation" if repeated else "prompt")
     return job.merge.model_copy(update={"compare": compare})
 
 
-def _repeats(job: Job, prompt: str) -> bool:
-    """Whether rows with one prompt are asked for: several generations of its answer, or a list spread over rows."""
+def _repeats(job: Job, plan: Plan, prompt: str) -> bool:
+    """Whether rows with one prompt are asked for.
+
+    Several generations of its answer are, and a list that is spread over rows. So may be the same question under
+    several system prompts, where the seeds bring both.
+    """
     there = all(prompt not in _written(step) for step in job.steps)
+    for step in job.steps if there else ():
+        with_system_prompt = step.reads.get("system_prompt") in plan.schema.names
+        if prompt in step.reads.values() and (with_system_prompt or step.inputs.get("messages") == "conversation"):
+            return True
     for step in job.steps:
         if there and job.generations(step) > 1 and not step.group_generations:
             return True

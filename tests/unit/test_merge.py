@@ -441,6 +441,14 @@ LISTED = {"prompt": "instruction", "answer": "answer"}
         (["instruction"], [{**ANSWER, "sampling": {"n": 2}}], {}, "conversation"),
         (["instruction"], [{**ANSWERS, "explode": "answers -> answer"}], LISTED, "conversation"),
         (["instruction", "notes_"], [{**ANSWER, "explode": "notes_ -> note"}], {}, "conversation"),
+        # The same question may be asked under several system prompts.
+        (["instruction", "system_prompt"], [ANSWER], {}, "conversation"),
+        (["instruction", "persona"], [{**ANSWER, "input_mappings": {"system_prompt": "persona"}}], {}, "conversation"),
+        (["instruction", "system_prompt"], [{**ANSWER, "input_mappings": {"system_prompt": None}}], {}, "prompt"),
+        (["instruction"], [{**ANSWER, "system_prompt": "Be brief."}], {}, "prompt"),
+        (["messages"], [{"task": "chat_generation"}], {}, "conversation"),
+        (["system_prompt"], [{"task": "magpie"}], {}, "prompt"),
+        (["system_prompt"], [{"task": "magpie", "only_instruction": True}, ANSWER], {}, "prompt"),
         # Each row has a question of its own by then.
         (["input"], [QUESTIONS, ANSWER], {}, "prompt"),
         (["input"], [{**QUESTIONS, "num_generations": 2}, ANSWER], {}, "prompt"),
@@ -456,10 +464,11 @@ LISTED = {"prompt": "instruction", "answer": "answer"}
 def test_what_has_to_differ_depends_on_what_is_asked_for(
     tmp_path: Path, columns: list[str], steps: list[dict], merge: dict, compare: str
 ):
-    row = {name: ["x"] if name == "notes_" else "x" for name in columns}
+    given = {"notes_": ["x"], "messages": [{"role": "user", "content": "x"}]}
+    row = {name: given.get(name, "x") for name in columns}
     job = chaos_job(tmp_path, source={"rows": [row]} if columns else {"count": 2}, steps=steps, merge=merge)
-    chat = chat_columns(job, make_plan(job, load_seeds(job.source)))
-    assert settled(job, chat).compare == compare
+    plan = make_plan(job, load_seeds(job.source))
+    assert settled(job, plan, chat_columns(job, plan)).compare == compare
 
 
 @pytest.mark.parametrize(
