@@ -20,7 +20,7 @@ from tests.helpers import chaos_job
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "cluster/README.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "cluster/README.md", "tests/bench/README.md")
 
 
 def section(heading: str) -> str:

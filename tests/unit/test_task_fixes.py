@@ -209,6 +209,17 @@ def test_weights_of_system_prompts_need_not_sum_to_one():
     assert chosen_prompts({"math": ["Do math.", 3], "art": ["Do art.", 0]}, rows=40) == {"math": 40}
 
 
+@pytest.mark.parametrize("prompts", [{"a": "Do A.", "b": "Do B."}, {"a": ["Do A.", 1], "b": ["Do B.", 3]}])
+def test_the_system_prompt_that_is_used_is_the_one_of_the_key(prompts: dict[str, Any]):
+    keys = set()
+    for seed in range(20):
+        engine = ScriptedEngine(["Hi.", "Ho."])
+        key = run_task("magpie", {}, engine, seed=seed, system_prompt=prompts)["system_prompt_key"]
+        keys.add(key)
+        assert f"system\nDo {key.upper()}.<" in engine.prompts[0]
+    assert keys == {"a", "b"}
+
+
 def test_a_row_s_own_system_prompt_has_no_key():
     engine = ScriptedEngine(["Hi.", "Ho."])
     row = run_task("magpie", {"system_prompt": "Own."}, engine, system_prompt={"math": "Do math."})
