@@ -30,7 +30,7 @@ def complaint(message: str, path: Path = ()) -> PydanticCustomError:
     return PydanticCustomError("complaint", "{message}", {"message": message, "path": path})
 
 
-def unknown(kind: str, name: str, legal: Iterable[str], path: Path = ()) -> PydanticCustomError:
+def unknown(kind: str, name: str, legal: Iterable[str], path: Path = (), remark: str = "") -> PydanticCustomError:
     """An error that names the nearest legal names."""
     legal = sorted(legal)
     near = difflib.get_close_matches(name, legal, n=2)
@@ -38,7 +38,7 @@ def unknown(kind: str, name: str, legal: Iterable[str], path: Path = ()) -> Pyda
     # A long list (vLLM has 200 engine arguments) helps nobody once there is a near name.
     known = f"legal: {', '.join(legal)}" if len(legal) <= 40 or not near else ""
     known = known if legal else "none is defined"
-    message = "; ".join(part for part in (f"unknown {kind} {name!r}", hint, known) if part)
+    message = "; ".join(part for part in (f"unknown {kind} {name!r}", hint, known, remark) if part)
     return complaint(message.replace("?;", "?"), path)
 
 

@@ -46,10 +46,9 @@ class Keys:
 
     def elsewhere(self, path: Path) -> list[str]:
         """The parts of a job, other than the one that it is in, which have a key of that name."""
-        *within, name = path
-        in_step, in_model = path[0] == "steps" and len(path) > 2, path[0] == "models" and len(path) > 2
+        name, in_step = path[-1], path[0] == "steps"
         step = f"steps[{path[1]}]" if in_step else "a step"
-        model = f"models.{path[1]}" if in_model else "model"
+        model = f"models.{path[1]}" if path[0] == "models" else "model"
         places: dict[str, Collection[str]] = {
             "the job itself": self._job.model_fields,
             **{part: self._parts[part].model_fields for part in ("source", "merge")},
@@ -64,8 +63,8 @@ class Keys:
             - arguments.engine_arguments().keys()
             for backend, options in OPTIONS.items()
         }
-        here = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in within).lstrip(".")
-        here = here or "the job itself"
+        # Its own place has it where that is another backend's.
+        here = ".".join(map(str, path[:-1]))
         tasks = [task for task, spec in TASKS.items() if name in spec.parameters.model_fields]
         found = [place for place, names in places.items() if place != here and name in names]
         if tasks:

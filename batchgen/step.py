@@ -56,7 +56,7 @@ class Step(Part):
     def _known_task(cls, name: str, info: ValidationInfo) -> str:
         known = _tasks_of(info)
         if name not in known:
-            raise unknown("task", name, known)
+            raise unknown("task", name, known, remark="one of your own runs from Python, by own_task")
         return name
 
     @field_validator("sampling")

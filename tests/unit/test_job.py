@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -300,12 +301,24 @@ def test_a_bad_override_is_named(tmp_path: Path, override: str, message: str):
         ("steps.0.template=x", "a step with task: text_generation"),
         ("threshold=0.7", "merge.near or a step with task: drop_duplicates"),
         ("system_prompt=x", "a step of some tasks"),
+        ("mutation_templates={}", "a step with task: evol_complexity, evol_instruct, evol_quality"),
     ],
 )
 def test_a_key_that_stands_in_the_wrong_place_is_told_the_right_one(tmp_path: Path, override: str, place: str):
     key = override.partition("=")[0].rpartition(".")[2].replace("models", "dtype")
     complaint = refused(tmp_path, GOOD, override)
     assert complaint.endswith(f": unknown key; {key!r} belongs to {place}"), complaint
+
+
+def test_a_key_that_stands_nowhere_is_told_what_is_legal_there(tmp_path: Path):
+    model = refused(tmp_path, GOOD, "models={judge: {path: chaos, pth: x}}")
+    assert model.startswith("--set: models.judge.pth: unknown key; did you mean 'path'? Legal keys: path, backend, ")
+    server = {"path": "x", "backend": "openai", "engine": {"base_url": "http://x/v1", "max_model_len": 9}}
+    legal = "legal: api_key_env, base_url, max_concurrency, max_retries, timeout"
+    complaint = refused(tmp_path, GOOD, f"models={{judge: {json.dumps(server)}}}")
+    assert complaint.endswith(
+        f"models.judge.engine.max_model_len: unknown field of the openai backend 'max_model_len'; {legal}"
+    )
 
 
 @pytest.mark.parametrize(

@@ -389,7 +389,7 @@ def test_a_list_that_may_be_absent_may_be_empty_too(tmp_path: Path):
 
 
 def test_yaml_alone_knows_no_own_task(tmp_path: Path):
-    with pytest.raises(JobError, match="unknown task 'shout'"):
+    with pytest.raises(JobError, match=r"unknown task 'shout'.*; one of your own runs from Python, by own_task$"):
         Job.of(tree(tmp_path))
     with pytest.raises(JobError, match="unknown task"):
         Job.of({**tree(tmp_path), "steps": [{"task": "os.system"}]}, tasks={"shout": ENTRY})
