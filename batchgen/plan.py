@@ -219,25 +219,27 @@ def check_merge_columns(job: Job, columns: Mapping[str, str]) -> None:
 
 def _check_inputs(step: Step, columns: Mapping[str, str], where: str) -> None:
     for task_input, column in step.reads.items():
-        kind = step.inputs[task_input]
+        kind = bare(step.inputs[task_input])
         if column in columns:
-            if not takes(bare(kind), columns[column]):
-                holds, wanted = in_words(columns[column]), in_words(bare(kind))
-                message = f"{where}: input {task_input!r} takes {wanted}, and column {column!r} holds {holds}"
-                is_list_of_it = columns[column] == f"list[{bare(kind)}]"
-                raise JobError(message + f"; {_spread(column, 'NEW')}" * is_list_of_it)
-        elif is_required(kind) or task_input in step.input_mappings:
-            lists = [name for name, of_column in columns.items() if of_column == f"list[{bare(kind)}]"]
-            lists = difflib.get_close_matches(column, lists, n=1)
-            spread = f", or {_spread(lists[0], column)}" if lists else ""
+            if not takes(kind, columns[column]):
+                found = f"input {task_input!r} takes {in_words(kind)}, and column {column!r} holds"
+                raise JobError(f"{where}: {found} {in_words(columns[column])}{_reshaped(column, columns, kind, 'NEW')}")
+        elif is_required(step.inputs[task_input]) or task_input in step.input_mappings:
+            near = difflib.get_close_matches(column, columns, n=1)
+            hint = _reshaped(near[0], columns, kind, column) if near else ""
             raise JobError(
                 f"{where}: reads column {column!r}, which no step writes; {_existing(columns, column)} "
-                f"(map it with input_mappings: {{{task_input}: ...}}{spread})"
+                f"(map it with input_mappings: {{{task_input}: ...}}{hint})"
             )
 
 
-def _spread(column: str, new: str) -> str:
-    return f"spread it over rows on the step before, with explode: {column} -> {new}"
+def _reshaped(column: str, columns: Mapping[str, str], wanted: str, new: str) -> str:
+    """How the step that writes a column can write what is wanted; "" where none can."""
+    if columns[column] == f"list[{wanted}]":
+        return f"; to spread {column!r} over rows: explode: {column} -> {new} on the step before"
+    if wanted == f"list[{columns[column]}]":
+        return f"; for lists of {column!r}: num_generations and group_generations: true on the step that writes it"
+    return ""
 
 
 def _existing(columns: Mapping[str, str], name: str) -> str:

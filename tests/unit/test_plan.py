@@ -295,15 +295,29 @@ def test_columns_are_those_of_the_steps():
         ),
         (
             [{"task": "self_instruct", "input_mappings": {"input": "text"}}, {"task": "text_generation"}],
-            r"\(map it with input_mappings: \{instruction: \.\.\.\}, or spread it over rows on the step before, with "
-            r"explode: instructions -> instruction\)$",
+            r"\(map it with input_mappings: \{instruction: \.\.\.\}; to spread 'instructions' over rows: explode: "
+            r"instructions -> instruction on the step before\)$",
         ),
         (
             [
                 {"task": "self_instruct", "input_mappings": {"input": "text"}},
                 {"task": "text_generation", "input_mappings": {"instruction": "instructions"}},
             ],
-            "'instructions' holds lists of texts; spread it over rows on the step before, with explode: instr",
+            "'instructions' holds lists of texts; to spread 'instructions' over rows: explode: instructions -> NEW",
+        ),
+        (
+            [{"task": "magpie"}, {"task": "quality_scorer"}],
+            r"\(map it with input_mappings: \{responses: \.\.\.\}; for lists of 'response': num_generations and "
+            r"group_generations: true on the step that writes it\)$",
+        ),
+        (
+            [{"task": "magpie"}, {"task": "quality_scorer", "input_mappings": {"responses": "response"}}],
+            "input 'responses' takes lists of texts, and column 'response' holds texts; for lists of 'response': num",
+        ),
+        (
+            [{"task": "text_generation", "input_mappings": {"instruction": "text"}}, {"task": "ultrafeedback"}],
+            r"reads column 'instruction', which no step writes; available: text, generation \(map it with "
+            r"input_mappings: \{instruction: \.\.\.\}\)$",
         ),
         (
             [{"task": "magpie"}, {"task": "magpie"}],
