@@ -236,8 +236,8 @@ def describe_duplicates(merge: Merge, chat: ChatColumns | None) -> str:
         return f"duplicates stay: {_NO_PROMPT}"
     if isinstance(chat, str):
         return f"duplicates are told by {chat}" + ", the user's messages alone" * (merge.compare == "prompt")
-    told = [name for name in (chat if merge.compare == "conversation" else chat[:1]) if name is not None]
-    return f"duplicates are told by {' and '.join(told)}"
+    answer = f" and {chat.answer}" if chat.answer is not None and merge.compare == "conversation" else ""
+    return f"duplicates are told by {chat.prompt}{answer}"
 
 
 def sample_rows(store: ObjectStore, version: Version, rows: int = 3) -> list[str]:

@@ -6,25 +6,25 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from batchgen.errors import JobError
 from batchgen.job import Job, Merge
 from batchgen.plan import Plan, check_merge_columns
 from batchgen.rows import CLUSTER_SIZE, CONVERSATION, MESSAGES, kind_of
 from batchgen.step import Step
+from batchgen.tasks.spec import Chat
 
 # Rows that are worked on at a time. Texts as Python objects take several times their size, and no Arrow array of
 # strings holds more than 2 GiB.
 _BATCH_ROWS = 4096
 
-# (prompt, answer), or the column of whole conversations.
-ChatColumns = tuple[str, str | None] | str
+# The columns of a conversation's parts, or the one of whole conversations.
+ChatColumns = Chat | str
 
 
 def chat_columns(job: Job, plan: Plan) -> ChatColumns | None:
-    """The columns that make `messages`: (prompt, answer), or one conversation, or None.
-
-    A prompt may be a conversation that the answer continues.
+    """The columns that make `messages`; None where there are none.
 
     Raises:
         JobError: `merge` names a column that is not there, or `merge.answer` has nothing to answer, or a column has a
@@ -33,7 +33,7 @@ def chat_columns(job: Job, plan: Plan) -> ChatColumns | None:
     found = _found_columns(job, plan)
     if found is not None and CLUSTER_SIZE in plan.schema.names:
         raise JobError(f"column {CLUSTER_SIZE!r} is where the dataset counts duplicates; give yours another name")
-    if found is not None and MESSAGES in plan.schema.names and MESSAGES not in (found, found[0]):
+    if found is not None and MESSAGES in plan.schema.names and prompt_column(found) != MESSAGES:
         raise JobError("column 'messages' is where the dataset has the conversation; give yours another name")
     if (
         MESSAGES in (job.merge.columns or ())
@@ -42,6 +42,11 @@ def chat_columns(job: Job, plan: Plan) -> ChatColumns | None:
     ):
         raise JobError("merge.columns: the rows of this job have no 'messages'")
     return found
+
+
+def prompt_column(chat: ChatColumns) -> str:
+    """The column that conversations begin with."""
+    return chat if isinstance(chat, str) else chat.prompt
 
 
 def has_messages(job: Job, plan: Plan, chat: ChatColumns | None) -> bool:
@@ -54,22 +59,22 @@ def settled(job: Job, plan: Plan, chat: ChatColumns | None) -> Merge:
     """A job's `merge`, with the text that has to differ where the job leaves that open; None where there is no text."""
     compare = None
     if chat is not None:
-        repeated = _repeats(job, plan, chat if isinstance(chat, str) else chat[0])
+        repeated = _repeats(job, plan, chat)
         compare = job.merge.compare or ("conversation" if repeated else "prompt")
     return job.merge.model_copy(update={"compare": compare})
 
 
-def _repeats(job: Job, plan: Plan, prompt: str) -> bool:
+def _repeats(job: Job, plan: Plan, chat: ChatColumns) -> bool:
     """Whether rows with one prompt are asked for.
 
     Several generations of its answer are, and a list that is spread over rows. So may be the same question under
     several system prompts, where the seeds bring both.
     """
+    prompt = prompt_column(chat)
     there = all(prompt not in _written(step) for step in job.steps)
-    for step in job.steps if there else ():
-        with_system_prompt = step.reads.get("system_prompt") in plan.schema.names
-        if prompt in step.reads.values() and (with_system_prompt or step.inputs.get("messages") == "conversation"):
-            return True
+    has_system = isinstance(chat, Chat) and chat.system is not None
+    if there and (has_system or kind_of(plan.schema.field(prompt).type) == "conversation"):
+        return True
     for step in job.steps:
         if there and job.generations(step) > 1 and not step.group_generations:
             return True
@@ -88,9 +93,9 @@ def _found_columns(job: Job, plan: Plan) -> ChatColumns | None:
     kinds = {field.name: kind_of(field.type) for field in plan.schema}
     check_merge_columns(job, kinds)
     if job.merge.prompt:
-        return job.merge.prompt, job.merge.answer
+        return Chat(job.merge.prompt, job.merge.answer)
     if _is_preference(plan):
-        return "prompt", None
+        return Chat("prompt")
     alternatives: set[str] = set()
     for step in reversed(job.steps):
         if step.spec.groups:
@@ -101,14 +106,15 @@ def _found_columns(job: Job, plan: Plan) -> ChatColumns | None:
         chat = step.spec.chat(step.parameters)
         if chat is None:
             continue
-        prompt = _column(step, chat[0])
+        prompt = _column(step, chat.prompt)
         if step.exploded is not None and step.exploded[0] == prompt:
             prompt = step.exploded[1]
-        answer = _column(step, chat[1]) if chat[1] else None
+        answer = _column(step, chat.answer) if chat.answer is not None else None
+        system = step.reads.get(chat.system) if chat.system is not None else None
         # An answer may be a list of them, or go into one.
         is_text = kinds.get(answer) == "text" and answer not in alternatives
         if kinds.get(prompt) in ("text", "conversation") and (answer is None or is_text):
-            return prompt, job.merge.answer or answer
+            return Chat(prompt, job.merge.answer or answer, system if system in kinds else None)
     if job.merge.answer:
         raise JobError("merge.answer is given, but no step has a prompt that it would answer; give merge.prompt")
     return None
@@ -132,9 +138,10 @@ def messages(table: pa.Table, columns: ChatColumns) -> pa.Array:
     """The conversation of every row."""
     if isinstance(columns, str):
         return table[columns].combine_chunks()
-    if kind_of(table.schema.field(columns[0]).type) == "conversation":
-        return _continued(table, *columns)
-    roles = [(role, name) for role, name in zip(("user", "assistant"), columns, strict=True) if name is not None]
+    if kind_of(table.schema.field(columns.prompt).type) == "conversation":
+        return _continued(table, columns.prompt, columns.answer)
+    parts = (("system", columns.system), ("user", columns.prompt), ("assistant", columns.answer))
+    roles = [(role, name) for role, name in parts if name is not None]
     texts = [table[name].combine_chunks().cast(pa.string()) for _, name in roles]
     # One flat array, a message after the other: row 0's user, row 0's assistant, row 1's user ...
     width, rows = len(roles), table.num_rows
@@ -142,7 +149,11 @@ def messages(table: pa.Table, columns: ChatColumns) -> pa.Array:
     contents = pa.concat_arrays(texts).take(pa.array(order)) if rows else pa.array([], pa.string())
     roles_flat = pa.array([role for role, _ in roles] * rows, pa.string())
     structs = pa.StructArray.from_arrays([roles_flat, contents], fields=list(CONVERSATION.value_type))
-    return pa.ListArray.from_arrays(pa.array(np.arange(rows + 1) * width, pa.int32()), structs)
+    there = np.ones((rows, width), bool)
+    if columns.system is not None:
+        there[:, 0] = pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(texts[0]), ""), False)
+    offsets = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), structs.filter(pa.array(there.ravel())))
 
 
 def _continued(table: pa.Table, conversation: str, answer: str | None) -> pa.Array:

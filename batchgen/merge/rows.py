@@ -9,7 +9,15 @@ import pyarrow as pa
 
 from batchgen.commit import Manifest
 from batchgen.job import Job, Merge
-from batchgen.merge.conversations import ChatColumns, batches, chat_columns, has_messages, messages, settled
+from batchgen.merge.conversations import (
+    ChatColumns,
+    batches,
+    chat_columns,
+    has_messages,
+    messages,
+    prompt_column,
+    settled,
+)
 from batchgen.merge.selection import Selection, Shards, select
 from batchgen.plan import Plan
 from batchgen.rows import CLUSTER_SIZE, CONVERSATION, MESSAGES, META_NAMES, SHARD_ONLY
@@ -105,7 +113,7 @@ def _finished(rows: pa.Table, chat: ChatColumns | None, left_out: frozenset[str]
     finished = rows.drop_columns([name for name in rows.column_names if name in left_out])
     if chat is None:
         return finished
-    repeated = chat if isinstance(chat, str) else chat[0]
+    repeated = prompt_column(chat)
     if (isinstance(chat, str) or repeated == MESSAGES) and repeated not in left_out:
         finished = finished.drop_columns([repeated])  # `messages` is that conversation, perhaps with its answer
     return finished.add_column(0, pa.field(MESSAGES, CONVERSATION), messages(rows, chat))

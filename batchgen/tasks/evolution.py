@@ -9,7 +9,7 @@ from pydantic import PositiveInt, field_validator
 from pydantic_core import PydanticCustomError
 
 from batchgen.errors import RowRejected
-from batchgen.tasks.spec import Row, TaskParameters, TaskSpec, always, columns
+from batchgen.tasks.spec import Chat, Row, TaskParameters, TaskSpec, always, columns
 
 
 def _check_templates(templates: dict[str, str] | None, placeholder: str) -> dict[str, str] | None:
@@ -138,10 +138,10 @@ def _finish_evol(row: Row, parameters: EvolInstruct, notes: list[str]) -> Row:
     return row
 
 
-def _evol_chat(parameters: EvolInstruct) -> tuple[str, str | None] | None:
+def _evol_chat(parameters: EvolInstruct) -> Chat:
     if parameters.store_evolutions:
-        return ("evolved_instructions", None)
-    return ("evolved_instruction", "answer" if parameters.generate_answers else None)
+        return Chat("evolved_instructions")
+    return Chat("evolved_instruction", "answer" if parameters.generate_answers else None)
 
 
 def _quality_outputs(parameters: EvolQuality) -> Mapping[str, str]:
@@ -174,7 +174,7 @@ EVOLUTION: Mapping[str, TaskSpec] = {
         inputs=columns(instruction="text", response="text"),
         outputs=_quality_outputs,
         calls="num_evolutions",
-        chat=lambda p: None if p.store_evolutions else ("instruction", "evolved_response"),
+        chat=lambda p: None if p.store_evolutions else Chat("instruction", "evolved_response"),
         paper="2312.15685",
         single_call=False,
         chooses=always,

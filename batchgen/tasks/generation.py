@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt, field_validator
 from pydantic_core import PydanticCustomError
 
 from batchgen.errors import RowRejected
-from batchgen.tasks.spec import PRINTABLE, Row, TaskParameters, TaskSpec, columns
+from batchgen.tasks.spec import PRINTABLE, Chat, Row, TaskParameters, TaskSpec, columns
 
 _PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_]\w*)\s*\}\}")
 
@@ -166,10 +166,10 @@ def _finish_magpie(row: Row, parameters: Magpie, notes: list[str]) -> Row:
     return {**row, "conversation": conversation}
 
 
-def _magpie_chat(parameters: Magpie) -> tuple[str, str | None] | None:
+def _magpie_chat(parameters: Magpie) -> Chat | None:
     if parameters.only_instruction:
-        return ("instruction", None)
-    return ("instruction", "response") if parameters.gives_pair else None
+        return Chat("instruction")
+    return Chat("instruction", "response") if parameters.gives_pair else None
 
 
 def _finish_genstruct(row: Row, parameters: Any, notes: list[str]) -> Row:
@@ -185,7 +185,7 @@ GENERATION: Mapping[str, TaskSpec] = {
         parameters=TextGeneration,
         inputs=lambda p: {**dict.fromkeys(p.columns, PRINTABLE if p.template else "text"), "system_prompt": "text?"},
         outputs=columns(generation="text"),
-        chat=lambda p: ("instruction", "generation") if p.template is None else None,
+        chat=lambda p: Chat("instruction", "generation", "system_prompt") if p.template is None else None,
     ),
     "chat_generation": TaskSpec(
         summary="answers the last message of a conversation",
@@ -193,7 +193,7 @@ GENERATION: Mapping[str, TaskSpec] = {
         parameters=NoParameters,
         inputs=columns(messages="conversation"),
         outputs=columns(generation="text"),
-        chat=lambda p: ("messages", "generation"),
+        chat=lambda p: Chat("messages", "generation"),
     ),
     "magpie": TaskSpec(
         summary="has the model write the user's turns too",
@@ -215,7 +215,7 @@ GENERATION: Mapping[str, TaskSpec] = {
         parameters=SelfInstruct,
         inputs=columns(input="text"),
         outputs=columns(instructions="list[text]"),
-        chat=lambda p: ("instructions", None),
+        chat=lambda p: Chat("instructions"),
         finish=_finish_self_instruct,
         paper="2212.10560",
     ),
@@ -225,7 +225,7 @@ GENERATION: Mapping[str, TaskSpec] = {
         parameters=NoParameters,
         inputs=columns(instruction="text", structured_output="text", system_prompt="text?"),
         outputs=columns(generation="text"),
-        chat=lambda p: ("instruction", "generation"),
+        chat=lambda p: Chat("instruction", "generation", "system_prompt"),
     ),
     "genstruct": TaskSpec(
         summary="writes a question and its answer about a document",
@@ -233,7 +233,7 @@ GENERATION: Mapping[str, TaskSpec] = {
         parameters=NoParameters,
         inputs=columns(title="text", content="text"),
         outputs=columns(user="text", assistant="text"),
-        chat=lambda p: ("user", "assistant"),
+        chat=lambda p: Chat("user", "assistant"),
         finish=_finish_genstruct,
     ),
     "urial": TaskSpec(
@@ -242,7 +242,7 @@ GENERATION: Mapping[str, TaskSpec] = {
         parameters=Urial,
         inputs=columns(instruction="text"),
         outputs=columns(generation="text"),
-        chat=lambda p: ("instruction", "generation"),
+        chat=lambda p: Chat("instruction", "generation"),
         paper="2312.01552",
         plain=True,
         # Where a base model goes on with the next question of the examples' form.

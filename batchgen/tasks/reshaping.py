@@ -55,8 +55,10 @@ def _finish_preference(row: Row, parameters: Preference, notes: list[str]) -> Ro
     worst = min(others, key=lambda pair: pair[0], default=best)
     if best[0] - worst[0] <= 0 or best[0] - worst[0] < parameters.min_difference:
         raise RowRejected("no_preference")
+    system_prompt = row.get("system_prompt") or ""
+    system = [{"role": "system", "content": system_prompt}] if system_prompt.strip() else []
     return {
-        "prompt": [{"role": "user", "content": row["instruction"]}],
+        "prompt": [*system, {"role": "user", "content": row["instruction"]}],
         "chosen": [{"role": "assistant", "content": best[1]}],
         "rejected": [{"role": "assistant", "content": worst[1]}],
         "chosen_rating": best[0],
@@ -81,7 +83,7 @@ RESHAPING: Mapping[str, TaskSpec] = {
         summary="makes `chosen` and `rejected` out of rated answers, as TRL's DPO trainer reads them",
         distilabel=None,
         parameters=Preference,
-        inputs=columns(instruction="text", generations="list[text]", ratings="list[number]"),
+        inputs=columns(instruction="text", generations="list[text]", ratings="list[number]", system_prompt="text?"),
         outputs=columns(
             prompt="conversation",
             chosen="conversation",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -48,6 +48,20 @@ class Gate(Protocol):
         """Takes in texts of rows that ran elsewhere: what `describe` gave, once or several times, in one piece."""
 
 
+class Chat(NamedTuple):
+    """A conversation of one turn: what its parts are in, be it columns, or inputs and outputs of a task.
+
+    Args:
+        prompt: a text, or a conversation that the answer continues.
+        answer: None where there is none.
+        system: the system prompt of a row; None where rows have none of their own.
+    """
+
+    prompt: str
+    answer: str | None = None
+    system: str | None = None
+
+
 def _same_row(row: Row, parameters: Any, notes: list[str]) -> Row:
     return row
 
@@ -61,7 +75,7 @@ def _never(parameters: Any) -> bool:
     return False
 
 
-def _no_chat(parameters: Any) -> tuple[str, str | None] | None:
+def _no_chat(parameters: Any) -> Chat | None:
     return None
 
 
@@ -80,8 +94,7 @@ class TaskSpec:
         outputs: columns that it writes, name to kind, for given parameters.
         calls: engine calls a row, one after the other unless it says so; a formula over the parameters. "0" for an
             entry that uses no model.
-        chat: (prompt column, answer column or None) of what it reads and writes, where that makes a conversation, as a
-            list of prompts does once it is spread over rows.
+        chat: those of its inputs and outputs that make a conversation, as a list of prompts does once it is spread.
         finish: guards and normalises a finished row; may add notes that are kept with the row; raises `RowRejected`.
         paper: arXiv number of where it comes from.
         user_turns: whether it has the model write user turns, so that the chat template must allow that.
@@ -103,7 +116,7 @@ class TaskSpec:
     inputs: Callable[[Any], Mapping[str, str]]
     outputs: Callable[[Any], Mapping[str, str]]
     calls: str = "1"
-    chat: Callable[[Any], tuple[str, str | None] | None] = _no_chat
+    chat: Callable[[Any], Chat | None] = _no_chat
     finish: Callable[[Row, Any, list[str]], Row] = field(default=_same_row)
     paper: str | None = None
     user_turns: bool = False

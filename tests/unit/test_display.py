@@ -31,6 +31,7 @@ from batchgen.job import Merge
 from batchgen.merge.version import DataFile, Version
 from batchgen.progress import Progress
 from batchgen.store import LocalStore
+from batchgen.tasks.spec import Chat
 
 STATUS = Status(
     rows=1000,
@@ -184,21 +185,21 @@ def test_sample_rows_are_shown_as_they_are_and_command_no_terminal(tmp_path: Pat
 @pytest.mark.parametrize(
     ("merge", "chat", "line"),
     [
-        ({"compare": "prompt"}, ("instruction", "generation"), "duplicates are told by instruction"),
-        ({"compare": "prompt"}, ("instruction", None), "duplicates are told by instruction"),
-        ({"compare": "conversation"}, ("instruction", None), "duplicates are told by instruction"),
+        ({"compare": "prompt"}, Chat("instruction", "generation"), "duplicates are told by instruction"),
+        ({"compare": "prompt"}, Chat("instruction"), "duplicates are told by instruction"),
+        ({"compare": "conversation"}, Chat("instruction"), "duplicates are told by instruction"),
         (
             {"compare": "conversation", "exact": False},
-            ("instruction", "generation"),
+            Chat("instruction", "generation"),
             "duplicates are told by instruction and generation",
         ),
         ({"compare": "conversation", "near": None}, "chat", "duplicates are told by chat"),
         ({"compare": "prompt"}, "chat", "duplicates are told by chat, the user's messages alone"),
         ({"compare": None}, None, "duplicates stay: the rows have no prompt; merge.prompt can name a column"),
-        ({"compare": "prompt", "exact": False, "near": None}, ("instruction", None), "duplicates stay"),
+        ({"compare": "prompt", "exact": False, "near": None}, Chat("instruction"), "duplicates stay"),
     ],
 )
-def test_what_duplicates_are_told_by(merge: dict, chat: str | tuple[str, str | None] | None, line: str):
+def test_what_duplicates_are_told_by(merge: dict, chat: str | Chat | None, line: str):
     assert describe_duplicates(Merge(**merge), chat) == line
 
 

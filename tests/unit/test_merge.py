@@ -31,6 +31,7 @@ from batchgen.plan import make_plan, read_plan
 from batchgen.publish import publish_folder, publish_store
 from batchgen.seeds import load_seeds
 from batchgen.store import LocalStore
+from batchgen.tasks.spec import Chat
 from tests.helpers import chaos_job
 
 VOCABULARY = [f"word{i}" for i in range(2000)]
@@ -413,6 +414,31 @@ def test_switches_of_the_merge(tmp_path: Path):
     assert answered(tmp_path / "2", texts, merge=by_conversation).version.kept == 3
 
 
+def test_a_conversation_begins_with_the_system_prompt_that_its_row_brought(tmp_path: Path):
+    rows = [{"instruction": f"Say {i}.", "system_prompt": text} for i, text in enumerate(("Sing.", None, " ", "Rap."))]
+    job = {"source": {"rows": rows}, "model": {"path": "chaos", "engine": {"reply": "Yes."}}, "steps": [ANSWER]}
+
+    def roles(output: str, **changes: object) -> list[list[tuple[str, str]]]:
+        result = run(chaos_job(tmp_path / output, **job | changes), in_process=True)
+        dataset = load_dataset(str(result.dataset), split="train", cache_dir=str(tmp_path / "cache"))
+        return [[(message["role"], message["content"]) for message in said] for said in dataset["messages"]]
+
+    plain = [[("user", f"Say {i}."), ("assistant", "Yes.")] for i in range(4)]
+    with_system = [[("system", "Sing."), *plain[0]], plain[1], plain[2], [("system", "Rap."), *plain[3]]]
+    assert roles("own") == with_system
+    assert roles("own-and-fixed", steps=[{**ANSWER, "system_prompt": "Be brief."}]) == with_system
+    asked = {"prompt": "instruction", "answer": "generation"}
+    assert roles("as-asked", merge=asked) == roles(
+        "unread", steps=[{**ANSWER, "input_mappings": {"system_prompt": None}}]
+    )
+    assert roles("as-asked", merge=asked) == plain
+    persona = [{"instruction": "Say it.", "persona": text} for text in ("You are a poet.", "You are a cook.")]
+    mapped = [{**ANSWER, "input_mappings": {"system_prompt": "persona"}}]
+    model = {"path": "chaos", "engine": {"lines": 2}}
+    said = roles("mapped", source={"rows": persona}, steps=mapped, model=model)
+    assert [each[0] for each in said] == [("system", "You are a poet."), ("system", "You are a cook.")]
+
+
 def test_several_answers_to_one_question_are_no_duplicates_unless_they_are_the_same(tmp_path: Path):
     source = {"rows": [{"instruction": text} for text in ("a b c", "d e f", "d e f")]}
     steps = [{"task": "text_generation", "num_generations": 4}]
@@ -474,19 +500,19 @@ def test_what_has_to_differ_depends_on_what_is_asked_for(
 @pytest.mark.parametrize(
     ("columns", "step", "chat"),
     [
-        (["input"], QUESTIONS, ("instruction", None)),
-        (["input"], {**QUESTIONS, "explode": "instructions -> instructions"}, ("instructions", None)),
+        (["input"], QUESTIONS, Chat("instruction")),
+        (["input"], {**QUESTIONS, "explode": "instructions -> instructions"}, Chat("instructions")),
         (["input"], {"task": "self_instruct"}, None),
         (["instruction"], {"task": "evol_instruct", "store_evolutions": True}, None),
         (
             ["instruction"],
             {"task": "evol_instruct", "store_evolutions": True, "explode": "evolved_instructions -> evolved"},
-            ("evolved", None),
+            Chat("evolved"),
         ),
     ],
 )
 def test_a_list_of_questions_makes_conversations_once_it_is_spread(
-    tmp_path: Path, columns: list[str], step: dict, chat: tuple[str, None] | None
+    tmp_path: Path, columns: list[str], step: dict, chat: Chat | None
 ):
     job = chaos_job(tmp_path, source={"rows": [dict.fromkeys(columns, "x")]}, steps=[step])
     assert chat_columns(job, make_plan(job, load_seeds(job.source))) == chat

@@ -439,6 +439,10 @@ def test_the_same_answer_is_not_preferred_to_itself(generations: list[str], rati
 def test_a_preference_can_ask_for_a_margin():
     row = {"instruction": "Add.", "generations": ["a", "b"], "ratings": [3.0, 4.0]}
     assert run_task("preference_pair", row, ScriptedEngine([]), min_difference=1)["chosen_rating"] == 4.0
+    user = {"role": "user", "content": row["instruction"]}
+    for given, system in (("Sing.", [{"role": "system", "content": "Sing."}]), (None, []), (" \n", [])):
+        pair = run_task("preference_pair", {**row, "system_prompt": given}, ScriptedEngine([]))
+        assert pair["prompt"] == [*system, user]
     with pytest.raises(RowRejected, match="no_preference"):
         run_task("preference_pair", row, ScriptedEngine([]), min_difference=2)
 
