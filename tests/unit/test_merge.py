@@ -414,6 +414,17 @@ def test_switches_of_the_merge(tmp_path: Path):
     assert answered(tmp_path / "2", texts, merge=by_conversation).version.kept == 3
 
 
+def test_pairs_of_preferences_are_compared_by_their_prompts(tmp_path: Path):
+    answers = {**ANSWERS, "output_mappings": {"generation": "generations"}}
+    rows = [{"instruction": "Add 2 and 3."}, {"instruction": "add 2  and 3."}, {"instruction": "Say hello to me."}]
+    reply = "\n\n".join(f"#### Output for Text {i}\nRating: {i}\nRationale: So it is." for i in (1, 2))
+    judge = {"path": "chaos", "engine": {"reply": reply}}
+    steps = [answers, {"task": "ultrafeedback", "model": "judge"}, {"task": "preference_pair"}]
+    job = chaos_job(tmp_path, source={"rows": rows}, models={"judge": judge}, steps=steps)
+    assert chat_columns(job, make_plan(job, load_seeds(job.source))) == Chat("prompt")
+    assert run(job, in_process=True).version.dropped == {"exact duplicate": 1}
+
+
 def test_a_conversation_begins_with_the_system_prompt_that_its_row_brought(tmp_path: Path):
     rows = [{"instruction": f"Say {i}.", "system_prompt": text} for i, text in enumerate(("Sing.", None, " ", "Rap."))]
     job = {"source": {"rows": rows}, "model": {"path": "chaos", "engine": {"reply": "Yes."}}, "steps": [ANSWER]}
