@@ -149,9 +149,10 @@ def messages(table: pa.Table, columns: ChatColumns) -> pa.Array:
     contents = pa.concat_arrays(texts).take(pa.array(order)) if rows else pa.array([], pa.string())
     roles_flat = pa.array([role for role, _ in roles] * rows, pa.string())
     structs = pa.StructArray.from_arrays([roles_flat, contents], fields=list(CONVERSATION.value_type))
+    if columns.system is None:
+        return pa.ListArray.from_arrays(pa.array(np.arange(rows + 1) * width, pa.int32()), structs)
     there = np.ones((rows, width), bool)
-    if columns.system is not None:
-        there[:, 0] = pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(texts[0]), ""), False)
+    there[:, 0] = pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(texts[0]), ""), False)
     offsets = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), structs.filter(pa.array(there.ravel())))
 
