@@ -76,6 +76,7 @@ def plan(options: argparse.Namespace) -> int:
     from batchgen import api
     from batchgen.display import describe_duplicates
     from batchgen.merge.conversations import chat_columns, settled
+    from batchgen.models import user_turns
     from batchgen.plan import PLAN_KEY, check_plan
     from batchgen.store import open_store
 
@@ -92,6 +93,8 @@ def plan(options: argparse.Namespace) -> int:
         outputs = f" -> {', '.join(step.outputs)}" if step.outputs else ""
         on = f" on {step.model}" if step.model is not None else ""
         print(f"  {index + 1}. {step.task}{on}{outputs}" + (f"; explode {step.explode}" if step.explode else ""))
+    for path, (opening, end) in user_turns(job, options.trust_remote_code).items():
+        print(f"user turns of {path}: opened by {opening!r}, ended by {end!r}")
     print(f"columns of a shard: {', '.join(plan.schema.names)}")
     chat = chat_columns(job, plan)
     print(f"merge: {describe_duplicates(settled(job, plan, chat), chat)}")

@@ -76,3 +76,16 @@ def _check_chat(chat: TemplateChat, model: Model, user_turns: bool) -> None:
             chat.check_user_turn()
     except ModelError as error:
         raise ModelError(f"model.path: {model.path!r}: {error}; {hint}") from None
+
+
+def user_turns(job: Job, trust_remote_code: bool) -> dict[str, tuple[str, str]]:
+    """How Magpie's user turns are opened and what ends them, by the path of each model that writes some."""
+    turns = {}
+    for name, model in job.used_models.items():
+        if model.is_local and any(step.spec.user_turns for step in job.steps if step.model == name):
+            repository = find_model(model.path, model.revision)
+            tokenizer = load_tokenizer(repository, trust_remote_code, model.engine)
+            chat = chat_from_tokenizer(tokenizer, model.pre_query_template, model.chat_template_kwargs)
+            texts, ids = chat.user_stop
+            turns[model.path] = (chat.user_prompt([]).text, "".join((*texts, *tokenizer.convert_ids_to_tokens(ids))))
+    return turns

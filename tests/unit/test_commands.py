@@ -91,6 +91,18 @@ output: run"""
     assert said(capsys, "plan", "job.yaml") == planned + " (holds a run of this job, which would continue)\n"
 
 
+def test_a_plan_shows_how_the_user_s_turns_are_opened(folder: Path, capsys: pytest.CaptureFixture[str]):
+    derived = r"user turns of embedded: opened by '<|im_start|>user\n', ended by '<|im_end|>'"
+    given = r"user turns of embedded: opened by '<|im_start|>user:', ended by '<|im_end|>'"
+    magpie = ("--set", "source.count=2", "--set", "steps=[{task: magpie}]", "--set", "merge={}")
+    embedded = ("--set", "model={path: embedded}")
+    assert f"\n{derived}\n" in said(capsys, "plan", "job.yaml", *magpie, *embedded)
+    opening = ("--set", "model.pre_query_template='<|im_start|>user:'")
+    assert f"\n{given}\n" in said(capsys, "plan", "job.yaml", *magpie, *embedded, *opening)
+    assert "user turns" not in said(capsys, "plan", "job.yaml", *embedded)
+    assert "user turns" not in said(capsys, "plan", "job.yaml", *magpie)
+
+
 def test_a_job_s_parts_are_named_in_the_singular_and_without_what_is_not_there(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ):
