@@ -97,7 +97,7 @@ def plan(options: argparse.Namespace) -> int:
         print(f"user turns of {path}: opened by {opening!r}, ended by {end!r}")
     print(f"columns of a shard: {', '.join(plan.schema.names)}")
     chat = chat_columns(job, plan)
-    print(f"merge: {describe_duplicates(settled(job, plan, chat), chat)}")
+    print(f"merge: {describe_duplicates(settled(job, chat), chat)}")
     print(f"output: {job.output}" + (" (holds a run of this job, which would continue)" if begun else ""))
     return 0
 

@@ -55,26 +55,18 @@ def has_messages(job: Job, plan: Plan, chat: ChatColumns | None) -> bool:
     return wanted and chat is not None and not _is_preference(plan)
 
 
-def settled(job: Job, plan: Plan, chat: ChatColumns | None) -> Merge:
+def settled(job: Job, chat: ChatColumns | None) -> Merge:
     """A job's `merge`, with the text that has to differ where the job leaves that open; None where there is no text."""
     compare = None
     if chat is not None:
-        repeated = _repeats(job, plan, chat)
+        repeated = _repeats(job, prompt_column(chat))
         compare = job.merge.compare or ("conversation" if repeated else "prompt")
     return job.merge.model_copy(update={"compare": compare})
 
 
-def _repeats(job: Job, plan: Plan, chat: ChatColumns) -> bool:
-    """Whether rows with one prompt are asked for.
-
-    Several generations of its answer are, and a list that is spread over rows. So may be the same question under
-    several system prompts, where the seeds bring both.
-    """
-    prompt = prompt_column(chat)
+def _repeats(job: Job, prompt: str) -> bool:
+    """Whether rows with one prompt are asked for: several generations of its answer, or a list spread over rows."""
     there = all(prompt not in _written(step) for step in job.steps)
-    has_system = isinstance(chat, Chat) and chat.system is not None
-    if there and (has_system or kind_of(plan.schema.field(prompt).type) == "conversation"):
-        return True
     for step in job.steps:
         if there and job.generations(step) > 1 and not step.group_generations:
             return True

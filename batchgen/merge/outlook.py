@@ -68,7 +68,7 @@ class Outlook:
         try:
             shards = _Closable(self._store, self._plan, committed(self._store, self._plan), self._closed)
             chat = chat_columns(self._job, self._plan)
-            selection = select(shards, chat, settled(self._job, self._plan, chat))
+            selection = select(shards, chat, settled(self._job, chat))
         except (StoreError, _Closed):
             return  # what is out of reach is told by those who need it
         except CorruptShard as error:

@@ -93,7 +93,7 @@ def merge_rows(store: ObjectStore, plan: Plan, job: Job, manifests: Mapping[int,
     """
     chat = chat_columns(job, plan)
     shards = Shards(store, plan, manifests)
-    merge = settled(job, plan, chat)
+    merge = settled(job, chat)
     selection = select(shards, chat, merge)
     # A list of the seeds that was spread over rows is in none of them.
     spread = {step.exploded[0] for step in job.steps if step.exploded is not None} - plan.step_columns.keys()

@@ -5,9 +5,11 @@ Of a row no more is held than what it is compared by, its hash and its signature
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -145,13 +147,19 @@ class _Compared:
 
         roles = ("user",) if self._merge.compare == "prompt" else ("user", "assistant")
         texts = ["\n".join(part["content"] for part in each if part["role"] in roles) for each in conversations]
+        # One question under two system prompts is two.
+        systems = ["\n".join(part["content"] for part in each if part["role"] == "system") for each in conversations]
         normal = normalise(pa.array(texts, pa.string()))
         here = slice(self._rows, self._rows + len(texts))
         if self._merge.exact:
-            digests = b"".join(xxhash.xxh3_128_digest(text.encode()) for text in normal.to_pylist())
+            pairs = zip(normal.to_pylist(), systems, strict=True)
+            digests = b"".join(xxhash.xxh3_128_digest(f"{text}\0{system}".encode()) for text, system in pairs)
             self._digests[here] = np.frombuffer(digests, _DIGEST)
         if self._merge.near is not None:
             self._signatures[here] = signatures(normal)
+            for row, system in enumerate(systems, self._rows):
+                if system:
+                    self._signatures[row] += _shift(system)
         self._rows += len(texts)
 
     def different(self, dropped: Counter[str]) -> tuple[Indices, Indices]:
@@ -167,6 +175,14 @@ class _Compared:
             stay, sizes = _firsts(stay, sizes, near.clusters(self._signatures, self._merge.near.threshold, stay))
             _count(dropped, "near duplicate", before, len(stay))
         return stay, sizes
+
+
+@lru_cache(maxsize=1024)
+def _shift(system: str) -> npt.NDArray[np.uint8]:
+    """What takes signatures of texts under a system prompt apart from all others, and leaves them alike: [128]."""
+    from batchgen.minhash import PERMUTATIONS
+
+    return np.frombuffer(hashlib.shake_128(system.encode()).digest(PERMUTATIONS), np.uint8)
 
 
 def _is_complete(conversation: Sequence[Mapping[str, Any]] | None) -> bool:

@@ -414,9 +414,47 @@ def test_switches_of_the_merge(tmp_path: Path):
     assert answered(tmp_path / "2", texts, merge=by_conversation).version.kept == 3
 
 
+LONG = "please write a long and careful story about a river that runs through the old town"
+
+
+@pytest.mark.parametrize("chatting", [False, True])
+def test_a_question_under_two_system_prompts_is_two(tmp_path: Path, chatting: bool):
+    poet, cook = (f"You are a {who}, who says so in each of his many sentences." for who in ("poet", "cook"))
+    asked = [
+        (poet, "Say hello."),
+        (cook, "Say hello."),
+        (None, "Say hello."),
+        (poet, LONG),
+        (cook, LONG),
+        # Duplicates of these:
+        (poet, "say  hello."),
+        (None, "Say hello."),
+        (cook, LONG + " today"),
+    ]
+    rows = [
+        {"messages": [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": text}]}
+        if chatting
+        else {"instruction": text, "system_prompt": system}
+        for system, text in asked
+    ]
+    steps = [{"task": "chat_generation" if chatting else "text_generation"}]
+    version = run(chaos_job(tmp_path, source={"rows": rows}, steps=steps), in_process=True).version
+    assert version.merge["compare"] == "prompt"
+    assert version.dropped == {"exact duplicate": 2, "near duplicate": 1}
+    assert version.kept == 5
+
+
 def test_pairs_of_preferences_are_compared_by_their_prompts(tmp_path: Path):
     answers = {**ANSWERS, "output_mappings": {"generation": "generations"}}
-    rows = [{"instruction": "Add 2 and 3."}, {"instruction": "add 2  and 3."}, {"instruction": "Say hello to me."}]
+    rows = [
+        {"instruction": text, "system_prompt": system}
+        for text, system in (
+            ("Add 2 and 3.", None),
+            ("add 2  and 3.", ""),
+            ("Say hello.", "Sing."),
+            ("Say hello.", "Rap."),
+        )
+    ]
     reply = "\n\n".join(f"#### Output for Text {i}\nRating: {i}\nRationale: So it is." for i in (1, 2))
     judge = {"path": "chaos", "engine": {"reply": reply}}
     steps = [answers, {"task": "ultrafeedback", "model": "judge"}, {"task": "preference_pair"}]
@@ -478,14 +516,6 @@ LISTED = {"prompt": "instruction", "answer": "answer"}
         (["instruction"], [{**ANSWER, "sampling": {"n": 2}}], {}, "conversation"),
         (["instruction"], [{**ANSWERS, "explode": "answers -> answer"}], LISTED, "conversation"),
         (["instruction", "notes_"], [{**ANSWER, "explode": "notes_ -> note"}], {}, "conversation"),
-        # The same question may be asked under several system prompts.
-        (["instruction", "system_prompt"], [ANSWER], {}, "conversation"),
-        (["instruction", "persona"], [{**ANSWER, "input_mappings": {"system_prompt": "persona"}}], {}, "conversation"),
-        (["instruction", "system_prompt"], [{**ANSWER, "input_mappings": {"system_prompt": None}}], {}, "prompt"),
-        (["instruction"], [{**ANSWER, "system_prompt": "Be brief."}], {}, "prompt"),
-        (["messages"], [{"task": "chat_generation"}], {}, "conversation"),
-        (["system_prompt"], [{"task": "magpie"}], {}, "prompt"),
-        (["system_prompt"], [{"task": "magpie", "only_instruction": True}, ANSWER], {}, "prompt"),
         # Each row has a question of its own by then.
         (["input"], [QUESTIONS, ANSWER], {}, "prompt"),
         (["input"], [{**QUESTIONS, "num_generations": 2}, ANSWER], {}, "prompt"),
@@ -501,11 +531,10 @@ LISTED = {"prompt": "instruction", "answer": "answer"}
 def test_what_has_to_differ_depends_on_what_is_asked_for(
     tmp_path: Path, columns: list[str], steps: list[dict], merge: dict, compare: str
 ):
-    given = {"notes_": ["x"], "messages": [{"role": "user", "content": "x"}]}
-    row = {name: given.get(name, "x") for name in columns}
+    row = {name: ["x"] if name == "notes_" else "x" for name in columns}
     job = chaos_job(tmp_path, source={"rows": [row]} if columns else {"count": 2}, steps=steps, merge=merge)
-    plan = make_plan(job, load_seeds(job.source))
-    assert settled(job, plan, chat_columns(job, plan)).compare == compare
+    chat = chat_columns(job, make_plan(job, load_seeds(job.source)))
+    assert settled(job, chat).compare == compare
 
 
 @pytest.mark.parametrize(
