@@ -199,6 +199,9 @@ class Job(Part):
                 equal_rows = (self.source.count or 1) if index == 0 else 1
                 check_varied(self.step_sampling(step), equal_rows, self.generations(step), where)
         self._check_used()
+        if (many := self.sampling.get("n") or 1) > 1 and sum(step.spec.calls_model for step in self.steps) > 1:
+            message = f"every step would run {many} times for each row; give num_generations to the one that is meant"
+            raise complaint(message, ("sampling", "n"))
         return self
 
     def _check_used(self) -> None:

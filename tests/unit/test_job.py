@@ -349,6 +349,18 @@ def test_the_shapes_that_are_told_are_good_ones():
             kinds[name].model_validate(yaml.safe_load(shape))
 
 
+def test_several_generations_of_every_step_are_refused(tmp_path: Path):
+    assert Job.load(write(tmp_path, GOOD), ["sampling.n=4"]).sampling["n"] == 4
+    one = GOOD.replace("    n_turns: 1\n", "    only_instruction: true\n")
+    one = one.replace("merge:", "  - task: drop_duplicates\nmerge:")
+    assert Job.load(write(tmp_path, one), ["sampling.n=4"]).sampling["n"] == 4
+    two = one.replace("merge:", "  - task: text_generation\nmerge:")
+    assert refused(tmp_path, two, "sampling.n=4") == (
+        "--set: sampling.n: every step would run 4 times for each row; give num_generations to the one that is meant"
+    )
+    assert Job.load(write(tmp_path, two), ["sampling.n=1", "steps.2.sampling={n: 4}"]).steps[2].sampling == {"n": 4}
+
+
 def test_the_chaos_engine_s_fields_are_checked(tmp_path: Path):
     chaos = GOOD.replace("HuggingFaceTB/SmolLM2-1.7B-Instruct", "chaos").replace("tensor_parallel_size: 1", "slot: 1")
     assert "model.engine.slot: unknown field of the chaos engine 'slot'; did you mean 'slots'?" in refused(
