@@ -103,7 +103,7 @@ def _recipe(job: Job, plan: Plan, merge: Mapping[str, Any]) -> dict[str, Any]:
         "models": {str(name): model for name, model in models.items()},
         "sampling": tree.get("sampling"),
         "steps": [{"task": step["task"], **_step(step)} for step in tree["steps"]],
-        "merge": tree.get("merge", {}) | ({"compare": compare} if compare == "conversation" else {}),
+        "merge": tree.get("merge", {}) | ({"compare": compare} if compare not in (None, "prompt") else {}),
     }
     return {name: value for name, value in recipe.items() if value not in (None, {})}
 

@@ -234,10 +234,13 @@ def describe_duplicates(merge: Merge, chat: ChatColumns | None) -> str:
         return "duplicates stay"
     if chat is None:
         return f"duplicates stay: {_NO_PROMPT}"
-    if isinstance(chat, str):
-        return f"duplicates are told by {chat}" + ", the user's messages alone" * (merge.compare == "prompt")
-    answer = f" and {chat.answer}" if chat.answer is not None and merge.compare == "conversation" else ""
-    return f"duplicates are told by {chat.prompt}{answer}"
+    prompt, answer = (f"the user's messages in {chat}", "the answers") if isinstance(chat, str) else chat[:2]
+    told = {
+        "prompt": prompt,
+        "conversation": f"{prompt} and {answer}" if answer is not None else prompt,
+        "answers": f"{prompt}, and those with the same by {answer}",
+    }
+    return f"duplicates are told by {told[merge.compare or 'prompt']}"
 
 
 def sample_rows(store: ObjectStore, version: Version, rows: int = 3) -> list[str]:

@@ -125,8 +125,8 @@ class Merge(Part):
     exact: bool = Field(True, description="drop rows whose normalised text another row has")
     near: Near | None = Field(default_factory=lambda: Near(), description="null or false keeps near-duplicates")
     # Not `on`: YAML 1.1 reads that word as true.
-    compare: Literal["prompt", "conversation"] | None = Field(
-        None, description="the text that must differ; else the prompt, unless several answers to one are asked for"
+    compare: Literal["prompt", "conversation", "answers"] | None = Field(
+        None, description="what must differ; else the prompt, or the answers to one, where several are asked for"
     )
     drop_truncated: bool = Field(True, description="drop rows with a text cut at max_tokens")
     prompt: str | None = Field(None, description="column of the user's message, where it is not the last step's")

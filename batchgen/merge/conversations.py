@@ -60,7 +60,7 @@ def settled(job: Job, chat: ChatColumns | None) -> Merge:
     compare = None
     if chat is not None:
         repeated = _repeats(job, prompt_column(chat))
-        compare = job.merge.compare or ("conversation" if repeated else "prompt")
+        compare = job.merge.compare or ("answers" if repeated else "prompt")
     return job.merge.model_copy(update={"compare": compare})
 
 

@@ -7,6 +7,7 @@ import math
 import os
 import random
 import resource
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
@@ -22,7 +23,9 @@ from batchgen import minhash, run
 from batchgen.api import plan_run
 from batchgen.cli import main
 from batchgen.errors import BatchgenError, CorruptShard, JobError, StoreError, UserError
+from batchgen.job import Merge
 from batchgen.merge import latest_version, merge_run, near, read_version
+from batchgen.merge.compared import Compared
 from batchgen.merge.conversations import chat_columns, settled
 from batchgen.merge.rows import Reader
 from batchgen.merge.version import Version
@@ -35,6 +38,7 @@ from batchgen.tasks.spec import Chat
 from tests.helpers import chaos_job
 
 VOCABULARY = [f"word{i}" for i in range(2000)]
+LONG = "please write a long and careful story about a river that runs through the old town"
 
 
 def text(rng: random.Random, words: int = 60) -> list[str]:
@@ -414,9 +418,6 @@ def test_switches_of_the_merge(tmp_path: Path):
     assert answered(tmp_path / "2", texts, merge=by_conversation).version.kept == 3
 
 
-LONG = "please write a long and careful story about a river that runs through the old town"
-
-
 @pytest.mark.parametrize("chatting", [False, True])
 def test_a_question_under_two_system_prompts_is_two(tmp_path: Path, chatting: bool):
     poet, cook = (f"You are a {who}, who says so in each of his many sentences." for who in ("poet", "cook"))
@@ -489,17 +490,51 @@ def test_a_conversation_begins_with_the_system_prompt_that_its_row_brought(tmp_p
 
 
 def test_several_answers_to_one_question_are_no_duplicates_unless_they_are_the_same(tmp_path: Path):
-    source = {"rows": [{"instruction": text} for text in ("a b c", "d e f", "d e f")]}
+    source = {"rows": [{"instruction": text} for text in ("a b c", "d e f", "D e f")]}
     steps = [{"task": "text_generation", "num_generations": 4}]
     result = run(chaos_job(tmp_path / "run", source=source, steps=steps), in_process=True)
-    assert (result.version.kept, result.version.dropped) == (12, {})
-    assert "merge:\n  compare: conversation\n" in (Path(result.dataset) / "README.md").read_text()
+    assert (result.version.kept, result.version.dropped) == (8, {"exact duplicate": 4})
+    assert "merge:\n  compare: answers\n" in (Path(result.dataset) / "README.md").read_text()
     alike = {"model": {"path": "chaos", "engine": {"reply": "Yes."}}}
     result = run(chaos_job(tmp_path / "alike", source=source, steps=steps, **alike), in_process=True)
     assert (result.version.kept, result.version.dropped) == (2, {"exact duplicate": 10})
     asked = {"merge": {"compare": "prompt"}}
     result = run(chaos_job(tmp_path / "asked", source=source, steps=steps, **asked), in_process=True)
     assert (result.version.kept, result.version.dropped) == (2, {"exact duplicate": 10})
+    asked = {"merge": {"compare": "conversation"}}
+    result = run(chaos_job(tmp_path / "with", source=source, steps=steps, **asked), in_process=True)
+    assert result.version.kept > 8, "questions that are the same, with other answers"
+
+
+def compared(rows: list[tuple[int, str, str]], **merge: object) -> tuple[list[int], list[int], dict[str, int]]:
+    """(rows that stay, how many each stands for, rows left out by reason) of (seed row, question, answer)."""
+    names = {"row_index": [seed for seed, _, _ in rows], "q": [q for _, q, _ in rows], "a": [a for _, _, a in rows]}
+    dropped = Counter[str]()
+    seen = Compared(len(rows), Chat("q", "a"), Merge(**{"compare": "answers"} | merge))
+    seen.add(pa.table(names), dropped)
+    stay, sizes = seen.different(dropped)
+    assert sum(sizes) == len(rows)
+    assert len(stay) + sum(dropped.values()) == len(rows)
+    return stay.tolist(), sizes.tolist(), dict(dropped)
+
+
+def test_of_questions_that_are_nearly_the_same_the_first_keeps_its_answers():
+    near = f"{LONG} today"
+    rows = [
+        *((0, LONG, answer) for answer in ("No.", "Yes.", "yes.", "Perhaps.")),
+        *((1, near, answer) for answer in ("No.", "Never.")),
+        *((2, LONG.upper(), answer) for answer in ("No.", "Never.")),
+        (3, "What else is there?", "No."),
+        # Another question of the first row, as of a list that was spread.
+        (0, near, "No."),
+    ]
+    both = {"exact duplicate": 1 + 2, "near duplicate": 2 + 1}
+    assert compared(rows) == ([0, 1, 3, 8], [1 + 2 + 2 + 1, 2, 1, 1], both)
+    assert compared(rows, near=None) == ([0, 1, 3, 4, 5, 8], [1 + 2, 2, 1, 1 + 1, 1, 1], {"exact duplicate": 4})
+    alike = {"near duplicate": 2 + 2 + 1}
+    assert compared(rows, exact=False) == ([0, 1, 2, 3, 8], [1 + 5, 1, 1, 1, 1], alike)
+    assert compared(rows, exact=False, near=None) == (list(range(10)), [1] * 10, {})
+    assert compared([]) == ([], [], {})
 
 
 QUESTIONS = {"task": "self_instruct", "explode": "instructions -> instruction"}
@@ -512,20 +547,20 @@ LISTED = {"prompt": "instruction", "answer": "answer"}
     ("columns", "steps", "merge", "compare"),
     [
         (["instruction"], [ANSWER], {}, "prompt"),
-        (["instruction"], [{**ANSWER, "num_generations": 2}], {}, "conversation"),
-        (["instruction"], [{**ANSWER, "sampling": {"n": 2}}], {}, "conversation"),
-        (["instruction"], [{**ANSWERS, "explode": "answers -> answer"}], LISTED, "conversation"),
-        (["instruction", "notes_"], [{**ANSWER, "explode": "notes_ -> note"}], {}, "conversation"),
+        (["instruction"], [{**ANSWER, "num_generations": 2}], {}, "answers"),
+        (["instruction"], [{**ANSWER, "sampling": {"n": 2}}], {}, "answers"),
+        (["instruction"], [{**ANSWERS, "explode": "answers -> answer"}], LISTED, "answers"),
+        (["instruction", "notes_"], [{**ANSWER, "explode": "notes_ -> note"}], {}, "answers"),
         # Each row has a question of its own by then.
         (["input"], [QUESTIONS, ANSWER], {}, "prompt"),
         (["input"], [{**QUESTIONS, "num_generations": 2}, ANSWER], {}, "prompt"),
         (["input"], [QUESTIONS], {}, "prompt"),
         (["input"], [{**QUESTIONS, "explode": "instructions -> instructions"}], {}, "prompt"),
-        (["input"], [QUESTIONS, {**ANSWER, "num_generations": 2}], {}, "conversation"),
+        (["input"], [QUESTIONS, {**ANSWER, "num_generations": 2}], {}, "answers"),
         (["instruction"], [{"task": "evol_instruct", "num_generations": 2}], {}, "prompt"),
         ([], [{"task": "magpie", "num_generations": 2}], {}, "prompt"),
         ([], [{"task": "magpie", "n_turns": 2, "num_generations": 2}], {}, "prompt"),
-        ([], [{"task": "magpie", "only_instruction": True}, {**ANSWER, "num_generations": 2}], {}, "conversation"),
+        ([], [{"task": "magpie", "only_instruction": True}, {**ANSWER, "num_generations": 2}], {}, "answers"),
     ],
 )
 def test_what_has_to_differ_depends_on_what_is_asked_for(
