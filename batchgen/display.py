@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from batchgen.store.base import ObjectStore
 
 _PLAIN_EVERY = 10.0
+_NO_PROMPT = "the rows have no prompt; merge.prompt can name a column"
 
 
 def _duration(seconds: float) -> str:
@@ -219,9 +220,6 @@ def describe_version(version: Version) -> str:
         hints.append(f"duplicates were not looked for: {_NO_PROMPT}")
     told = "; ".join(filter(None, hints))
     return f"{line} ({told})" if told else line
-
-
-_NO_PROMPT = "the rows have no prompt; merge.prompt can name a column"
 
 
 def describe_duplicates(merge: Merge, chat: ChatColumns | None) -> str:
