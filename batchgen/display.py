@@ -233,12 +233,9 @@ def describe_duplicates(merge: Merge, chat: ChatColumns | None) -> str:
     if chat is None:
         return f"duplicates stay: {_NO_PROMPT}"
     prompt, answer = (f"the user's messages in {chat}", "the answers") if isinstance(chat, str) else chat[:2]
-    told = {
-        "prompt": prompt,
-        "conversation": f"{prompt} and {answer}" if answer is not None else prompt,
-        "answers": f"{prompt}, and those with the same by {answer}",
-    }
-    return f"duplicates are told by {told[merge.compare or 'prompt']}"
+    also = {"conversation": f" and {answer}", "answers": f", and those with the same by {answer}"}
+    by = prompt + (also.get(merge.compare or "", "") if answer is not None else "")
+    return f"duplicates are told by {by}"
 
 
 def sample_rows(store: ObjectStore, version: Version, rows: int = 3) -> list[str]:

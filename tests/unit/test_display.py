@@ -204,6 +204,7 @@ def test_sample_rows_are_shown_as_they_are_and_command_no_terminal(tmp_path: Pat
             Chat("instruction", "generation"),
             "duplicates are told by instruction, and those with the same by generation",
         ),
+        ({"compare": "answers"}, Chat("instruction"), "duplicates are told by instruction"),
         ({"compare": None}, None, "duplicates stay: the rows have no prompt; merge.prompt can name a column"),
         ({"compare": "prompt", "exact": False, "near": None}, Chat("instruction"), "duplicates stay"),
     ],
