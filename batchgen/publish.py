@@ -22,6 +22,7 @@ from batchgen.store.local import flush
 
 _DAY = 24 * 3600.0
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 # `load_dataset` takes the one for a choice of characters, the other for a chain of file systems.
 _UNLOADABLE = re.compile(r"\[[^/\]]+\]|::")
 
@@ -131,6 +132,8 @@ def check_target(folder: str | Path) -> Path:
     Raises:
         UserError: it holds something that is no dataset, or `load_dataset` would not find it.
     """
+    if _SCHEME.match(str(folder)):
+        raise UserError(f"{folder}: not a folder; publish to one, and go on with `hf upload` or a bucket's own tool")
     target = resolved(folder)
     if found := _UNLOADABLE.search(str(target)):
         raise UserError(f"{target}: load_dataset opens no folder with {found[0]!r} in its path; choose another one")

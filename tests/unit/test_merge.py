@@ -673,6 +673,15 @@ def test_publish_replaces_a_dataset_and_nothing_else(tmp_path: Path):
     assert list(tmp_path.glob(".*")) == []
 
 
+@pytest.mark.parametrize("place", ["s3://bucket/data", "hf://datasets/org/name", "https://x/y"])
+def test_a_dataset_is_published_to_folders_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, place: str):
+    monkeypatch.chdir(tmp_path)
+    answered(tmp_path, ["a", "b"])
+    assert main(["publish", "run", "--to", place]) == 2
+    assert capsys.readouterr().err.startswith(f"batchgen: error: {place}: not a folder; publish to one, and go on")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 @pytest.mark.parametrize("name", ["of[1]", "a::b"])
 def test_a_dataset_goes_where_load_dataset_finds_it(tmp_path: Path, name: str):
     result = answered(tmp_path, ["a b c"])
