@@ -214,7 +214,8 @@ def check_merge_columns(job: Job, columns: Mapping[str, str]) -> None:
             raise JobError(f"merge: no {' or '.join(kinds)} column {given!r}; {_existing(fitting, given)}")
     for name in job.merge.columns or ():
         if name not in (*columns, *META_NAMES, MESSAGES, CLUSTER_SIZE):
-            raise JobError(f"merge.columns: no column {name!r}; {_existing(columns, name)}")
+            there = {**columns, MESSAGES: "conversation"}
+            raise JobError(f"merge.columns: no column {name!r}; {_existing(there, name)}")
 
 
 def _check_inputs(step: Step, columns: Mapping[str, str], where: str) -> None:
