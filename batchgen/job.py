@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -144,7 +145,7 @@ class Merge(Part):
 class Job(Part):
     """A whole job. `Job.load` reads one from YAML; `Job.of` takes the same tree as a mapping."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    name: str = Field(max_length=100)
     seed: int = Field(0, ge=0, lt=2**63)
     source: Source
     model: Model
@@ -163,6 +164,13 @@ class Job(Part):
     max_engine_deaths: PositiveInt = Field(100, description="engines that a run may lose before it fails")
     fail_after_rejected: PositiveInt | None = Field(1000, description="rows, all of them rejected; then the run fails")
     shard_rows: PositiveInt | None = Field(None, le=100_000, description="rows a shard; else chosen from their number")
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise complaint(f"takes letters, digits, '.', '_' and '-', first a letter or digit; got {name!r}")
+        return name
 
     @field_validator("sampling")
     @classmethod
