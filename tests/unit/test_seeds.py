@@ -93,7 +93,17 @@ def test_limit_keeps_the_first_rows_and_their_ids():
         ("a.jsonl", b"", "a.jsonl: the file has no rows"),
         ("a.jsonl", b'{"x": "1"}\n{"x": \n', "a.jsonl:2: not JSON"),
         ("a.jsonl", b'{"x": "1"}\n[1]\n', "a.jsonl:2: a seed row is a JSON object, not a list"),
-        ("a.jsonl", b'{"x": "1"}\n{"x": "\xff"}\n', "a.jsonl:2: not UTF-8"),
+        ("a.jsonl", b'{"x": "1"}\n{"x": "\xff"}\n', "a.jsonl:2: not UTF-8 (byte 8 of the line)"),
+        (
+            "a.jsonl",
+            b'{"x": [1]}\n{"x": [1, "a"]}\n',
+            "a.jsonl:2: column 'x' holds a value of type list, whose parts have",
+        ),
+        (
+            "a.jsonl",
+            b'{"x": 1}\n{"x": %d}\n' % 2**70,
+            "a.jsonl:2: column 'x' holds a value of type int, of which no column",
+        ),
         ("a.jsonl", b'{"x": "1"}\n\n{"x": 2}\n', "a.jsonl:3: column 'x' is int here and str before"),
         ("a.jsonl", b'{"x": "\\ud800"}\n', "a.jsonl:1: column 'x' holds half of a surrogate pair"),
         ("a.jsonl", b"{}\n", "a.jsonl:1: a seed row without columns"),
@@ -127,6 +137,12 @@ def test_bad_files_are_named_with_the_line(tmp_path: Path, name: str, content: b
         (tmp_path / name).write_bytes(content)
     with pytest.raises(SeedError, match=re.escape(message).replace(re.escape(".*"), ".*")):
         load_seeds(Source(path=name), tmp_path)
+
+
+def test_a_column_without_any_value_is_one_of_texts(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"x": "1", "y": null}\n{"x": "2"}\n')
+    table = load_seeds(Source(path="a.jsonl"), tmp_path).table
+    assert (table.schema.field("y").type, table["y"].to_pylist()) == (pa.string(), [None, None])
 
 
 @pytest.mark.parametrize(
