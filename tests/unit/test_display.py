@@ -164,6 +164,11 @@ def test_a_terminal_that_goes_away_does_not_end_the_run(monkeypatch: pytest.Monk
         os.dup2(os.open(os.devnull, os.O_WRONLY), write)
 
 
+def test_engines_that_start_are_counted():
+    for engines, told in ((1, "engine starting"), (2, "2 engines starting")):
+        assert f", {told}, " in describe(replace(STATUS, engines=engines, engines_ready=0))
+
+
 def test_sample_rows_are_shown_as_they_are_and_command_no_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     text = "a :smile: [bold]b[/bold]\x1b[31m c\x07\n\nd \u202e\u2603"
     messages = [{"role": "user", "content": text}, {"role": "assistant", "content": "x" * 300}]
