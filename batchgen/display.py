@@ -53,7 +53,7 @@ def describe(status: Status) -> str:
         parts.append("engine starting" if status.engines == 1 else f"{status.engines} engines starting")
     else:
         parts.append(f"engines {status.engines_ready}/{status.engines}")
-        # Tokens count as completions end: for the first of them that may take minutes.
+        # Of a server's completions nothing is known until the first has ended, which may take minutes.
         work = f"{status.tokens_per_second:,.0f} tok/s" if status.tokens_per_second else ""
         parts.append(work or f"{status.rows_in_flight:,} rows in flight")
     if status.eta is not None:

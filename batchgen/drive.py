@@ -60,7 +60,7 @@ class Driver:
         shards: of the whole run.
         before: what was committed before this start.
         watch: called with the status about once a second and at the end.
-        stall_seconds: an engine that finishes no request for so long is taken for hung, killed and replaced.
+        stall_seconds: an engine of which no token and no row comes for so long is taken for hung, killed and replaced.
         start_seconds: so is one that has its place and is not up after so long.
         texts_before: at the job's gates, of what was committed before this start.
     """
@@ -334,7 +334,7 @@ class Driver:
             self._events.put_nowait(lambda: self._scheduler.grow(room))
 
     def _lose_hung(self, engine: int, pulse: Pulse) -> None:
-        reason = f"no request finished for {self._stall_seconds:.0f} s: taken for hung"
+        reason = f"nothing came of it for {self._stall_seconds:.0f} s: taken for hung"
         self._note(f"engine {engine}: {reason}")
         pulse.moved = time.monotonic()
         self._events.put_nowait(lambda: self._scheduler.engine_lost(engine, reason))

@@ -106,12 +106,14 @@ class EngineHost:
 
     @property
     def progress(self) -> Progress:
-        """What the worker has done since it started."""
+        """What the worker has done since it started, with the tokens of completions that have not ended."""
         reasons = [outage.reason for outage in self._outages] + [each.reason for each in self._weights.values()]
         if self._worker is None:
             return Progress(waiting=next(filter(None, reasons), ""))
         waiting = next(filter(None, [self._worker.waiting, *reasons]), "")
-        return replace(self._worker.progress, waiting=waiting, in_flight=self._worker.in_flight)
+        done = self._worker.progress
+        tokens = done.output_tokens + sum(engine.tokens_in_flight for engine in self._engines.values())
+        return replace(done, output_tokens=tokens, waiting=waiting, in_flight=self._worker.in_flight)
 
     async def stop(self) -> None:
         """Ends the engines."""

@@ -157,7 +157,7 @@ class Job(Part):
     engines: PositiveInt | None = Field(None, description="number of engines; else one a GPU, or one on a CPU")
     wait_for_gpus: bool = Field(False, description="engines wait for machines with GPUs that are yet to join")
     stall_seconds: float | None = Field(
-        None, gt=0, description="an engine that finishes no request so long is replaced"
+        None, gt=0, description="an engine of which nothing comes for so long is replaced"
     )
     start_seconds: float = Field(1800.0, gt=0, description="so is one that is not up after so long")
     outage_seconds: float = Field(600.0, ge=0, description="a store or server that is out of reach is waited for")

@@ -14,7 +14,8 @@ _MOST_SECONDS = 1800.0
 class Meter:
     """Rates of rows and tokens over the last quarter of a minute, or over the time that the last 50 rows took.
 
-    Both are counted as rows and completions end: where each takes minutes, there are quarters in which none does.
+    Rows count as they end, and so do a server's completions: where each takes minutes, there are quarters in which none
+    does.
     """
 
     samples: deque[tuple[float, int, int]] = field(default_factory=deque)

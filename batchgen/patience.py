@@ -15,8 +15,9 @@ def request_seconds(max_tokens: int | None) -> float:
 
 
 def stall_seconds(max_tokens: int | None) -> float:
-    """Seconds in which an engine finishes no request until it is taken for hung.
+    """Seconds in which nothing comes of an engine until it is taken for hung.
 
-    At a run's end few requests are left, and each may be as long as it may be.
+    A server says nothing of a request before it has ended. At a run's end few of them are left, and each may be as long
+    as it may be.
     """
     return max(900.0, (max_tokens or _LONG_COMPLETION) / 10)

@@ -18,6 +18,7 @@ class Progress:
     """What a worker has done since it started.
 
     Args:
+        output_tokens: of all completions; of those that have not ended, as far as the engine tells.
         reasons: rejected rows by reason.
         notes: what happened to rows without rejecting them, by code.
         waiting: what it waits for that is out of reach; "" where it works.

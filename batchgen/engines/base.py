@@ -152,6 +152,10 @@ class Engine(Protocol):
     def slots(self) -> int:
         """How many requests the engine works on at once."""
 
+    @property
+    def tokens_in_flight(self) -> int:
+        """Output tokens so far of the requests that it works on; 0 where it is told of whole completions alone."""
+
     async def start(self) -> None:
         """Loads the model; raises `EngineStartError`, or `EngineUnavailable` where it is on a server elsewhere."""
 

@@ -11,6 +11,7 @@ import asyncio
 import os
 import random
 import resource
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -96,6 +97,7 @@ class ChaosEngine:
         self.slots = self.script.slots
         self._free = Slots(self.slots)
         self._served = 0
+        self._writing: dict[object, tuple[float, float, int]] = {}
         self._dead_of: str | None = None
 
     async def start(self) -> None:
@@ -124,9 +126,9 @@ class ChaosEngine:
                 # Real ones quote the prompt as well; whoever catches this must not pass its text on.
                 raise ValueError(f"chaos: scripted failure of one request: {prompt}")
             text = "" if _in(script.empty_on, prompt) else self._text(random.Random(f"{request.seed}\n{prompt}"))
-            await asyncio.sleep(random.expovariate(1 / script.latency) if script.latency else 0)
+            words = len(text.split())
+            await self._write(words, random.expovariate(1 / script.latency) if script.latency else 0)
         truncated = _in(script.truncate_on, prompt)
-        words = len(text.split())
         return Completion(
             text,
             "length" if truncated else "stop",
@@ -134,6 +136,20 @@ class ChaosEngine:
             words,
             logprobs=[-1.0] * words if "logprobs" in request.sampling else (),
         )
+
+    async def _write(self, words: int, seconds: float) -> None:
+        """Takes its time for a completion, in which one word comes after the other."""
+        self._writing[completion := object()] = time.monotonic(), seconds, words
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            del self._writing[completion]
+
+    @property
+    def tokens_in_flight(self) -> int:
+        """Words so far of the completions that it writes."""
+        now = time.monotonic()
+        return sum(int(words * (now - since) / seconds) for since, seconds, words in self._writing.values() if seconds)
 
     async def stop(self) -> None:
         """Nothing to release."""

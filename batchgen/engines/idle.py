@@ -18,6 +18,7 @@ class IdleEngine:
         self.model_name = model
         self.chat: ChatFormat | None = None
         self.slots = _SLOTS
+        self.tokens_in_flight = 0
 
     async def start(self) -> None:
         """Nothing to load."""

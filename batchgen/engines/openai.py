@@ -62,6 +62,7 @@ class OpenAIEngine:
     """
 
     chat = None
+    tokens_in_flight = 0
 
     def __init__(self, spec: EngineSpec) -> None:
         self.options = OpenAIOptions.model_validate(dict(spec.arguments))

@@ -39,6 +39,11 @@ class PatientEngine:
         """How many requests the engine works on at once."""
         return self._engine.slots
 
+    @property
+    def tokens_in_flight(self) -> int:
+        """Output tokens so far of the requests that it works on."""
+        return self._engine.tokens_in_flight
+
     async def start(self) -> None:
         """Starts the engine, once its server answers."""
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from batchgen.engines.base import Completion, EngineSpec, Request
@@ -41,6 +41,7 @@ class TransformersEngine:
         self._tokenizer: Any = None
         self._model: Any = None
         self._max_model_len = 0
+        self.tokens_in_flight = 0
         self._waiting: asyncio.Queue[_Waiting] = asyncio.Queue()
         self._loop: asyncio.Task[None] | None = None
 
@@ -133,6 +134,7 @@ class TransformersEngine:
 
     def _batch(self, requests: Sequence[Request]) -> list[Completion]:
         import torch
+        from transformers import StoppingCriteriaList
 
         tokenizer, model = self._tokenizer, self._model
         longest = max(len(request.token_ids) for request in requests)
@@ -147,10 +149,26 @@ class TransformersEngine:
                 pad_token_id=pad,
                 eos_token_id=sorted(ends) or None,
                 tokenizer=tokenizer,
+                stopping_criteria=StoppingCriteriaList([self._counter(ends)]),
                 **options,
             )
+        self.tokens_in_flight = 0
         answers = output[:, longest:].tolist()
         return [self._completion(request, answer, ends, pad) for request, answer in zip(requests, answers, strict=True)]
+
+    def _counter(self, ends: set[int]) -> Callable[..., Any]:
+        """A criterion that stops nothing, and counts what a batch has written so far."""
+        import torch
+
+        ended: Any = False
+
+        def count(ids: Any, scores: Any, **others: Any) -> Any:
+            nonlocal ended
+            ended = ended | torch.isin(ids[:, -1], torch.tensor(sorted(ends), device=ids.device))
+            self.tokens_in_flight += int((~ended).sum())
+            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+        return count
 
     def _room(self, request: Request) -> int:
         """Tokens that a completion may have; one without a limit ends with the model's context."""

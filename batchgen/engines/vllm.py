@@ -91,6 +91,19 @@ class VllmEngine:
         assert self._chat is not None, "start() first"
         return self._chat
 
+    @property
+    def tokens_in_flight(self) -> int:
+        """Output tokens so far of the requests that it works on, as vLLM keeps them in this process.
+
+        They are no part of its API: 0 in a version that keeps them otherwise. Its own statistics of them cost something
+        a token, whether anybody looks or not.
+        """
+        try:
+            states = list(self._llm.output_processor.request_states.values())
+            return sum(state.detokenizer.num_output_tokens() for state in states if state.detokenizer is not None)
+        except AttributeError:
+            return 0
+
     async def start(self) -> None:
         """Loads the model; raises `EngineStartError` with vLLM's own reason."""
         check_installed("vllm")

@@ -135,6 +135,33 @@ def test_lower_priorities_go_first(engine: Engine, loop_thread):
     assert by_priority == sorted(by_priority)
 
 
+def test_tokens_are_told_before_their_completions_end(engine: Engine, loop_thread):
+    if isinstance(engine, ChaosEngine):
+        engine = ChaosEngine(EngineSpec("chaos", arguments={"latency": 0.5, "tokens": 400}))
+    prompt = engine.chat.prompt(QUESTION).token_ids
+
+    async def go() -> tuple[list[int], int]:
+        assert engine.tokens_in_flight == 0
+        tasks = [
+            asyncio.create_task(
+                engine.generate(Request(prompt, {"min_tokens": 200, "max_tokens": 200}, number, key=f"told-{number}"))
+            )
+            for number in range(3)
+        ]
+        told = []
+        while not any(task.done() for task in tasks):
+            told.append(engine.tokens_in_flight)
+            await asyncio.sleep(0.002)
+        completions = await asyncio.gather(*tasks)
+        assert engine.tokens_in_flight == 0
+        return told, sum(completion.output_tokens for completion in completions)
+
+    told, total = loop_thread.run(go())
+    assert told == sorted(told)
+    assert len(set(told)) > 3
+    assert max(told) <= total
+
+
 def test_requests_that_are_given_up_leave_their_slots_to_others(engine: Engine, loop_thread):
     prompt, slots = engine.chat.user_prompt([]).token_ids, engine.slots
 

@@ -127,6 +127,20 @@ def test_an_engine_that_hangs_is_taken_for_dead_and_replaced(tmp_path: Path):
     ledger.record("engine hangs", 1, tmp_path / "run", 20)
 
 
+def test_an_engine_that_writes_does_not_hang_however_long_a_completion_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("batchgen.drive.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("batchgen.engines.chaos.random.expovariate", lambda rate: 1 / rate)
+    script = {"latency": 1.5, "tokens": 2000, "slots": 4}
+    job = chaos_job(tmp_path, source={"count": 4}, shard_rows=4, model={"path": "chaos", "engine": script})
+    manifests, plan, statuses = drive(job, stall_seconds=0.4)
+    assert len(manifests) == len(plan.shards) == 1
+    assert not any("taken for hung" in note for status in statuses for note in status.notes)
+    rowless = [status for status in statuses if not status.done.ok and status.done.output_tokens]
+    assert len({status.done.output_tokens for status in rowless}) > 3
+
+
 @pytest.mark.parametrize(
     ("changes", "seconds"),
     [
@@ -242,7 +256,7 @@ class SilentFleet(LocalFleet):
 def test_an_engine_that_does_not_even_say_how_far_it_is_is_replaced(tmp_path: Path):
     manifests, plan, statuses = drive(chaos_job(tmp_path, source={"count": 20}), stall_seconds=1.0, fleets=SilentFleet)
     assert len(manifests) == len(plan.shards)
-    assert any("engine 0: no request finished for 1 s" in note for status in statuses for note in status.notes)
+    assert any("engine 0: nothing came of it for 1 s" in note for status in statuses for note in status.notes)
 
 
 def test_an_engine_that_hangs_as_it_starts_is_replaced_and_three_in_a_row_end_the_run(tmp_path: Path):
