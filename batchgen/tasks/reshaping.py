@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from batchgen.errors import RowRejected
-from batchgen.tasks.spec import Row, TaskParameters, TaskSpec, columns
+from batchgen.tasks.spec import Row, TaskParameters, TaskSpec
 
 
 class GroupColumns(TaskParameters):
@@ -30,6 +30,7 @@ class Preference(TaskParameters):
     """Makes a preference pair out of rated answers."""
 
     min_difference: float = Field(default=0.0, ge=0.0)
+    name_models: bool = False
 
     @field_validator("min_difference", mode="before")
     @classmethod
@@ -43,27 +44,47 @@ def _finish_group(row: Row, parameters: GroupColumns, notes: list[str]) -> Row:
     return {"grouped": [row[name] for name in parameters.columns]}
 
 
+class _Rated(NamedTuple):
+    rating: float
+    text: str
+    model: str | None = None
+
+
 def _finish_preference(row: Row, parameters: Preference, notes: list[str]) -> Row:
     generations, ratings = row["generations"], row["ratings"]
-    if len(generations) != len(ratings):
+    models = row["generation_models"] if parameters.name_models else [None] * len(generations)
+    if not len(generations) == len(ratings) == len(models):
         raise RowRejected("invalid_input")
-    rated = [(rating, text) for rating, text in zip(ratings, generations, strict=True) if rating is not None and text]
+    answers = zip(ratings, generations, models, strict=True)
+    rated = [_Rated(*each) for each in answers if each[0] is not None and each[1]]
     # Of equal ratings the first generation counts, so that the choice depends on nothing else.
-    best = max(rated, key=lambda pair: pair[0], default=(0.0, ""))
+    best = max(rated, key=lambda each: each.rating, default=_Rated(0.0, ""))
     # Judges rate the same answer differently, too.
-    others = [(rating, text) for rating, text in rated if text.strip() != best[1].strip()]
-    worst = min(others, key=lambda pair: pair[0], default=best)
-    if best[0] - worst[0] <= 0 or best[0] - worst[0] < parameters.min_difference:
+    others = [each for each in rated if each.text.strip() != best.text.strip()]
+    worst = min(others, key=lambda each: each.rating, default=best)
+    if best.rating - worst.rating <= 0 or best.rating - worst.rating < parameters.min_difference:
         raise RowRejected("no_preference")
     system_prompt = row.get("system_prompt") or ""
     system = [{"role": "system", "content": system_prompt}] if system_prompt.strip() else []
     return {
         "prompt": [*system, {"role": "user", "content": row["instruction"]}],
-        "chosen": [{"role": "assistant", "content": best[1]}],
-        "rejected": [{"role": "assistant", "content": worst[1]}],
-        "chosen_rating": best[0],
-        "rejected_rating": worst[0],
+        "chosen": [{"role": "assistant", "content": best.text}],
+        "rejected": [{"role": "assistant", "content": worst.text}],
+        "chosen_rating": best.rating,
+        "rejected_rating": worst.rating,
+        **({"chosen_model": best.model, "rejected_model": worst.model} if parameters.name_models else {}),
     }
+
+
+def _preference_inputs(parameters: Preference) -> Mapping[str, str]:
+    inputs = {"instruction": "text", "generations": "list[text]", "ratings": "list[number]", "system_prompt": "text?"}
+    return inputs | ({"generation_models": "list[text]"} if parameters.name_models else {})
+
+
+def _preference_outputs(parameters: Preference) -> Mapping[str, str]:
+    outputs = dict.fromkeys(("prompt", "chosen", "rejected"), "conversation")
+    outputs |= dict.fromkeys(("chosen_rating", "rejected_rating"), "number")
+    return outputs | (dict.fromkeys(("chosen_model", "rejected_model"), "text") if parameters.name_models else {})
 
 
 RESHAPING: Mapping[str, TaskSpec] = {
@@ -83,14 +104,8 @@ RESHAPING: Mapping[str, TaskSpec] = {
         summary="makes `chosen` and `rejected` out of rated answers, as TRL's DPO trainer reads them",
         distilabel=None,
         parameters=Preference,
-        inputs=columns(instruction="text", generations="list[text]", ratings="list[number]", system_prompt="text?"),
-        outputs=columns(
-            prompt="conversation",
-            chosen="conversation",
-            rejected="conversation",
-            chosen_rating="number",
-            rejected_rating="number",
-        ),
+        inputs=_preference_inputs,
+        outputs=_preference_outputs,
         calls="0",
         finish=_finish_preference,
         single_call=False,

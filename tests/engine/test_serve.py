@@ -166,4 +166,8 @@ def test_the_recipe_with_the_answers_of_two_models(rows_of):
         answers = [row["generation_here"], row["generation_of_teacher"]]
         assert row["generations"] == answers
         pair = [row["chosen"][-1]["content"], row["rejected"][-1]["content"]]
-        assert pair == answers if row["ratings"][0] > row["ratings"][1] else pair == answers[::-1]
+        models = [row["chosen_model"], row["rejected_model"]]
+        assert row["generation_models"] == [row["model_here"], row["model_of_teacher"]]
+        here_is_better = row["ratings"][0] > row["ratings"][1]
+        assert pair == (answers if here_is_better else answers[::-1])
+        assert models == (row["generation_models"] if here_is_better else row["generation_models"][::-1])

@@ -447,6 +447,16 @@ def test_a_preference_can_ask_for_a_margin():
         run_task("preference_pair", row, ScriptedEngine([]), min_difference=2)
 
 
+def test_a_preference_says_whose_answers_it_has_where_it_is_told():
+    row = {"instruction": "Add.", "generations": ["", "b", "c"], "ratings": [5.0, 3.0, 4.0]}
+    models = ["one", "two", "three"]
+    pair = run_task("preference_pair", row | {"generation_models": models}, ScriptedEngine([]), name_models=True)
+    assert (pair["chosen"][0]["content"], pair["chosen_model"]) == ("c", "three")
+    assert (pair["rejected"][0]["content"], pair["rejected_model"]) == ("b", "two")
+    with pytest.raises(RowRejected, match="invalid_input"):
+        run_task("preference_pair", row | {"generation_models": models[:2]}, ScriptedEngine([]), name_models=True)
+
+
 def test_a_judge_s_schema_has_an_item_for_every_text():
     engine = ScriptedEngine(['{"ratings": [2, 5], "rationales": ["a", "b"]}'])
     row = run_task("ultrafeedback", EXAMPLES["ultrafeedback"].row, engine, use_default_structured_output=True)
