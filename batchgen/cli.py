@@ -39,6 +39,9 @@ def build_parser() -> argparse.ArgumentParser:
     _trust_argument(run)
     plan = command(commands.plan, "check a job, its seeds and its model, and show the plan; starts nothing")
     _job_arguments(plan)
+    plan.add_argument(
+        "--prompt", type=_count, metavar="ROW", help="also show the first prompt of that row (0 is the first) in full"
+    )
     _trust_argument(plan)
     status = command(commands.status, "show how a run stands")
     status.add_argument("run", metavar="RUN", help=RUN_HELP)

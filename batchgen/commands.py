@@ -81,7 +81,9 @@ def plan(options: argparse.Namespace) -> int:
     from batchgen.store import open_store
 
     job = _load(options)
-    plan, _ = api.plan_run(job, options.trust_remote_code)
+    plan, seeds = api.plan_run(job, options.trust_remote_code)
+    if options.prompt is not None and options.prompt >= plan.rows:
+        raise UserError(f"--prompt {options.prompt}: the job has rows 0 to {plan.rows - 1}")
     store = open_store(job.output)
     begun = store.read(PLAN_KEY) is not None
     if begun:
@@ -99,6 +101,13 @@ def plan(options: argparse.Namespace) -> int:
     chat = chat_columns(job, plan)
     print(f"merge: {describe_duplicates(settled(job, chat), chat)}")
     print(f"output: {job.output}" + (" (holds a run of this job, which would continue)" if begun else ""))
+    if options.prompt is not None:
+        from batchgen.display import describe_prompt
+        from batchgen.preview import first_prompt
+
+        (seed,) = seeds.slice(options.prompt, options.prompt + 1)
+        preview = first_prompt(job, plan, store, seed, options.trust_remote_code)
+        print("\n".join(describe_prompt(options.prompt, preview)))
     return 0
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from batchgen.job import Merge
     from batchgen.merge.conversations import ChatColumns
     from batchgen.merge.version import Version
+    from batchgen.preview import Preview
     from batchgen.store.base import ObjectStore
 
 _PLAIN_EVERY = 10.0
@@ -271,6 +272,15 @@ def _as_text(value: Any) -> Any:
     return said[0] if len(said) == 1 else said
 
 
+def describe_prompt(row: int, preview: Preview) -> list[str]:
+    """What a row asks first, as its model reads it."""
+    if preview.model is None:
+        return [f"row {row} asks no model: " + (f"rejected as {preview.reason}" if preview.reason else "no step does")]
+    size = f", {preview.tokens:,} tokens" if preview.tokens is not None else "; its server writes them as a prompt"
+    shown = [_harmless(line.replace("\t", "    ")) for line in preview.text.split("\n")]
+    return [f"first prompt of row {row}, to {preview.model}{size}:", *(f"  {line}" for line in shown)]
+
+
 def describe_rejected(row: Mapping[str, Any]) -> list[str]:
     """A rejected row: where it stands, then a line for each column that it reached, and for the last completion."""
     from batchgen.rows import META_NAMES
@@ -290,7 +300,11 @@ def _shortened(value: Any, length: int = 300) -> str:
 
 def _printable(text: str) -> str:
     """Text of a row on one line, with nothing in it that a terminal would obey."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+    return _harmless(" ".join(text.split()))
+
+
+def _harmless(line: str) -> str:
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
 
 
 _TAIL_BYTES = 64 * 1024

@@ -202,9 +202,9 @@ class Worker:
         for (_, gate), records in zip(self._gates, texts, strict=False):
             gate.learn(records)
 
-    async def probe(self, seeds: Sequence[SeedRow]) -> None:
-        """Runs rows to see whether the engine survives them; what they give is thrown away."""
-        await self._all([asyncio.create_task(self._through(seed, _Held(new_attempt()))) for seed in seeds])
+    async def probe(self, seeds: Sequence[SeedRow]) -> list[list[ResultRow]]:
+        """Runs rows to see whether the engine survives them; what they give counts as nothing."""
+        return await self._all([asyncio.create_task(self._through(seed, _Held(new_attempt()))) for seed in seeds])
 
     async def shard(
         self, shard: Shard, attempt: str, seeds: Sequence[SeedRow], quarantined: Collection[int] = ()

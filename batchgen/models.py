@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from batchgen.engines.chat import TemplateChat
+from batchgen.engines.chat import TemplateChat, byte_chat
 from batchgen.engines.repository import files_digest, find_folder, find_model, is_hub_name
 from batchgen.engines.structure import check_structure
 from batchgen.engines.tokenizer import chat_from_tokenizer, has_chat_template, load_tokenizer, longest_context
@@ -78,14 +78,26 @@ def _check_chat(chat: TemplateChat, model: Model, user_turns: bool) -> None:
         raise ModelError(f"model.path: {model.path!r}: {error}; {hint}") from None
 
 
+def chat_of(model: Model, trust_remote_code: bool) -> TemplateChat | None:
+    """How a model writes a conversation; None where its server does.
+
+    Raises:
+        ModelError: it is not there, or cannot be loaded.
+    """
+    if model.path == "chaos":
+        return byte_chat()
+    if not model.is_local:
+        return None
+    tokenizer = load_tokenizer(find_model(model.path, model.revision), trust_remote_code, model.engine)
+    return chat_from_tokenizer(tokenizer, model.pre_query_template, model.chat_template_kwargs)
+
+
 def user_turns(job: Job, trust_remote_code: bool) -> dict[str, tuple[str, str]]:
     """How Magpie's user turns are opened and what ends them, by the path of each model that writes some."""
     turns = {}
     for name, model in job.used_models.items():
         if model.is_local and any(step.spec.user_turns for step in job.steps if step.model == name):
-            repository = find_model(model.path, model.revision)
-            tokenizer = load_tokenizer(repository, trust_remote_code, model.engine)
-            chat = chat_from_tokenizer(tokenizer, model.pre_query_template, model.chat_template_kwargs)
-            texts, ids = chat.user_stop
-            turns[model.path] = (chat.user_prompt([]).text, "".join((*texts, *tokenizer.convert_ids_to_tokens(ids))))
+            chat = chat_of(model, trust_remote_code)
+            assert chat is not None
+            turns[model.path] = (chat.user_prompt([]).text, chat.user_end)
     return turns

@@ -198,6 +198,12 @@ class TemplateChat:
             return (), (self._special[mark[0]],)
         return ((end[: mark.start()].strip() if mark else end),), ()
 
+    @property
+    def user_end(self) -> str:
+        """What ends a user turn, as text."""
+        texts, ids = self.user_stop
+        return "".join((*texts, *(text for text, number in self._special.items() if number in ids)))
+
     def check_prompt(self) -> None:
         """Refuses a template that cannot write a conversation.
 

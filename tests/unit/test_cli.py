@@ -59,7 +59,7 @@ def test_the_commands_and_their_options():
     job = ["--help", "--output", "--set", "-h"]
     assert {name: options_of(name) for name in COMMANDS} == {
         "run": sorted([*job, "--address", "--trust-remote-code"]),
-        "plan": sorted([*job, "--trust-remote-code"]),
+        "plan": sorted([*job, "--prompt", "--trust-remote-code"]),
         "status": ["--help", "--json", "-h"],
         "merge": ["--help", "--partial", "--set", "-h"],
         "verify": ["--help", "--json", "-h"],

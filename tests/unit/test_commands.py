@@ -103,6 +103,58 @@ def test_a_plan_shows_how_the_user_s_turns_are_opened(folder: Path, capsys: pyte
     assert "user turns" not in said(capsys, "plan", "job.yaml", *magpie)
 
 
+ANSWER = """\
+- task: text_generation
+  input_mappings: {instruction: context}
+  system_prompt: "Sing.\\n\\tLoudly: \\e[1m"
+"""
+GROUP = "{task: group_columns, columns: [context]}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        (
+            {"steps": ANSWER},
+            "first prompt of row 4, to chaos, 100 tokens:\n"
+            "  <|im_start|>system\n  Sing.\n      Loudly: \ufffd[1m<|im_end|>\n"
+            "  <|im_start|>user\n  e<|im_end|>\n  <|im_start|>assistant\n  ",
+        ),
+        (
+            {"models.judge": "{path: m, backend: openai, engine: {base_url: 'http://127.0.0.1:1/v1'}}"}
+            | {"steps": ANSWER + "  model: judge\n- task: evol_quality\n  input_mappings: {response: generation}\n"}
+            | {"steps.1.input_mappings.instruction": "context"},
+            "first prompt of row 4, to m; its server writes them as a prompt:\n"
+            "  system: Sing.\n      Loudly: \ufffd[1m\n  user: e",
+        ),
+        (
+            {"model": "{path: embedded}", "steps": f"[{GROUP}, {{task: magpie, system_prompt: Count.}}]"},
+            "first prompt of row 4, to embedded, 10 tokens:\n"
+            "  <|im_start|>system\n  Count.<|im_end|>\n  <|im_start|>user\n  ",
+        ),
+        (
+            {"source": "{rows: [{context: a}, {context: b}, {context: c}, {context: d}, {context: ' '}]}"}
+            | {"steps": ANSWER},
+            "row 4 asks no model: rejected as empty_input",
+        ),
+        ({"steps": f"[{GROUP}]"}, "row 4 asks no model: no step does"),
+    ],
+)
+def test_a_plan_shows_what_the_model_is_asked_first(
+    changes: dict[str, str], shown: str, folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    changed = [part for name, value in {**changes, "merge": "{}"}.items() for part in ("--set", f"{name}={value}")]
+    out = said(capsys, "plan", "job.yaml", "--prompt", "4", *changed)
+    assert out.partition("\noutput: run\n")[2] == shown + "\n"
+    assert not Path("run").exists()
+
+
+def test_a_plan_shows_the_prompt_of_rows_that_are_there(folder: Path, capsys: pytest.CaptureFixture[str]):
+    beyond = complained(capsys, "plan", "job.yaml", "--prompt", "5", code=2)
+    assert beyond == "batchgen: error: --prompt 5: the job has rows 0 to 4\n"
+    assert "\nfirst prompt of row 0, to chaos, " in said(capsys, "plan", "job.yaml", "--prompt", "0")
+
+
 def test_a_job_s_parts_are_named_in_the_singular_and_without_what_is_not_there(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -48,7 +48,7 @@ LAYERS = [
     ["schedule"],
     ["generate", "fleet"],
     ["host", "drive"],
-    ["prospects"],
+    ["prospects", "preview"],
     ["distributed"],
     ["card"],
     ["merge"],
