@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -89,7 +89,7 @@ def _found_columns(job: Job, plan: Plan) -> ChatColumns | None:
     if _is_preference(plan):
         return Chat("prompt")
     alternatives: set[str] = set()
-    for step in reversed(job.steps):
+    for index, step in reversed(list(enumerate(job.steps))):
         if step.spec.groups:
             alternatives |= {_column(step, name) for name in step.inputs}
         mapped = step.output_mappings.get("conversation", "conversation")
@@ -102,13 +102,26 @@ def _found_columns(job: Job, plan: Plan) -> ChatColumns | None:
         if step.exploded is not None and step.exploded[0] == prompt:
             prompt = step.exploded[1]
         answer = _column(step, chat.answer) if chat.answer is not None else None
-        system = step.reads.get(chat.system) if chat.system is not None else None
+        system = _system_column(job.steps[: index + 1])
         # An answer may be a list of them, or go into one.
         is_text = kinds.get(answer) == "text" and answer not in alternatives
         if kinds.get(prompt) in ("text", "conversation") and (answer is None or is_text):
             return Chat(prompt, job.merge.answer or answer, system if system in kinds else None)
     if job.merge.answer:
         raise JobError("merge.answer is given, but no step has a prompt that it would answer; give merge.prompt")
+    return None
+
+
+def _system_column(steps: Sequence[Step]) -> str | None:
+    """The column of system prompts under which the last step's answers, or those that they were made of, were given."""
+    step, chat = steps[-1], steps[-1].spec.chat(steps[-1].parameters)
+    if chat is None or chat.revised is None:
+        return step.reads.get(chat.system) if chat is not None and chat.system is not None else None
+    revised = step.reads.get(chat.revised)
+    for index in range(len(steps) - 1, 0, -1):
+        earlier = steps[index - 1].spec.chat(steps[index - 1].parameters)
+        if earlier is not None and earlier.answer and _column(steps[index - 1], earlier.answer) == revised:
+            return _system_column(steps[:index])
     return None
 
 

@@ -174,7 +174,7 @@ EVOLUTION: Mapping[str, TaskSpec] = {
         inputs=columns(instruction="text", response="text"),
         outputs=_quality_outputs,
         calls="num_evolutions",
-        chat=lambda p: None if p.store_evolutions else Chat("instruction", "evolved_response"),
+        chat=lambda p: None if p.store_evolutions else Chat("instruction", "evolved_response", revised="response"),
         paper="2312.15685",
         single_call=False,
         chooses=always,

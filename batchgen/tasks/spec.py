@@ -55,11 +55,13 @@ class Chat(NamedTuple):
         prompt: a text, or a conversation that the answer continues.
         answer: None where there is none.
         system: the system prompt of a row; None where rows have none of their own.
+        revised: the answer that this one was made of, whose system prompt it has.
     """
 
     prompt: str
     answer: str | None = None
     system: str | None = None
+    revised: str | None = None
 
 
 def _same_row(row: Row, parameters: Any, notes: list[str]) -> Row:

@@ -487,6 +487,12 @@ def test_a_conversation_begins_with_the_system_prompt_that_its_row_brought(tmp_p
     model = {"path": "chaos", "engine": {"lines": 2}}
     said = roles("mapped", source={"rows": persona}, steps=mapped, model=model)
     assert [each[0] for each in said] == [("system", "You are a poet."), ("system", "You are a cook.")]
+    better = {"task": "evol_quality", "input_mappings": {"response": "generation"}, "num_evolutions": 1}
+    again = {**better, "input_mappings": {"response": "evolved_response"}}
+    again["output_mappings"] = {"evolved_response": "best"}
+    assert roles("made-better", steps=[ANSWER, better, again]) == with_system
+    others = [{**row, "generation": "Yes."} for row in rows]
+    assert roles("not-answered-here", source={"rows": others}, steps=[better]) == plain
 
 
 def test_several_answers_to_one_question_are_no_duplicates_unless_they_are_the_same(tmp_path: Path):
