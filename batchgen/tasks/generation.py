@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from batchgen.errors import RowRejected
@@ -91,6 +91,7 @@ class Magpie(TaskParameters):
     end_with_user: bool = False
     include_system_prompt: bool = False
     only_instruction: bool = False
+    keep_shorter: bool = False
     system_prompt: (
         str
         | Annotated[list[str], Field(min_length=1)]
@@ -115,14 +116,22 @@ class Magpie(TaskParameters):
             raise PydanticCustomError("weights", "at least one weight must be above zero")
         return prompts
 
+    @model_validator(mode="after")
+    def _has_turns(self) -> Magpie:
+        if self.keep_shorter and (self.n_turns == 1 or self.only_instruction):
+            raise PydanticCustomError("turns", "keep_shorter is for conversations of several turns (n_turns)")
+        return self
+
     @property
     def gives_pair(self) -> bool:
         """Whether a row ends in `instruction` and `response` rather than in a conversation."""
         return self.n_turns == 1 and not self.end_with_user and not self.include_system_prompt
 
     def for_distilabel(self) -> dict[str, Any]:
-        """Without a list or table of system prompts, from which `fixes.writing.Magpie` chooses row by row."""
+        """A list or table of system prompts under a name of ours: `fixes.writing.Magpie` chooses from it row by row."""
         given = self.model_dump(exclude_none=True)
+        if not self.keep_shorter:
+            del given["keep_shorter"]
         if not isinstance(self.system_prompt, str | None):
             given["system_prompts"] = given.pop("system_prompt")
         return given
@@ -160,8 +169,9 @@ def _finish_magpie(row: Row, parameters: Magpie, notes: list[str]) -> Row:
         conversation = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
     else:
         conversation = row["conversation"]
-    turns = [message["role"] for message in conversation if message["role"] != "system"]
-    if len(turns) != 2 * parameters.n_turns - parameters.end_with_user:
+    turns = sum(message["role"] != "system" for message in conversation)
+    whole = 2 * parameters.n_turns - parameters.end_with_user
+    if turns != whole and not (parameters.keep_shorter and 1 < turns < whole):
         raise RowRejected("invalid_output")
     return {**row, "conversation": conversation}
 

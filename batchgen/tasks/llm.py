@@ -123,6 +123,12 @@ class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilab
         return given.sampling
 
     @property
+    def ends_cut_rows(self) -> bool:
+        """Whether a row ends that has something of a completion that was cut."""
+        given: _Given = self._given
+        return given.end_cut_rows
+
+    @property
     def model_name(self) -> str:
         """What the engine is called."""
         return str(self._given.engine.model_name)

@@ -222,6 +222,68 @@ def test_a_conversation_ends_with_the_answer_that_was_cut(answers: list[str], en
     assert run("magpie", {}, answers, (1,), False, n_turns=turns)[1] == "length"
 
 
+SAID = ["q1", "a1", "q2", "a2", "q3", "a3"]
+
+
+@pytest.mark.parametrize(
+    ("said", "cut", "end_with_user", "left", "calls"),
+    [
+        (SAID, (), False, 6, 6),
+        (SAID, (5,), False, 4, 6),
+        (SAID, (4,), False, 4, 5),
+        (SAID, (3,), False, 2, 4),
+        (SAID, (2,), False, 2, 3),
+        ([*SAID[:3], ""], (), False, 2, 4),
+        ([*SAID[:2], " \n"], (), False, 2, 3),
+        ([*SAID[:3], "<think>Well,"], (3,), False, 2, 4),
+        (SAID, (), True, 5, 5),
+        (SAID, (4,), True, 3, 5),
+        (SAID, (3,), True, 3, 4),
+    ],
+)
+def test_a_conversation_may_be_kept_up_to_what_was_cut(
+    said: list[str], cut: tuple[int, ...], end_with_user: bool, left: int, calls: int
+):
+    spec, log = TASKS["magpie"], CallLog("row", 0)
+    given = spec.parameters.model_validate({"n_turns": 3, "keep_shorter": True, "end_with_user": end_with_user})
+    runner = TaskRunner("magpie", spec, given, {}, {}, Cutting(said, cut), {}, end_cut_rows=True)
+    (added,) = asyncio.run(runner.run({}, log))
+    assert [message["content"] for message in added["conversation"]] == SAID[:left]
+    assert [message["role"] for message in added["conversation"]] == (["user", "assistant"] * 3)[:left]
+    assert (log.calls, log.finish_reason) == (calls, "stop")
+    notes = [note for note in log.notes if note != "reasoning_dropped"]
+    assert notes == (["conversation_shortened"] if left < 6 - end_with_user else [])
+
+
+def test_a_conversation_without_a_whole_exchange_is_not_kept():
+    for cut, reason in ((0, "truncated_instruction"), (1, "truncated")):
+        with pytest.raises(RowRejected, match=f"^{reason}$"):
+            run("magpie", {}, SAID, (cut,), True, n_turns=2, keep_shorter=True)
+    with pytest.raises(RowRejected, match=r"^truncated_instruction$"):
+        run("magpie", {}, SAID, (2,), True, n_turns=3, keep_shorter=True, end_with_user=True)
+    with pytest.raises(RowRejected, match=r"^truncated_instruction$"):
+        run("magpie", {}, SAID, (2,), True, n_turns=3)
+
+
+def test_where_cut_answers_are_wanted_a_conversation_goes_on_behind_them():
+    added, finish_reason, notes = run("magpie", {}, SAID, (1, 5), False, n_turns=3, keep_shorter=True)
+    assert (len(added["conversation"]), finish_reason, notes) == (6, "length", [])
+
+
+def test_what_is_no_fault_of_a_conversation_does_not_shorten_it():
+    class Failing(Cutting):
+        async def generate(self, request: Request) -> Completion:
+            if len(self.prompts) == 4:
+                raise RowRejected("engine_error")
+            return await super().generate(request)
+
+    spec = TASKS["magpie"]
+    given = spec.parameters.model_validate({"n_turns": 3, "keep_shorter": True})
+    runner = TaskRunner("magpie", spec, given, {}, {}, Failing(SAID, ()), {}, end_cut_rows=True)
+    with pytest.raises(RowRejected, match=r"^engine_error$"):
+        asyncio.run(runner.run({}, CallLog("row", 0)))
+
+
 CHAIN = [
     {"task": "text_generation", "output_mappings": {"generation": "draft"}},
     {"task": "text_generation", "input_mappings": {"instruction": "draft"}},

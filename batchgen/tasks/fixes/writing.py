@@ -9,6 +9,7 @@ from typing import Any
 
 from batchgen import bridge
 from batchgen.errors import RowRejected
+from batchgen.progress import TRUNCATED_REASONING
 from batchgen.tasks import completions
 from batchgen.tasks.distilabel_api import tasks
 from batchgen.tasks.evolution import answer_elimination, elimination, response_elimination
@@ -42,10 +43,54 @@ class ChatGeneration(tasks.ChatGeneration):  # type: ignore[misc]
         return messages
 
 
+# Why a message is missing where the ones before it are none the worse for it.
+_MISSING = {
+    "empty_completion",
+    "prompt_too_long",
+    "repetitive_completion",
+    "truncated_instruction",
+    TRUNCATED_REASONING,
+}
+
+
 class Magpie(tasks.Magpie):  # type: ignore[misc]
-    """Chooses a system prompt a row, not a batch, with weights that need not sum to one."""
+    """Chooses a system prompt a row, not a batch, with weights that need not sum to one.
+
+    Attributes:
+        keep_shorter: end a conversation before the first exchange that was cut or failed, unless it is the very first,
+            in place of the whole row.
+    """
 
     system_prompts: list[str] | dict[str, str | list[Any]] | None = None
+    keep_shorter: bool = False
+
+    def _generate_conversation_turn(
+        self, role: str, conversations: list[list[dict[str, str]]], active_indices: list[int]
+    ) -> tuple[list[list[dict[str, str]]], list[int], Sequence[Mapping[str, Any]]]:
+        """Adds a message to a conversation, or ends it."""
+        log, said = bridge.current_context(), list(conversations[0])
+        cuts = log.cuts
+        try:
+            added: Any = super()._generate_conversation_turn(role, conversations, active_indices)
+        except RowRejected as rejection:
+            whole = self._whole(said)
+            if not whole or rejection.reason not in _MISSING:
+                raise
+        else:
+            whole = self._whole(said)
+            if not whole or log.cuts == cuts or not self.llm.ends_cut_rows:
+                return added  # type: ignore[no-any-return]
+        if log.cuts > cuts:
+            log.set_aside()
+        log.notes.append("conversation_shortened")
+        return [whole], [], [{"input_tokens": [], "output_tokens": []}]
+
+    def _whole(self, said: list[dict[str, str]]) -> list[dict[str, str]]:
+        """What is kept of a conversation that does not go on; nothing where no exchange in it is whole."""
+        last = "user" if self.end_with_user else "assistant"
+        whole = said[: 1 + max((at for at, message in enumerate(said) if message["role"] == last), default=-1)]
+        answered = any(message["role"] == "assistant" for message in whole)
+        return whole if self.keep_shorter and answered else []
 
     def _prepare_inputs_for_instruction_generation(
         self, inputs: list[dict[str, Any]]
