@@ -100,6 +100,12 @@ def test_a_plan_shows_how_the_user_s_turns_are_opened(folder: Path, capsys: pyte
     opening = ("--set", "model.pre_query_template='<|im_start|>user:'")
     assert f"\n{given}\n" in said(capsys, "plan", "job.yaml", *magpie, *embedded, *opening)
     assert "user turns" not in said(capsys, "plan", "job.yaml", *embedded)
+    judge = ("--set", "models.judge={path: embedded}", "--set", "model={path: chaos}")
+    asked = "{task: text_generation, input_mappings: {instruction: response}}"
+    on_judge = f"[{{task: magpie, model: judge}}, {asked}]"
+    assert f"\n{derived}\n" in said(capsys, "plan", "job.yaml", *magpie, *judge, "--set", f"steps={on_judge}")
+    here = f"[{{task: magpie}}, {asked.replace('}}', '}, model: judge}')}]"
+    assert "user turns" not in said(capsys, "plan", "job.yaml", *magpie, *judge, "--set", f"steps={here}")
     assert "user turns" not in said(capsys, "plan", "job.yaml", *magpie)
 
 

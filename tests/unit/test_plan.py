@@ -194,6 +194,21 @@ def test_structured_outputs_are_compiled_when_a_run_is_planned(structure: dict, 
         plan_run(job)
 
 
+def test_structured_outputs_are_compiled_for_the_model_that_a_step_runs_on():
+    """A server has its own compiler."""
+    server = {"path": "m", "backend": "openai", "engine": {"base_url": "http://127.0.0.1:1/v1"}}
+    other = {"task": "text_generation", "output_mappings": {"generation": "other"}}
+    broken = {"task": "text_generation", "sampling": {"structured_outputs": {"regex": "([a-z"}}}
+    tree = {"name": "t", "source": {"rows": [{"instruction": "a"}]}, "output": "unused"}
+    for model, judge, refused in (({"path": "embedded"}, server, False), (server, {"path": "embedded"}, True)):
+        job = Job.of({**tree, "model": model, "models": {"judge": judge}, "steps": [other, broken | {"model": "judge"}]})
+        if refused:
+            with pytest.raises(JobError, match=r"^steps\[1\]\.sampling\.structured_outputs\.regex"):
+                plan_run(job)
+        else:
+            plan_run(job)
+
+
 def test_a_plan_survives_its_file(tmp_path: Path):
     plan, _, store = planned(chaos_job(tmp_path))
     assert read_plan(store) == plan
