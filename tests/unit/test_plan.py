@@ -201,7 +201,8 @@ def test_structured_outputs_are_compiled_for_the_model_that_a_step_runs_on():
     broken = {"task": "text_generation", "sampling": {"structured_outputs": {"regex": "([a-z"}}}
     tree = {"name": "t", "source": {"rows": [{"instruction": "a"}]}, "output": "unused"}
     for model, judge, refused in (({"path": "embedded"}, server, False), (server, {"path": "embedded"}, True)):
-        job = Job.of({**tree, "model": model, "models": {"judge": judge}, "steps": [other, broken | {"model": "judge"}]})
+        steps = [other, broken | {"model": "judge"}]
+        job = Job.of({**tree, "model": model, "models": {"judge": judge}, "steps": steps})
         if refused:
             with pytest.raises(JobError, match=r"^steps\[1\]\.sampling\.structured_outputs\.regex"):
                 plan_run(job)
