@@ -24,6 +24,7 @@ from batchgen.errors import (
 from batchgen.fleet import Answer, HostConfig, Work
 from batchgen.generate import Worker
 from batchgen.known import Texts
+from batchgen.models import named
 from batchgen.outage import Outage
 from batchgen.plan import PLAN_KEY, Plan
 from batchgen.progress import Progress
@@ -58,8 +59,11 @@ class EngineHost:
         store = open_store(config.store)
         await _check_shared(store, config.plan, self._store_outage)
         for name, engine in self._engines.items():
-            await self._weights[name].fetch()
-            await engine.start()
+            try:
+                await self._weights[name].fetch()
+                await engine.start()
+            except EngineStartError as error:
+                raise EngineStartError(named(name, str(error)), error.final, error.outage) from error
         others = {name: engine for name, engine in self._engines.items() if name is not None}
         own = self._engines.get(None) or IdleEngine(config.job.model.path)
         self._worker = Worker(config.job, config.plan, store, own, others)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +28,10 @@ def check_models(job: Job, trust_remote_code: bool) -> dict[str | None, ModelVer
     versions = {}
     for name, model in job.used_models.items():
         steps = [step for step in job.steps if step.model == name]
-        versions[name] = _check_model(model, steps, trust_remote_code)
+        try:
+            versions[name] = _check_model(model, steps, trust_remote_code)
+        except (ModelError, JobError) as error:
+            raise type(error)(named(name, str(error))) from error
     for index, step in enumerate(job.steps):
         structure = job.step_sampling(step).get("structured_outputs")
         model = job.model_of(step)
@@ -35,6 +39,21 @@ def check_models(job: Job, trust_remote_code: bool) -> dict[str | None, ModelVer
             where = f"steps[{index}].sampling" if "structured_outputs" in step.sampling else "sampling"
             check_structure(structure, f"{where}.structured_outputs")
     return versions
+
+
+_FIELD = re.compile(rf"(?<![\w/.'-])model\.(?=(?:{'|'.join(Model.model_fields)})\b)")
+
+
+def named(name: str | None, message: str) -> str:
+    """What is said of a model, with the place that it has in the job.
+
+    Args:
+        name: in the job's `models`; None for its own.
+    """
+    if name is None:
+        return message
+    placed = _FIELD.sub(f"models.{name}.", message)
+    return placed if placed != message else f"models.{name}: {message}"
 
 
 def _check_model(model: Model, steps: Sequence[Step], trust_remote_code: bool) -> ModelVersion:

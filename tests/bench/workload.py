@@ -80,6 +80,11 @@ class FixedLengths:
         """The engine's."""
         return self._engine.slots
 
+    @property
+    def tokens_in_flight(self) -> int:
+        """The engine's."""
+        return self._engine.tokens_in_flight
+
     async def start(self) -> None:
         """Starts the engine."""
         await self._engine.start()

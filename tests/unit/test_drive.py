@@ -259,6 +259,22 @@ def test_an_engine_that_does_not_even_say_how_far_it_is_is_replaced(tmp_path: Pa
     assert any("engine 0: nothing came of it for 1 s" in note for status in statuses for note in status.notes)
 
 
+def test_the_model_whose_engine_does_not_start_is_named_where_there_are_several(tmp_path: Path):
+    again = {"input_mappings": {"instruction": "generation"}, "output_mappings": {"generation": "again"}}
+    answer = {"task": "text_generation"}
+    broken = {"path": "chaos", "engine": {"start_failures": True}}
+    for model, judge, name in (({"path": "chaos"}, broken, r"models\.judge: "), (broken, {"path": "chaos"}, "")):
+        job = chaos_job(
+            tmp_path,
+            source={"rows": [{"instruction": "a"}]},
+            model=model,
+            models={"judge": judge},
+            steps=[answer, {**answer, **again, "model": "judge"}],
+        )
+        with pytest.raises(EngineStartError, match=rf": {name}chaos: this engine never starts"):
+            drive(job)
+
+
 def test_an_engine_that_hangs_as_it_starts_is_replaced_and_three_in_a_row_end_the_run(tmp_path: Path):
     script = {"start_hangs": True, "once_file": str(tmp_path / "hung")}
     job = chaos_job(tmp_path / "run", source={"count": 20}, model={"path": "chaos", "engine": script})

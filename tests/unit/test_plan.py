@@ -119,6 +119,32 @@ def test_a_mutation_that_would_say_nothing_of_the_row_is_refused(task: str, temp
         Job.of({"name": "t", "source": {"rows": rows}, "model": {"path": "chaos"}, "steps": steps, "output": "unused"})
 
 
+@pytest.mark.parametrize(
+    ("judge", "message"),
+    [
+        ({"path": "/nowhere"}, "models.judge.path: there is no folder '/nowhere'"),
+        ({"path": "embedded", "engine": {"tokenizer": "/nowhere"}}, "models.judge.engine.tokenizer: the tok"),
+        ({"path": "embedded", "engine": {"max_model_len": 999_999}}, "models.judge.engine.max_model_len: 'embed"),
+        ({"path": "embedded", "lora": "/nowhere"}, "models.judge.lora: there is no folder '/nowhere'"),
+        ({"path": "/model.path"}, "models.judge.path: there is no folder '/model.path'"),
+    ],
+)
+def test_what_is_wrong_with_one_of_several_models_is_told_of_that_one(
+    tmp_path: Path, judge: dict[str, object], message: str
+):
+    steps = [{"task": "magpie"}, {"task": "complexity_scorer", "model": "judge"}]
+    changes = {"source": {"count": 1}, "model": {"path": "chaos"}, "models": {"judge": judge}}
+    steps[1]["input_mappings"] = {"instructions": "answers"}
+    steps.insert(1, {"task": "group_columns", "columns": ["response"], "output_mappings": {"grouped": "answers"}})
+    with pytest.raises((ModelError, JobError)) as caught:
+        plan_run(chaos_job(tmp_path, **changes, steps=steps))
+    assert str(caught.value).startswith(message)
+    own = {**changes, "model": judge, "models": {"judge": {"path": "chaos"}}}
+    with pytest.raises((ModelError, JobError)) as caught:
+        plan_run(chaos_job(tmp_path, **own, steps=steps))
+    assert str(caught.value).startswith(message.replace("models.judge", "model"))
+
+
 def test_an_adapter_that_is_not_there_is_named(tmp_path: Path):
     for lora, message in (
         ("org/adapter", "model.lora: there is no folder 'org/adapter'; fetch one from the Hub with `hf download`"),
@@ -139,6 +165,9 @@ def test_a_base_model_takes_the_tasks_that_need_no_chat_template(tmp_path: Path)
         "output": str(tmp_path / "run"),
     }
     plan_run(Job.of({**tree, "steps": [{"task": "urial"}]}))
+    answer = {"task": "text_generation", "output_mappings": {"generation": "other"}, "model": "judge"}
+    both = {**tree, "models": {"judge": {"path": "embedded"}}, "steps": [{"task": "urial"}, answer]}
+    plan_run(Job.of(both))
     with pytest.raises(ModelError, match=r"no chat template, which text_generation needs; .* such a base model: urial"):
         plan_run(Job.of({**tree, "steps": [{"task": "text_generation"}]}))
 
