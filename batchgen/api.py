@@ -28,6 +28,7 @@ from batchgen.outage import outlast_store
 from batchgen.paths import expanded, resolved
 from batchgen.patience import stall_seconds
 from batchgen.plan import Plan, make_plan, settle_plan
+from batchgen.problems import placed
 from batchgen.progress import Progress
 from batchgen.prospects import all_rejected, hopeless
 from batchgen.publish import check_target, publish_folder, publish_store
@@ -99,7 +100,10 @@ def run(
         if isinstance(job, Mapping):
             job = Job.of(job, tasks=tasks)
         elif isinstance(job, str | Path):
-            job = Job.load(job, tasks=tasks)
+            try:
+                return _run(Job.load(job, tasks=tasks), address, watch, trust_remote_code, in_process)
+            except UserError as error:
+                raise type(error)(placed(str(error), job)) from error
         elif not isinstance(job, Job):
             raise JobError(f"run: expected a Job, its tree, or the path of its file, got {type(job).__name__}")
         return _run(job, address, watch, trust_remote_code, in_process)

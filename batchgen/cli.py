@@ -134,7 +134,7 @@ def _main(options: argparse.Namespace) -> int:
     except BatchgenError as error:
         kind = "stopped" if isinstance(error, Stopped) and options.command in ("run", "submit") else "error"
         with contextlib.suppress(OSError):  # the terminal may be gone
-            print(f"batchgen: {kind}: {error}", file=sys.stderr)
+            print(f"batchgen: {kind}: {commands.told(error, options)}", file=sys.stderr)
         if isinstance(error, ClusterLost):
             # Ray's threads wait for its head, and end the process after a minute with a code of their own.
             _flush()

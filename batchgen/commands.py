@@ -9,19 +9,29 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
-from batchgen.errors import EngineError, ShardFailed, Stopped, UserError
+from batchgen.errors import BatchgenError, EngineError, ShardFailed, Stopped, UserError
 
 if TYPE_CHECKING:
     from batchgen.job import Job
 
 
+def _overrides(options: argparse.Namespace) -> list[str]:
+    return [*options.set, *([f"output={json.dumps(options.output)}"] if options.output is not None else [])]
+
+
 def _load(options: argparse.Namespace) -> Job:
     from batchgen.job import Job
 
-    overrides = list(options.set)
-    if options.output is not None:
-        overrides.append(f"output={json.dumps(options.output)}")
-    return Job.load(options.job, overrides)
+    return Job.load(options.job, _overrides(options))
+
+
+def told(error: BatchgenError, options: argparse.Namespace) -> str:
+    """What is wrong, and where in the job's file."""
+    if not isinstance(error, UserError) or "job" not in options:
+        return str(error)
+    from batchgen.problems import placed
+
+    return placed(str(error), options.job, _overrides(options))
 
 
 def run(options: argparse.Namespace) -> int:

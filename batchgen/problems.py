@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from batchgen.checks import Path, number_hint
+from batchgen.checks import Path as FieldPath
+from batchgen.checks import number_hint
 from batchgen.errors import JobError
 from batchgen.keys import EXAMPLES, Keys
 from batchgen.yamlfile import YamlDocument, load_yaml
@@ -17,7 +21,7 @@ def problem(
     item: Any,
     document: YamlDocument | None,
     name: str,
-    overridden: Sequence[Path],
+    overridden: Sequence[FieldPath],
     keys: Keys,
 ) -> str:
     """One line for one of pydantic's errors: file:line: field: what is wrong.
@@ -44,7 +48,7 @@ def _is_tag(part: str | int) -> bool:
     return isinstance(part, str) and (part in ("str", "Near", "literal[False]") or part.startswith(("list[", "dict[")))
 
 
-def _message(item: Any, path: Path, keys: Keys) -> str:
+def _message(item: Any, path: FieldPath, keys: Keys) -> str:
     if item["type"] in ("extra_forbidden", "unknown_key") and (places := keys.elsewhere(path)):
         return f"unknown key; {str(path[-1])!r} belongs to {' or '.join(places)}"
     if item["type"] == "extra_forbidden":
@@ -63,7 +67,38 @@ def _message(item: Any, path: Path, keys: Keys) -> str:
     return f"{message[0].lower()}{message[1:]}, got {json.dumps(value, default=str)[:80]}{number_hint(value)}"
 
 
-def apply_override(tree: dict[str, Any], text: str) -> Path:
+# How a message begins that is about a part of a job.
+_FIELD = re.compile(r"(?:model|models|source|sampling|steps|merge|output)(?:\.[\w-]+|\[\d+\])*(?=: | \()")
+
+
+def placed(message: str, file: str | Path, overrides: Sequence[str] = ()) -> str:
+    """A mistake that came out after its job was read, as by a look at seeds or models, with the place where it stands.
+
+    Args:
+        message: as it is where it is not about a part of the job.
+        file: of the job.
+        overrides: `key.path=value` texts that it was read with.
+    """
+    found = _FIELD.match(message)
+    where = _where(Path(file), found[0], overrides) if found is not None else None
+    return f"{where}: {message}" if where is not None else message
+
+
+def _where(file: Path, field: str, overrides: Sequence[str]) -> str | None:
+    """The place of a field; None where the file does not tell it any more, or has not got it."""
+    path = [int(index) if index else name for index, name in re.findall(r"\[(\d+)\]|([\w-]+)", field)]
+    for override in overrides:
+        given = override.partition("=")[0].strip().split(".")
+        if all(one == str(other) for one, other in zip(given, path, strict=False)):
+            return "--set"
+    with contextlib.suppress(OSError, UnicodeDecodeError, JobError):
+        # What is read once, such as a pipe, is gone.
+        if file.is_file() and (line := load_yaml(file.read_text(encoding="utf-8"), str(file)).line_of(path)):
+            return f"{file}:{line}"
+    return None
+
+
+def apply_override(tree: dict[str, Any], text: str) -> FieldPath:
     """Sets `key.path=value` in a job's tree and returns the path."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():

@@ -125,6 +125,77 @@ def test_bad_seeds_are_refused(folder: Path, capsys, content: str, message: str)
     assert message in refused(capsys, "run", "job.yaml")
 
 
+LONG = """\
+name: test
+source:
+  rows:
+    - instruction: a
+    - instruction: b
+model:
+  path: chaos
+steps:
+  - task: text_generation
+  - task: text_generation
+    input_mappings:
+      instruction: generation
+    output_mappings: {generation: better}
+merge:
+  columns: [better]
+output: run
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "message"),
+    [
+        ({"- instruction: b": "- other: b"}, (), "job.yaml:5: source.rows[1]: column 'instruction' is missing"),
+        ({"path: chaos": "path: /nowhere"}, (), "job.yaml:7: model.path: there is no folder '/nowhere'"),
+        ({"path: chaos": "path: a.b\n  revision: c"}, (), "job.yaml:7: model.path: 'a.b' is neither"),
+        ({": generation\n": ": gen\n"}, (), "job.yaml:10: steps[1] (text_generation): reads column 'gen'"),
+        ({"[better]": "[bettr]"}, (), "job.yaml:15: merge.columns: no column 'bettr'"),
+        ({"output: run": "output: seeds.jsonl/run"}, (), "job.yaml:16: output: 'seeds.jsonl/run' cannot be written"),
+        ({}, ("--output", "seeds.jsonl/run"), "--set: output: 'seeds.jsonl/run' cannot be written: Not a directory"),
+        ({}, ("--set", "model.path=/nowhere"), "--set: model.path: there is no folder '/nowhere'"),
+        ({}, ("--set", "source={path: none.jsonl}"), "--set: source.path: no file matches 'none.jsonl'"),
+        (
+            {},
+            ("--set", "steps.1.input_mappings.instruction=gen"),
+            "--set: steps[1] (text_generation): reads column 'gen'",
+        ),
+    ],
+)
+def test_a_mistake_that_comes_out_after_the_job_was_read_is_placed_in_it(
+    folder: Path, capsys, changes: dict[str, str], arguments: tuple[str, ...], message: str
+):
+    text = LONG
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "job.yaml").write_text(text)
+    for command in ("run", "plan"):
+        assert f"batchgen: error: {message}" in refused(capsys, command, "job.yaml", *arguments)
+    if not arguments:
+        from batchgen import run
+        from batchgen.errors import UserError
+
+        with pytest.raises(UserError) as caught:
+            run("job.yaml", in_process=True)
+        assert str(caught.value).startswith(message)
+
+
+def test_what_is_no_field_of_the_job_or_is_read_once_has_no_place_in_it(folder: Path, capsys):
+    os.mkfifo("pipe")
+    writer = subprocess.Popen(["bash", "-c", "cat job.yaml > pipe"])
+    assert refused(capsys, "plan", "pipe", "--set", "seed=1", "--set", "model.path=/no").startswith(
+        "batchgen: error: --set"
+    )
+    assert writer.wait() == 0
+    (folder / "job.yaml").write_text(CHAOS.replace("path: chaos", "path: /no"))
+    writer = subprocess.Popen(["bash", "-c", "cat job.yaml > pipe"])
+    assert refused(capsys, "plan", "pipe").startswith("batchgen: error: model.path: there is no folder '/no'")
+    assert writer.wait() == 0
+
+
 def test_an_output_that_cannot_be_reached_just_now_is_no_bad_input(
     folder: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ):
@@ -311,7 +382,7 @@ def test_vllm_that_is_not_installed_is_named_before_anything_starts(folder: Path
     (folder / "job.yaml").write_text(CHAOS.replace("path: chaos", "path: embedded"))
     assert main(["plan", "job.yaml"]) == 0, "it may be planned on a machine that runs no engine"
     assert main(["run", "job.yaml"]) == 2
-    assert "error: model.backend: vLLM is not installed in this environment; in" in capsys.readouterr().err
+    assert "error: job.yaml:3: model.backend: vLLM is not installed in this environment; in" in capsys.readouterr().err
     assert not (folder / "run").exists()
 
 
