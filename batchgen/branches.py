@@ -10,6 +10,7 @@ from typing import Any
 from batchgen.errors import RowRejected
 from batchgen.progress import TRUNCATED
 from batchgen.tasks.llm import CallLog
+from batchgen.tasks.spec import are_alike
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class Branch:
     def ended_if_cut(self) -> Branch:
         """The branch; rejected where it has a text that was cut, so that nothing more is paid for it."""
         return replace(self, reason=TRUNCATED) if self.reason is None and self.finish_reason == "length" else self
+
+    def ended_if_alike(self, column: str) -> Branch:
+        """The branch; rejected where no two texts of a list differ that a later step needs, as it would be there."""
+        alike = self.reason is None and are_alike(self.data.get(column) or ())
+        return replace(self, reason="no_preference") if alike else self
 
     def spread(self, generation: Generation) -> list[Branch]:
         """Branches for all rows that a step made of this one."""

@@ -21,6 +21,7 @@ from batchgen.outage import Outage
 from batchgen.plan import Plan, Shard
 from batchgen.progress import TRUNCATED, Progress, Tally
 from batchgen.rows import OK, REJECTED, ResultRow, SeedRow, random_seed
+from batchgen.step import differing_columns
 from batchgen.store.base import ObjectStore
 from batchgen.tasks.llm import CallLog
 from batchgen.tasks.runner import TaskRunner
@@ -127,6 +128,7 @@ class Worker:
             for index, (step, each) in enumerate(zip(job.steps, engines, strict=True))
             if step.spec.calls_model and each is self._first
         }
+        self._differing = differing_columns(job.steps)
         self._gates = [
             (column, gate)
             for index, column in gate_columns(job).items()
@@ -315,6 +317,8 @@ class Worker:
             ]
         if self._job.merge.drop_truncated and any(later.spec.calls_model for later in self._job.steps[index + 1 :]):
             branches = [each.ended_if_cut() for each in branches]
+        for column in self._differing.get(index, ()):
+            branches = [each.ended_if_alike(column) for each in branches]
         if step.exploded is not None:
             branches = [part for each in branches for part in explode(each, *step.exploded)]
         groups = await _together(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -160,6 +160,20 @@ class Step(Part):
             return None
         column, _, new = self.explode.partition("->")
         return column.strip(), new.strip()
+
+
+def differing_columns(steps: Sequence[Step]) -> Mapping[int, Sequence[str]]:
+    """Lists in which a later step needs two texts that differ, by the step that writes them.
+
+    Only those that are worth a look: between the two a model is asked.
+    """
+    found: dict[int, list[str]] = {}
+    for last, step in enumerate(steps):
+        column = step.reads.get(step.spec.differing or "")
+        writers = [index for index in range(last) if column in steps[index].outputs]
+        if writers and any(between.spec.calls_model for between in steps[writers[-1] + 1 : last]):
+            found.setdefault(writers[-1], []).append(str(column))
+    return found
 
 
 _STEP_FIELDS = tuple(Step.model_fields)

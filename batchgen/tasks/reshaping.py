@@ -109,5 +109,6 @@ RESHAPING: Mapping[str, TaskSpec] = {
         calls="0",
         finish=_finish_preference,
         single_call=False,
+        differing="generations",
     ),
 }

@@ -107,6 +107,8 @@ class TaskSpec:
         chooses: whether it draws from `random` or numpy's global generator, for given parameters. Seeding both for the
             row came to 18 of the 75 us that a call took here, besides the engine's own.
         groups: whether its inputs are alternatives, none of which is a row's answer from then on.
+        differing: its input list that has to hold two different texts: a row without them is rejected as
+            `no_preference`.
         gate: of an entry that reads one text and writes nothing; made once for every engine.
         threads: on which rows of a class that uses no model run beside the engine's requests; 0: between them.
         example: parameters with which the columns are listed, where some have no default.
@@ -128,6 +130,7 @@ class TaskSpec:
     generator: bool = False
     chooses: Callable[[Any], bool] = _never
     groups: bool = False
+    differing: str | None = None
     gate: Callable[[Any], Gate] | None = None
     threads: int = 0
     example: Mapping[str, Any] = field(default_factory=dict)
@@ -146,6 +149,11 @@ class TaskSpec:
 def columns(**kinds: str) -> Callable[[Any], Mapping[str, str]]:
     """Inputs or outputs that do not depend on the parameters."""
     return lambda parameters: kinds
+
+
+def are_alike(texts: Sequence[str | None]) -> bool:
+    """Whether no two of some texts differ in more than the white space around them; an empty one is none."""
+    return len({text.strip() for text in texts if text}) < 2
 
 
 class AnyParameters(TaskParameters):

@@ -20,6 +20,7 @@ from batchgen.generate import Done, Worker
 from batchgen.job import Job
 from batchgen.plan import Plan
 from batchgen.seeds import Seeds
+from batchgen.step import differing_columns
 from tests.helpers import ScriptedEngine, chaos_job, planned, worker_on
 
 CHAIN = [
@@ -665,6 +666,58 @@ def test_preferences_from_end_to_end(tmp_path: Path):
     assert row["chosen"][0]["role"] == row["rejected"][0]["role"] == "assistant"
     assert (row["chosen_rating"], row["rejected_rating"]) == (4.0, 2.0)
     assert row["finish_reason"] == "stop", "of the last step that called a model"
+
+
+TWICE = [{"task": "text_generation", "num_generations": 2, "group_generations": True}]
+TWICE[0]["output_mappings"] = {"generation": "generations"}
+SIDE_BY_SIDE = [
+    {"task": "text_generation", "output_mappings": {"generation": "a"}},
+    {"task": "text_generation", "output_mappings": {"generation": "b"}},
+    {"task": "group_columns", "columns": ["a", "b"], "output_mappings": {"grouped": "generations"}},
+]
+
+
+@pytest.mark.parametrize("answers", [TWICE, SIDE_BY_SIDE])
+@pytest.mark.parametrize("paired", [True, False])
+def test_no_judge_is_asked_of_answers_that_make_no_pair(tmp_path: Path, answers: list[dict], paired: bool):
+    judged: list[str] = []
+
+    def answer(prompt: str, number: int) -> str:
+        if "# Output" in prompt or "Rating" in prompt:
+            judged.append("same" if "Be same" in prompt else "other")
+            return "Rating: 2\nRationale: a\n\nRating: 4\nRationale: b"
+        return "yes" + " " * number if "same" in prompt else f"answer {number}"
+
+    rows = [{"instruction": "Be same."}, {"instruction": "Be other."}]
+    steps = [*answers, {"task": "ultrafeedback"}, *([{"task": "preference_pair"}] if paired else [])]
+    job = chaos_job(tmp_path, source={"rows": rows}, steps=steps)
+
+    async def go():
+        worker, plan, seeds, store = worker_on(ScriptedEngine(answer), job)
+        await worker.shard(plan.shards[0], new_attempt(), seeds.slice(0, 2))
+        return read_shard(store, plan, committed(store, plan)[0]).to_pylist()
+
+    same, other = asyncio.run(go())
+    assert other["outcome"] == "ok"
+    assert sorted(judged) == (["other"] if paired else ["other", "same"])
+    assert (same["outcome"], same["reason"]) == (("rejected", "no_preference") if paired else ("ok", None))
+    assert same["output_tokens"] > 0
+
+
+def test_lists_that_are_looked_at_are_those_of_the_last_step_that_writes_them(tmp_path: Path):
+    def looked_at(*steps: dict, **source: object) -> dict:
+        rows = {"rows": [{"instruction": "a", "c": "b", "generations": ["a"], "ratings": [1.0]}]}
+        job = chaos_job(tmp_path, source=rows, steps=list(steps))
+        return {index: list(columns) for index, columns in differing_columns(job.steps).items()}
+
+    judge, pair = {"task": "ultrafeedback"}, {"task": "preference_pair"}
+    again = {"task": "ultrafeedback", "output_mappings": {"ratings": "r", "rationales": "s"}}
+    assert looked_at(*TWICE, judge, pair) == {0: ["generations"]}
+    assert looked_at(*SIDE_BY_SIDE, judge, again, pair) == {2: ["generations"]}
+    assert looked_at(*TWICE, judge) == {}
+    assert looked_at(judge, pair | {"input_mappings": {"ratings": "ratings"}}) == {}, "the seeds' own"
+    grouped = {"task": "group_columns", "columns": ["c", "instruction"], "output_mappings": {"grouped": "generations"}}
+    assert looked_at(grouped, pair) == {}, "nothing is paid for between the two"
 
 
 def test_a_conversation_and_its_answer_are_the_messages(tmp_path: Path):
