@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     # The datasets library opens no bucket by its name.
     fetch = f"batchgen publish {shlex.quote(job.output)} --to DIR, and then " if is_remote(job.output) else ""
     lines = [
-        describe_version(result.version),
+        describe_version(result.version, job),
         *([f"notes: {notes}"] if notes else []),
         *(["sample rows:", *sample] if sample else []),
         *([f"rejected rows: batchgen rejected {shlex.quote(job.output)}"] if result.progress.reasons else []),
@@ -183,7 +183,7 @@ def merge(options: argparse.Namespace) -> int:
             raise JobError(f"--set {override}: only merge.* fields can change when a run is merged")
     job = Job.of(job.tree(), options.set)
     version = merge_run(store, plan, job, options.partial)
-    print(describe_version(version))
+    print(describe_version(version, job))
     print(f"version {version.number}; publish it with: batchgen publish {shlex.quote(options.run)} --to DIR")
     return 0
 

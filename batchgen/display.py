@@ -22,7 +22,7 @@ from batchgen.progress import TRUNCATED, cut_hint
 
 if TYPE_CHECKING:
     from batchgen.drive import Status
-    from batchgen.job import Merge
+    from batchgen.job import Job, Merge
     from batchgen.merge.conversations import ChatColumns
     from batchgen.merge.version import Version
     from batchgen.preview import Preview
@@ -212,11 +212,11 @@ def stdout_console() -> Console:
     return Console(file=stream, soft_wrap=not sys.stdout.isatty(), emoji=False)
 
 
-def describe_version(version: Version) -> str:
-    """What a merge kept and dropped, in one line."""
+def describe_version(version: Version, job: Job) -> str:
+    """What a merge of a job's rows kept and dropped, in one line."""
     dropped = ", ".join(f"{reason} {count:,}" for reason, count in version.dropped.items())
     line = f"merged {version.read:,} rows: {version.kept:,} kept" + (f"; dropped: {dropped}" if dropped else "")
-    hints = [cut_hint(version.dropped, version.read)]
+    hints = [cut_hint(version.dropped, version.read, job.loses_turns)]
     if version.merge["compare"] is None and (version.merge["exact"] or version.merge["near"]):
         hints.append(f"duplicates were not looked for: {_NO_PROMPT}")
     told = "; ".join(filter(None, hints))

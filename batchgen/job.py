@@ -35,7 +35,7 @@ from batchgen.errors import JobError
 from batchgen.keys import Keys
 from batchgen.problems import apply_override, problem
 from batchgen.step import OwnTasks, Part, Step
-from batchgen.tasks.generation import Exchange
+from batchgen.tasks.generation import Exchange, Magpie
 from batchgen.tasks.spec import check_own_tasks
 from batchgen.trees import plain_tree
 from batchgen.yamlfile import YamlDocument, load_yaml
@@ -303,6 +303,12 @@ class Job(Part):
         called = dict.fromkeys(step.model for step in self.steps if step.spec.calls_model)
         own: dict[str | None, Model] = {None: self.model} if None in called else {}
         return own | {name: self.models[name] for name in called if name is not None}
+
+    @property
+    def loses_turns(self) -> bool:
+        """Whether a turn of a conversation that is cut costs the turns before it."""
+        given = [step.parameters for step in self.steps if step.spec.user_turns]
+        return any(each.n_turns > 1 and not each.keep_shorter for each in given if isinstance(each, Magpie))
 
     def model_of(self, step: Step) -> Model:
         """The model that a step runs on."""

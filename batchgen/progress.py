@@ -75,14 +75,20 @@ def _sum(a: Mapping[str, int], b: Mapping[str, int]) -> Mapping[str, int]:
     return dict(Counter(a) + Counter(b)) if b else a
 
 
-def cut_hint(dropped: Mapping[str, int], rows: int) -> str:
-    """What can be done where a merge leaves many of its rows out because a text was cut; "" where it does not."""
+def cut_hint(dropped: Mapping[str, int], rows: int, turns_lost: bool = False) -> str:
+    """What can be done where a merge leaves many of its rows out because a text was cut; "" where it does not.
+
+    Args:
+        turns_lost: whether a turn that was cut costs the ones before it.
+    """
     rejected = {reason: count for reason, count in dropped.items() if reason.startswith(f"rejected: {TRUNCATED}")}
     if dropped.get(TRUNCATED, 0) + sum(rejected.values()) < max(1, _MANY_CUT * rows):
         return ""
     hints = ["a larger sampling.max_tokens (within max_model_len) cuts fewer"]
     if not rejected:  # such a row is not there to be kept
         hints.append("merge.drop_truncated: false keeps them")
+    if rejected and turns_lost:
+        hints.append("magpie's keep_shorter: true keeps the turns before the cut")
     if f"rejected: {TRUNCATED_REASONING}" in rejected:
         hints.append(THOUGHTS_OFF)
     return "; ".join(hints)

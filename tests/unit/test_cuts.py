@@ -377,3 +377,17 @@ def test_a_run_with_groups_stays_with_what_it_does_with_cut_generations(tmp_path
 )
 def test_what_helps_where_many_rows_are_cut(dropped: dict[str, int], hint: str):
     assert cut_hint(dropped, 100) == hint
+    keeps = "; magpie's keep_shorter: true keeps the turns before the cut"
+    cut = hint and any(reason.startswith("rejected") for reason in dropped)
+    assert (keeps in cut_hint(dropped, 100, turns_lost=True)) == bool(cut)
+
+
+def test_a_job_whose_cut_turns_cost_others_is_told(tmp_path: Path):
+    for magpie, loses in (
+        ({"n_turns": 2}, True),
+        ({"n_turns": 2, "keep_shorter": True}, False),
+        ({"n_turns": 1}, False),
+    ):
+        job = chaos_job(tmp_path, source={"count": 1}, steps=[{"task": "magpie", **magpie}])
+        assert job.loses_turns == loses
+    assert not chaos_job(tmp_path, source={"rows": [{"instruction": "a"}]}, steps=CHAIN[:1]).loses_turns

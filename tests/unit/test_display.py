@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from batchgen.merge.version import DataFile, Version
 from batchgen.progress import Progress
 from batchgen.store import LocalStore
 from batchgen.tasks.spec import Chat
+from tests.helpers import chaos_job
 
 STATUS = Status(
     rows=1000,
@@ -219,14 +221,21 @@ def test_what_duplicates_are_told_by(merge: dict, chat: str | Chat | None, line:
 
 
 def test_a_merge_that_has_nothing_to_compare_says_so():
-    def line(**merge: object) -> str:
+    def line(dropped: Mapping[str, int] | None = None, **merge: object) -> str:
         of = {"compare": None, "exact": True, "near": None} | merge
-        return describe_version(Version(1, "", {}, of, read=3, kept=3, dropped={}, shards=1, of_shards=1))
+        job = chaos_job("run", steps=[{"task": "magpie", "n_turns": 2}])
+        return describe_version(
+            Version(1, "", {}, of, read=3, kept=3, dropped=dropped or {}, shards=1, of_shards=1), job
+        )
 
     kept = "merged 3 rows: 3 kept"
     why = " (duplicates were not looked for: the rows have no prompt; merge.prompt can name a column)"
     assert line() == line(exact=False, near={"threshold": 0.8}) == kept + why
     assert line(exact=False) == line(compare="prompt") == kept
+    assert (
+        "(a larger sampling.max_tokens (within max_model_len) cuts fewer; magpie's keep_shorter: true keeps "
+        in line({"rejected: truncated": 3}, exact=False)
+    )
 
 
 def test_sample_rows_that_are_no_conversations_are_shown_column_by_column(tmp_path: Path):
