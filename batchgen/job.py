@@ -33,7 +33,7 @@ from batchgen.engines.chaos import ChaosScript
 from batchgen.engines.options import OPTIONS
 from batchgen.errors import JobError
 from batchgen.keys import Keys
-from batchgen.problems import apply_override, problem
+from batchgen.problems import apply_override, problems
 from batchgen.step import OwnTasks, Part, Step
 from batchgen.tasks.generation import Exchange, Magpie
 from batchgen.tasks.spec import check_own_tasks
@@ -272,9 +272,7 @@ class Job(Part):
         try:
             return cls.model_validate(data, context={"tasks": tasks})
         except ValidationError as error:
-            overridden = list(overridden)
-            problems = [problem(item, document, name, overridden, _KEYS) for item in error.errors()]
-            raise JobError("\n".join(dict.fromkeys(problems))) from None
+            raise JobError("\n".join(problems(error.errors(), document, name, list(overridden), _KEYS))) from None
 
     def tree(self) -> dict[str, Any]:
         """The job as a plain tree, defaults included; `Job.of` takes it back."""

@@ -16,15 +16,14 @@ from batchgen.errors import JobError
 from batchgen.keys import EXAMPLES, Keys
 from batchgen.yamlfile import YamlDocument, load_yaml
 
+# What a value may be where it may be one of several kinds, by pydantic's names for that it is not.
+_KINDS = {"string_type": "text", "list_type": "a list", "dict_type": "a mapping", "model_type": "a mapping"}
 
-def problem(
-    item: Any,
-    document: YamlDocument | None,
-    name: str,
-    overridden: Sequence[FieldPath],
-    keys: Keys,
-) -> str:
-    """One line for one of pydantic's errors: file:line: field: what is wrong.
+
+def problems(
+    items: Sequence[Any], document: YamlDocument | None, name: str, overridden: Sequence[FieldPath], keys: Keys
+) -> list[str]:
+    """Lines for pydantic's errors, which has one for every kind that a value might have been.
 
     Args:
         document: where the job was read from, for its line numbers.
@@ -32,9 +31,37 @@ def problem(
         overridden: paths that `--set` gave.
         keys: of a job.
     """
-    context = item.get("ctx") or {}
+    paths = [_path(item) for item in items]
+    told: dict[str, None] = {}
+    for path, item in zip(paths, items, strict=True):
+        beside = [other for at, other in zip(paths, items, strict=True) if at == path and _is_kind(other)]
+        kinds = [_KINDS[other["type"]] for other in beside]
+        if _is_kind(item) and any(at[: len(path)] == path and len(at) > len(path) for at in paths):
+            continue  # of one of the kinds it is: that one has more to say
+        if _is_kind(item) and len(kinds) > 1:
+            item = {**item, "msg": f"Expected {' or '.join(kinds)}", "type": "kind"}
+        told[_problem(item, path, document, name, overridden, keys)] = None
+    return list(told)
+
+
+def _is_kind(item: Any) -> bool:
+    return item["type"] in _KINDS and any(_is_tag(part) for part in item["loc"])
+
+
+def _path(item: Any) -> FieldPath:
     # pydantic puts tags of unions into a location; the document knows only keys and indices.
-    path = (*(part for part in item["loc"] if not _is_tag(part)), *context.get("path", ()))
+    return (*(part for part in item["loc"] if not _is_tag(part)), *(item.get("ctx") or {}).get("path", ()))
+
+
+def _problem(
+    item: Any,
+    path: FieldPath,
+    document: YamlDocument | None,
+    name: str,
+    overridden: Sequence[FieldPath],
+    keys: Keys,
+) -> str:
+    """One line for one of pydantic's errors: file:line: field: what is wrong."""
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
     if any(path[: len(o)] == o or o[: len(path)] == path for o in overridden if path):
         where = "--set"
@@ -110,7 +137,7 @@ def apply_override(tree: dict[str, Any], text: str) -> FieldPath:
     for position, part in enumerate(parts):
         last = position == len(parts) - 1
         if isinstance(at, list):
-            if not part.isdigit() or int(part) >= len(at):
+            if not part.isdecimal() or int(part) >= len(at):
                 raise JobError(f"--set {text}: {part!r} is not an index of a list of {len(at)}")
             path.append(int(part))
             if last:

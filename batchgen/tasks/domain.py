@@ -24,7 +24,7 @@ class ApigenGenerator(TaskParameters):
     def _integer_keys(cls, value: Any) -> Any:
         """A job that went through JSON has text for keys."""
         if isinstance(value, dict):
-            return {int(key) if str(key).isdigit() else key: float(weight) for key, weight in value.items()}
+            return {int(key) if str(key).isdecimal() else key: float(weight) for key, weight in value.items()}
         return value
 
 

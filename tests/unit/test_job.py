@@ -271,6 +271,8 @@ def test_a_source_that_is_set_replaces_the_one_in_the_file_with_what_belongs_to_
         ("modle.path=x", "--set: modle: unknown key; did you mean 'model'?"),
         ("source.count=many", "--set: source.count: input should be a valid integer"),
         ("steps.7.task=magpie", "'7' is not an index of a list of 1"),
+        ("steps.1.task=magpie", "'1' is not an index of a list of 1"),
+        ("steps.²=magpie", "'²' is not an index of a list of 1"),
         ("name.x=1", "is not a mapping"),
         ("seed=[1", "--set seed=[1:1: not valid YAML: expected"),
         ("source.rows=&a [*a]", "an alias to a value that contains it"),
@@ -334,6 +336,12 @@ def test_a_key_that_stands_nowhere_is_told_what_is_legal_there(tmp_path: Path):
         ("steps=[magpie]", 'steps[0]: expected a mapping, like {task: magpie}, got "magpie"'),
         ("merge.near=0.8", "merge.near: expected a mapping, like {threshold: 0.8}; or false, got 0.8"),
         ("sampling=0.8", "sampling: expected a mapping of keys to values, got 0.8"),
+        ("source.path=3", "source.path: expected text or a list, got 3"),
+        ("source.path=[a, 3]", "source.path[1]: input should be a valid string, got 3"),
+        ("steps.0.system_prompt=3", "steps[0].system_prompt: expected text or a list or a mapping, got 3"),
+        ("steps.0.system_prompt=[3]", "steps[0].system_prompt[0]: input should be a valid string, got 3"),
+        ("steps.0.system_prompt={a: 3}", "steps[0].system_prompt.a: expected text or a list, got 3"),
+        ("merge.near={threshold: 3}", "merge.near.threshold: input should be less than or equal to 1, got 3"),
     ],
 )
 def test_a_part_of_another_shape_is_told_what_it_looks_like(tmp_path: Path, override: str, message: str):

@@ -84,9 +84,9 @@ class PrometheusEval(tasks.PrometheusEval):  # type: ignore[misc]
     def format_output(self, output: str | None, input: dict[str, Any]) -> dict[str, Any]:
         """Feedback, and a score or which of the two."""
         feedback, result = completions.feedback_and_result(output or "") or (None, None)
-        if result is None or result.isdigit() != (self.mode == "absolute"):
+        if result is None or result.isdecimal() != (self.mode == "absolute"):
             return {"feedback": None, "result": None}
-        return {"feedback": feedback, "result": int(result) if result.isdigit() else result}
+        return {"feedback": feedback, "result": int(result) if result.isdecimal() else result}
 
 
 class InstructionBacktranslation(tasks.InstructionBacktranslation):  # type: ignore[misc]
