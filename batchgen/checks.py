@@ -32,7 +32,7 @@ def complaint(message: str, path: Path = ()) -> PydanticCustomError:
 
 def unknown(kind: str, name: str, legal: Iterable[str], path: Path = (), remark: str = "") -> PydanticCustomError:
     """An error that names the nearest legal names."""
-    legal = sorted(legal)
+    name, legal = str(name), sorted(legal)  # a key in YAML may be a number, or null
     near = difflib.get_close_matches(name, legal, n=2)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else ""
     # A long list (vLLM has 200 engine arguments) helps nobody once there is a near name.
@@ -276,6 +276,8 @@ def check_place(output: str) -> None:
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", output)
     if scheme and not is_remote(output):
         raise complaint(f"no store for {scheme[1]!r}; legal: a folder that all machines share, or s3://bucket/prefix")
+    if "\0" in output:
+        raise complaint(f"a path has no NUL in it, got {output!r}")
     if "$" in output:
         raise complaint(f'variables are not replaced in a job, got {output!r}; a shell does it: --output "$NAME/..."')
 

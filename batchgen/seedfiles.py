@@ -6,6 +6,7 @@ import glob
 import itertools
 import json
 import os
+import re
 from array import array
 from bisect import bisect_right
 from collections import Counter
@@ -270,6 +271,10 @@ def _json_rows(file: Iterable[bytes], name: str) -> Iterator[tuple[int, dict[str
         yield number, record
 
 
+# In JSON a text may hold one, by its number; no file can.
+_HALF = re.compile("[\ud800-\udfff]")
+
+
 def from_records(
     records: Sequence[dict[str, Any]],
     place: Callable[[int], str],
@@ -291,6 +296,9 @@ def from_records(
         raise SeedError(f"{place(0)}: a seed row without columns; for empty rows use source.count")
     arrays = {}
     for name in columns if wanted is None else wanted:
+        if _HALF.search(name):
+            row = next((row for row, record in enumerate(records) if name in record), 0)
+            raise SeedError(f"{place(row)}: the name of a column holds half of a surrogate pair, which is not text")
         values = [record.get(name) for record in records]
         try:
             arrays[name] = pa.array(values)
@@ -305,7 +313,7 @@ def _odd_value(name: str, values: Sequence[Any], place: Callable[[int], str]) ->
     for row, value in enumerate(values):
         if value is None:
             continue
-        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        if isinstance(value, str) and _HALF.search(value):
             return f"{place(row)}: column {name!r} holds half of a surrogate pair, which is not text"
         if first is None:
             first = type(value)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -341,11 +344,50 @@ def test_a_key_that_stands_nowhere_is_told_what_is_legal_there(tmp_path: Path):
         ("steps.0.system_prompt=3", "steps[0].system_prompt: expected text or a list or a mapping, got 3"),
         ("steps.0.system_prompt=[3]", "steps[0].system_prompt[0]: input should be a valid string, got 3"),
         ("steps.0.system_prompt={a: 3}", "steps[0].system_prompt.a: expected text or a list, got 3"),
+        ('output="a\\0b"', r"output: a path has no NUL in it, got 'a\x00b'"),
+        (
+            "sampling.repetition_detection={1: 2}",
+            "sampling.repetition_detection[1]: unknown vLLM argument '1'; legal: max_pattern_size, min_count, "
+            "min_pattern_size",
+        ),
         ("merge.near={threshold: 3}", "merge.near.threshold: input should be less than or equal to 1, got 3"),
     ],
 )
 def test_a_part_of_another_shape_is_told_what_it_looks_like(tmp_path: Path, override: str, message: str):
     assert refused(tmp_path, GOOD, override) == f"--set: {message}"
+
+
+ODD = (
+    *("null", "-1", "0", "1.5", "1e400", ".nan", "true", "2020-01-01", "99999999999999999999999", "!!binary aGk="),
+    *('""', "x", "~x", "..", "/", '"*"', '"\\0"', "²", '"{{ x }}"', '"->"', '"$HOME"', "s3://b/c"),
+    *("[]", "[null]", "[[1]]", "[{a: 1}]", "[.nan]", "[a, b]"),
+    *("{}", "{a: null}", "{1: 2}", "{null: 1}", "{a: {b: [1]}}", "{a: .inf}", "{instruction: null}"),
+)
+
+
+def fields(part: object, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """The paths of everything in a tree."""
+    inner = part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
+    for key, value in inner:
+        yield ".".join((*path, str(key)))
+        yield from fields(value, (*path, str(key)))
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_no_value_of_any_field_is_more_than_refused(path: Path):
+    keys = [*fields(yaml.safe_load(path.read_text())), *Job.model_fields]
+    parts = {"source": Source, "model": Model, "merge": Merge}
+    keys += [f"{part}.{key}" for part, kind in parts.items() for key in kind.model_fields]
+    keys += [f"steps.0.{key}" for key in Step.model_fields]
+    keys += [f"sampling.{key}" for key in ("n", "stop", "logit_bias", "structured_outputs", "repetition_detection")]
+    chance = random.Random(path.stem)
+    for key in keys:
+        for value in chance.sample(ODD, 4):
+            override = f"{key}={value}"
+            with contextlib.suppress(JobError):
+                assert Job.load(path, [override]), override
 
 
 def test_the_shapes_that_are_told_are_good_ones():

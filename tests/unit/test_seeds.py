@@ -106,6 +106,8 @@ def test_limit_keeps_the_first_rows_and_their_ids():
         ),
         ("a.jsonl", b'{"x": "1"}\n\n{"x": 2}\n', "a.jsonl:3: column 'x' is int here and str before"),
         ("a.jsonl", b'{"x": "\\ud800"}\n', "a.jsonl:1: column 'x' holds half of a surrogate pair"),
+        ("a.jsonl", b'{"x": 1}\n{"x\\udfff": 2}\n', "a.jsonl:2: the name of a column holds half of a surrogate pair"),
+        ("a.json", b'[{"x": 1}, {"\\ud800": 2}]', "a.json[1]: the name of a column holds half of a surrogate pair"),
         ("a.jsonl", b"{}\n", "a.jsonl:1: a seed row without columns"),
         ("a.jsonl", b'{"row_id": "1"}\n', "column 'row_id' is one that batchgen writes itself"),
         ("a.parquet", b"PAR1 torn", "a.parquet: "),
