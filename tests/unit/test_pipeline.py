@@ -861,12 +861,13 @@ def test_steps_that_are_called_like_distilabel_s_are_one_s_own():
 def test_classes_of_one_s_own_come_along(tmp_path: Path):
     with Pipeline() as pipeline:
         rows = [{**row, "system_prompt": "Be brief."} for row in ROWS]
-        tidy = Tidied(name="tidy", output_mappings={"rank": "order"}, resources=StepResources(replicas=3))
+        tidy = Tidied(name="tidy", output_mappings={"rank": "order"}, resources=StepResources(replicas=2))
         hm = vLLM(model="chaos", extra_kwargs={"reply": "Hm"})
         own = OWN(name="own", llm=hm, marks=2, system_prompt="Be long.", resources=StepResources(replicas=2))
         LoadDataFromDicts(data=rows) >> tidy >> own
     (job,) = translated(pipeline).values()
-    assert [step.spec.threads for step in job.steps] == [3, 0], "replicas of a task are the engines' affair"
+    assert [step.spec.threads for step in job.steps] == [2, 0], "replicas of a task are the engines' affair"
+    assert (job.merge.exact, job.merge.near, job.merge.drop_truncated) == (False, None, False)
     parameters = {"tidy": {"most": 5}}
     kinds = {"order": "number", "length": "number"}
     out = tmp_path / "out"
