@@ -33,6 +33,7 @@ from batchgen.progress import Progress
 from batchgen.prospects import all_rejected, hopeless
 from batchgen.publish import check_target, publish_folder, publish_store
 from batchgen.records import RecordError, seal, unseal
+from batchgen.remarks import remarks
 from batchgen.schedule import Scheduler
 from batchgen.seeds import Seeds, load_seeds
 from batchgen.step import OwnTasks
@@ -119,6 +120,8 @@ def _run(job: Job, address: str | None, watch: Watch, trust_remote_code: bool, i
     def tell(what: str, reason: str) -> None:
         watch(replace(last, engines=0, engines_ready=0, tokens_per_second=0.0, notes=(f"the {what} waits: {reason}",)))
 
+    if noted := remarks(job, plan):
+        watch(replace(last, engines=0, notes=tuple(noted)))
     plan, manifests = outlast_store(lambda: _begin(job, store, plan), job.outage_seconds, partial(tell, "run"))
     last = Status(plan.rows, progress_of(manifests), len(plan.shards), len(manifests))
 

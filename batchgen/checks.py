@@ -250,7 +250,7 @@ def check_secrets(tree: Mapping[str, Any]) -> None:
     secrets = {
         name: value for name, value in os.environ.items() if _SECRET_NAME.fullmatch(name) and _SECRET.fullmatch(value)
     }
-    for path, text in _texts(tree) if secrets else ():
+    for path, text in texts(tree) if secrets else ():
         if name := next((name for name, value in secrets.items() if value in text), None):
             raise complaint(
                 f"holds the value of {name}, which would be kept in the run's files and in the dataset's card; what "
@@ -259,16 +259,16 @@ def check_secrets(tree: Mapping[str, Any]) -> None:
             )
 
 
-def _texts(value: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
+def texts(value: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
     """The texts in a tree, with their paths."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _texts(item, (*path, str(key)))
+            yield from texts(item, (*path, str(key)))
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            yield from _texts(item, (*path, index))
+            yield from texts(item, (*path, index))
 
 
 def check_place(output: str) -> None:

@@ -88,6 +88,7 @@ def plan(options: argparse.Namespace) -> int:
     from batchgen.merge.conversations import chat_columns, settled
     from batchgen.models import user_turns
     from batchgen.plan import PLAN_KEY, check_plan
+    from batchgen.remarks import remarks
     from batchgen.store import open_store
 
     job = _load(options)
@@ -111,6 +112,8 @@ def plan(options: argparse.Namespace) -> int:
     chat = chat_columns(job, plan)
     print(f"merge: {describe_duplicates(settled(job, chat), chat)}")
     print(f"output: {job.output}" + (" (holds a run of this job, which would continue)" if begun else ""))
+    for remark in remarks(job, plan):
+        print(f"note: {remark}")
     if options.prompt is not None:
         from batchgen.display import describe_prompt
         from batchgen.preview import first_prompt

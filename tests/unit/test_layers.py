@@ -43,7 +43,7 @@ LAYERS = [
     ["seedfiles", "draw"],
     ["seeds"],
     ["plan", "translation"],
-    ["actions", "branches", "commit", "models", "starts", "suspects"],
+    ["actions", "branches", "commit", "models", "remarks", "starts", "suspects"],
     ["enginestate", "known"],
     ["schedule"],
     ["generate", "fleet"],

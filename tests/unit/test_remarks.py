@@ -1,0 +1,79 @@
+"""What is said of a job that may run as it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from batchgen import Job, run
+from batchgen.cli import main
+from batchgen.remarks import remarks
+from tests.helpers import chaos_job, planned
+from tests.unit.test_own_tasks import ENTRY
+
+ELSEWHERE = (
+    "goes to the model as it stands: only `template` of text_generation is filled; system prompts that differ from row "
+    "to row are a column `system_prompt`"
+)
+ROW = {"instruction": "a", "role": "cook", "system": "b"}
+
+
+@pytest.mark.parametrize(
+    ("step", "noted"),
+    [
+        ({"system_prompt": "You are a {{ role }}."}, [f"system_prompt: {{{{ role }}}} {ELSEWHERE}"]),
+        ({"system_prompt": "You are a {role}, {{role}} or {role}."}, ["{role}", "{{role}}"]),
+        ({"system_prompt": 'You are {{ nobody }}, {{ role }, { "role": 1 }.'}, []),
+        ({"template": "Be {{ role }}: {{ instruction }}"}, []),
+        (
+            {"template": "Be {role}: {{ instruction }}"},
+            ["template: {role} goes to the model as it stands: a placeholder has two braces, {{ role }}"],
+        ),
+        (
+            {
+                "task": "magpie",
+                "system_prompt": {"x": ["{{ role }}", 1.0]},
+                "output_mappings": {"instruction": "asked"},
+            },
+            [f"system_prompt.x.0: {{{{ role }}}} {ELSEWHERE}"],
+        ),
+        ({"input_mappings": {"instruction": "role"}}, []),
+        ({}, []),
+    ],
+)
+def test_placeholders_that_nothing_fills_are_told(tmp_path: Path, step: dict, noted: list[str]):
+    job = chaos_job(tmp_path, source={"rows": [ROW]}, steps=[{"task": "text_generation"} | step])
+    plan, _, _ = planned(job)
+    found = remarks(job, plan)
+    assert len(found) == len(noted)
+    for line, each in zip(found, noted, strict=True):
+        assert line.startswith("steps[0].")
+        assert each in line
+
+
+def test_a_column_of_an_earlier_step_counts_and_own_tasks_fill_their_own(tmp_path: Path):
+    answer = {"task": "text_generation", "output_mappings": {"generation": "draft"}}
+    again = {"task": "text_generation", "system_prompt": "{{ draft }}", "input_mappings": {"instruction": "draft"}}
+    job = chaos_job(tmp_path, source={"rows": [ROW]}, steps=[answer, again])
+    assert [line[:23] for line in remarks(job, planned(job)[0])] == ["steps[1].system_prompt:"]
+    tree = {
+        "name": "own",
+        "source": {"rows": [{"word": "a"}]},
+        "model": {"path": "chaos"},
+        "output": str(tmp_path / "own"),
+    }
+    own = Job.of({**tree, "steps": [{"task": "shout", "mark": "{{ word }}"}]}, tasks={"shout": ENTRY})
+    assert remarks(own, planned(own)[0]) == []
+
+
+def test_a_remark_is_made_by_the_plan_and_as_the_run_begins(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    job = chaos_job("run", source={"rows": [ROW]}, steps=[{"task": "text_generation", "system_prompt": "{{ role }}"}])
+    notes: list[str] = []
+    run(job, in_process=True, watch=lambda status: notes.extend(status.notes))
+    assert notes == [f"steps[0].system_prompt: {{{{ role }}}} {ELSEWHERE}"]
+    Path("job.yaml").write_text(json.dumps(job.tree()))
+    assert main(["plan", "job.yaml"]) == 0
+    assert capsys.readouterr().out.endswith(f"\nnote: {notes[0]}\n")
