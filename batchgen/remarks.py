@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from batchgen.checks import texts
 from batchgen.job import Job
@@ -12,17 +13,28 @@ from batchgen.step import Step
 
 # One brace too few for a placeholder, and a whole one.
 _BRACES = re.compile(r"(?<!\{)\{\s*(\w+)\s*\}(?!\})|\{\{\s*(\w+)\s*\}\}")
+_ELSEWHERE = (
+    "only `template` of text_generation is filled; system prompts that differ from row to row are a column "
+    "`system_prompt`"
+)
+# Not the beginning of a command of LaTeX, such as \nabla.
+_NO_NEWLINE = re.compile(r"\\n(?![a-z])")
+_SPELLED = r"holds a backslash and an n, where YAML reads a line break in double quotes alone"
 
 
 def remarks(job: Job, plan: Plan) -> list[str]:
     """Lines for whoever runs the job; none where there is nothing to say."""
     columns = set(plan.schema.names)
-    return [
-        f"steps[{index}].{line}"
-        for index, step in enumerate(job.steps)
-        if not isinstance(step.spec.distilabel, type)  # which may fill its parameters itself
-        for line in dict.fromkeys(_unfilled(step, columns))
-    ]
+    lines = [f"sampling.{line}" for line in _spelled_newlines(job.sampling)]
+    for name, model in {"model": job.model, **{f"models.{name}": model for name, model in job.models.items()}}.items():
+        given = {"pre_query_template": model.pre_query_template}
+        lines += [f"{name}.{line}" for line in _spelled_newlines(given)]
+    for index, step in enumerate(job.steps):
+        told = [f"sampling.{line}" for line in _spelled_newlines(step.sampling)]
+        if not isinstance(step.spec.distilabel, type):  # which may do what it likes with its parameters
+            told += [*_unfilled(step, columns), *_spelled_newlines(step.parameters.model_dump())]
+        lines += [f"steps[{index}].{line}" for line in told]
+    return list(dict.fromkeys(lines))
 
 
 def _unfilled(step: Step, columns: set[str]) -> Iterator[str]:
@@ -33,12 +45,16 @@ def _unfilled(step: Step, columns: set[str]) -> Iterator[str]:
             is_template = path == ("template",)
             if column not in columns or (is_template and not single):
                 continue
-            field = ".".join(map(str, path))
-            hint = f"a placeholder has two braces, {{{{ {column} }}}}" if is_template else _OTHERWISE
-            yield f"{field}: {match[0]} goes to the model as it stands: {hint}"
+            hint = f"a placeholder has two braces, {{{{ {column} }}}}" if is_template else _ELSEWHERE
+            yield f"{_field(path)}: {match[0]} goes to the model as it stands: {hint}"
 
 
-_OTHERWISE = (
-    "only `template` of text_generation is filled; system prompts that differ from row to row are a column "
-    "`system_prompt`"
-)
+def _spelled_newlines(parameters: Mapping[str, Any]) -> Iterator[str]:
+    """Texts in which a line break was meant."""
+    for path, text in texts(parameters):
+        if path[0] != "structured_outputs" and _NO_NEWLINE.search(text):
+            yield f"{_field(path)}: {_SPELLED}"
+
+
+def _field(path: tuple[str | int, ...]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")

@@ -37,7 +37,7 @@ ROW = {"instruction": "a", "role": "cook", "system": "b"}
                 "system_prompt": {"x": ["{{ role }}", 1.0]},
                 "output_mappings": {"instruction": "asked"},
             },
-            [f"system_prompt.x.0: {{{{ role }}}} {ELSEWHERE}"],
+            [f"system_prompt.x[0]: {{{{ role }}}} {ELSEWHERE}"],
         ),
         ({"input_mappings": {"instruction": "role"}}, []),
         ({}, []),
@@ -51,6 +51,37 @@ def test_placeholders_that_nothing_fills_are_told(tmp_path: Path, step: dict, no
     for line, each in zip(found, noted, strict=True):
         assert line.startswith("steps[0].")
         assert each in line
+
+
+SPELLED = ": holds a backslash and an n, where YAML reads a line break in double quotes alone"
+
+
+@pytest.mark.parametrize(
+    ("text", "noted"),
+    [
+        (r"Q: {{ role }}\nA:", True),
+        (r"Q: {{ role }}\n\n", True),
+        (r"Q: {{ role }}\n", True),
+        ("Q: {{ role }}\nA:", False),
+        (r"{{ role }}: \nabla, \theta, \N, n", False),
+    ],
+)
+def test_line_breaks_that_are_spelled_are_told(tmp_path: Path, text: str, noted: bool):
+    step = {"task": "text_generation", "template": text, "sampling": {"stop": ["x", text]}}
+    structured = {"structured_outputs": {"regex": r"a\n"}}
+    job = chaos_job(tmp_path, source={"rows": [ROW]}, steps=[step], sampling={"stop": text, **structured})
+    fields = ["sampling.stop", "steps[0].sampling.stop[1]", "steps[0].template"]
+    assert remarks(job, planned(job)[0]) == ([field + SPELLED for field in fields] if noted else [])
+
+
+def test_a_spelled_line_break_in_what_opens_a_user_turn_is_told(tmp_path: Path):
+    steps = [{"task": "magpie"}, {"task": "text_generation", "model": "judge"}]
+    models = {"judge": {"path": "chaos", "pre_query_template": "<|user|>\n"}}
+    model = {"path": "chaos", "pre_query_template": r"<|user|>\n"}
+    job = chaos_job(tmp_path / "one", source={"count": 1}, model=model, models=models, steps=steps)
+    assert remarks(job, planned(job)[0]) == ["model.pre_query_template" + SPELLED]
+    job = chaos_job(tmp_path / "two", source={"count": 1}, model=models["judge"], models={"judge": model}, steps=steps)
+    assert remarks(job, planned(job)[0]) == ["models.judge.pre_query_template" + SPELLED]
 
 
 def test_a_column_of_an_earlier_step_counts_and_own_tasks_fill_their_own(tmp_path: Path):
