@@ -149,7 +149,11 @@ class ChaosEngine:
     def tokens_in_flight(self) -> int:
         """Words so far of the completions that it writes."""
         now = time.monotonic()
-        return sum(int(words * (now - since) / seconds) for since, seconds, words in self._writing.values() if seconds)
+        return sum(
+            int(words * min(1.0, (now - since) / seconds))
+            for since, seconds, words in self._writing.values()
+            if seconds
+        )
 
     async def stop(self) -> None:
         """Nothing to release."""

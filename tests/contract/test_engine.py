@@ -157,7 +157,8 @@ def test_tokens_are_told_before_their_completions_end(engine: Engine, loop_threa
         return told, sum(completion.output_tokens for completion in completions)
 
     told, total = loop_thread.run(go())
-    assert told == sorted(told)
+    rising = told[: told.index(max(told)) + 1]  # one that has ended is no longer in flight, before it is answered
+    assert rising == sorted(rising)
     assert len(set(told)) > 3
     assert max(told) <= total
 
