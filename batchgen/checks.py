@@ -25,6 +25,11 @@ from batchgen.store import is_remote
 Path = tuple[str | int, ...]
 
 
+def field_name(path: Path) -> str:
+    """A path as it is written: `steps[0].task`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+
+
 def complaint(message: str, path: Path = ()) -> PydanticCustomError:
     """An error with a message that says everything."""
     return PydanticCustomError("complaint", "{message}", {"message": message, "path": path})

@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from batchgen.checks import Path as FieldPath
-from batchgen.checks import number_hint
+from batchgen.checks import field_name, number_hint
 from batchgen.errors import JobError
 from batchgen.keys import EXAMPLES, Keys
 from batchgen.yamlfile import YamlDocument, load_yaml
 
 # What a value may be where it may be one of several kinds, by pydantic's names for that it is not.
 _KINDS = {"string_type": "text", "list_type": "a list", "dict_type": "a mapping", "model_type": "a mapping"}
+# A job may have a mistake in each of thousands of rows.
+_MOST_LINES = 20
 
 
 def problems(
     items: Sequence[Any], document: YamlDocument | None, name: str, overridden: Sequence[FieldPath], keys: Keys
 ) -> list[str]:
-    """Lines for pydantic's errors, which has one for every kind that a value might have been.
+    """Lines for pydantic's errors, which has one for every kind that a value might have been; the first of very many.
 
     Args:
         document: where the job was read from, for its line numbers.
@@ -32,16 +34,20 @@ def problems(
         keys: of a job.
     """
     paths = [_path(item) for item in items]
+    around = {path[:length] for path in paths for length in range(len(path))}
+    kinds: dict[FieldPath, list[str]] = {}
+    for path, item in zip(paths, items, strict=True):
+        if _is_kind(item):
+            kinds.setdefault(path, []).append(_KINDS[item["type"]])
     told: dict[str, None] = {}
     for path, item in zip(paths, items, strict=True):
-        beside = [other for at, other in zip(paths, items, strict=True) if at == path and _is_kind(other)]
-        kinds = [_KINDS[other["type"]] for other in beside]
-        if _is_kind(item) and any(at[: len(path)] == path and len(at) > len(path) for at in paths):
+        if _is_kind(item) and path in around:
             continue  # of one of the kinds it is: that one has more to say
-        if _is_kind(item) and len(kinds) > 1:
-            item = {**item, "msg": f"Expected {' or '.join(kinds)}", "type": "kind"}
+        if _is_kind(item) and len(kinds[path]) > 1:
+            item = {**item, "msg": f"Expected {' or '.join(kinds[path])}", "type": "kind"}
         told[_problem(item, path, document, name, overridden, keys)] = None
-    return list(told)
+    more = len(told) - _MOST_LINES
+    return [*list(told)[:_MOST_LINES], *([f"... and {more:,} more"] if more > 0 else [])]
 
 
 def _is_kind(item: Any) -> bool:
@@ -62,7 +68,7 @@ def _problem(
     keys: Keys,
 ) -> str:
     """One line for one of pydantic's errors: file:line: field: what is wrong."""
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+    field = field_name(path)
     if any(path[: len(o)] == o or o[: len(path)] == path for o in overridden if path):
         where = "--set"
     else:

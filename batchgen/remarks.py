@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from batchgen.checks import texts
+from batchgen.checks import field_name, texts
 from batchgen.job import Job
 from batchgen.plan import Plan
 from batchgen.step import Step
@@ -26,9 +26,9 @@ def remarks(job: Job, plan: Plan) -> list[str]:
     """Lines for whoever runs the job; none where there is nothing to say."""
     columns = set(plan.schema.names)
     lines = [f"sampling.{line}" for line in _spelled_newlines(job.sampling)]
-    for name, model in {"model": job.model, **{f"models.{name}": model for name, model in job.models.items()}}.items():
-        given = {"pre_query_template": model.pre_query_template}
-        lines += [f"{name}.{line}" for line in _spelled_newlines(given)]
+    for part, model in (("model", job.model), *((f"models.{name}", model) for name, model in job.models.items())):
+        opening = {"pre_query_template": model.pre_query_template}
+        lines += [f"{part}.{line}" for line in _spelled_newlines(opening)]
     for index, step in enumerate(job.steps):
         told = [f"sampling.{line}" for line in _spelled_newlines(step.sampling)]
         if not isinstance(step.spec.distilabel, type):  # which may do what it likes with its parameters
@@ -46,15 +46,11 @@ def _unfilled(step: Step, columns: set[str]) -> Iterator[str]:
             if column not in columns or (is_template and not single):
                 continue
             hint = f"a placeholder has two braces, {{{{ {column} }}}}" if is_template else _ELSEWHERE
-            yield f"{_field(path)}: {match[0]} goes to the model as it stands: {hint}"
+            yield f"{field_name(path)}: {match[0]} goes to the model as it stands: {hint}"
 
 
 def _spelled_newlines(parameters: Mapping[str, Any]) -> Iterator[str]:
     """Texts in which a line break was meant."""
     for path, text in texts(parameters):
         if path[0] != "structured_outputs" and _NO_NEWLINE.search(text):
-            yield f"{_field(path)}: {_SPELLED}"
-
-
-def _field(path: tuple[str | int, ...]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+            yield f"{field_name(path)}: {_SPELLED}"

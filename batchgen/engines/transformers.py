@@ -164,7 +164,7 @@ class TransformersEngine:
 
         def count(ids: Any, scores: Any, **others: Any) -> Any:
             nonlocal ended
-            ended = ended | torch.isin(ids[:, -1], torch.tensor(sorted(ends), device=ids.device))
+            ended = ended | torch.isin(ids[:, -1], torch.tensor(sorted(ends), dtype=ids.dtype, device=ids.device))
             self.tokens_in_flight += int((~ended).sum())
             return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 

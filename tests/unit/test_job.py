@@ -390,6 +390,13 @@ def test_no_value_of_any_field_is_more_than_refused(path: Path):
                 assert Job.load(path, [override]), override
 
 
+def test_of_very_many_mistakes_the_first_are_told(tmp_path: Path):
+    lines = refused(tmp_path, GOOD, f"source.rows=[{', '.join(['3'] * 1025)}]").splitlines()
+    assert lines[19] == "--set: source.rows[19]: expected a mapping of keys to values, got 3"
+    assert lines[20:] == ["... and 1,005 more"]
+    assert len(refused(tmp_path, GOOD, f"source.rows=[{', '.join(['3'] * 20)}]").splitlines()) == 20
+
+
 def test_the_shapes_that_are_told_are_good_ones():
     kinds = {kind.__name__: kind for kind in (Source, Model, Step, Merge, Near)}
     assert EXAMPLES.keys() == kinds.keys()
