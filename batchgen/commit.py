@@ -69,7 +69,8 @@ class Manifest:
     @property
     def progress(self) -> Progress:
         """What the shard holds."""
-        return Progress(self.ok, self.rejected, self.reasons, self.input_tokens, self.output_tokens, self.notes)
+        tokens = self.output_tokens
+        return Progress(self.ok, self.rejected, self.reasons, self.input_tokens, tokens, self.notes, tokens)
 
     @classmethod
     def parse(cls, data: bytes, shard: Shard) -> Manifest:

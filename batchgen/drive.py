@@ -351,7 +351,7 @@ class Driver:
         if not ready:
             self._meter.clear()
         self._meter.add(time.monotonic(), rows, done.output_tokens)
-        row_rate, token_rate = self._meter.rates()
+        _, token_rate = self._meter.rates()
         self._watch(
             Status(
                 rows=self._seeds.count,
@@ -362,7 +362,7 @@ class Driver:
                 engines_ready=ready,
                 rows_in_flight=sum(pulse.in_flight for pulse in self._up.values()),
                 tokens_per_second=token_rate,
-                eta=(self._seeds.count - rows) / row_rate if row_rate > 0 else None,
+                eta=self._meter.seconds_left(self._seeds.count, done) if ready else None,
                 notes=tuple(self._notes),
             )
         )

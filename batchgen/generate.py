@@ -296,6 +296,7 @@ class Worker:
             any(result.outcome == OK for result in results),
             [result.reason for result in results if result.reason is not None],
             [note for result in results for note in result.notes],
+            sum(result.output_tokens for result in results),
         )
         return results
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from batchgen.progress import Progress
+
 _SECONDS = 15.0
 _ROWS = 50
 _MOST_SECONDS = 1800.0
+# Ended rows of which the others are guessed.
+_TELLING = 20
 
 
 @dataclass
@@ -41,3 +45,25 @@ class Meter:
         if t1 <= t0:
             return 0.0, 0.0
         return max(0.0, (rows1 - rows0) / (t1 - t0)), max(0.0, (tokens1 - tokens0) / (t1 - t0))
+
+    def seconds_left(self, rows: int, done: Progress) -> float | None:
+        """Until all rows have ended, at the rates of now; None where that cannot be told yet.
+
+        By the tokens that they will take: those of rows in flight count, where a rate of rows means little until the
+        first of them have run their whole length. By rows where there are no tokens, and once the last rows, which tend
+        to be the longest, have had more than is usual.
+
+        Args:
+            rows: of the whole run.
+            done: what has come of them.
+        """
+        ended = done.ok + done.rejected
+        if ended >= rows:
+            return 0.0
+        if ended < min(_TELLING, rows / 10):
+            return None
+        row_rate, token_rate = self.rates()
+        tokens = done.ended_tokens / ended * rows - done.output_tokens
+        if tokens > 0 and token_rate > 0:
+            return tokens / token_rate
+        return (rows - ended) / row_rate if row_rate > 0 else None

@@ -19,6 +19,7 @@ class Progress:
 
     Args:
         output_tokens: of all completions; of those that have not ended, as far as the engine tells.
+        ended_tokens: those of them that belong to rows that have ended.
         reasons: rejected rows by reason.
         notes: what happened to rows without rejecting them, by code.
         waiting: what it waits for that is out of reach; "" where it works.
@@ -31,6 +32,7 @@ class Progress:
     input_tokens: int = 0
     output_tokens: int = 0
     notes: Mapping[str, int] = field(default_factory=dict)
+    ended_tokens: int = 0
     waiting: str = ""
     in_flight: int = field(default=0, compare=False)
 
@@ -42,6 +44,7 @@ class Progress:
             self.input_tokens + other.input_tokens,
             self.output_tokens + other.output_tokens,
             _sum(self.notes, other.notes),
+            self.ended_tokens + other.ended_tokens,
         )
 
 
@@ -55,19 +58,27 @@ class Tally:
     input_tokens: int = 0
     output_tokens: int = 0
     notes: Counter[str] = field(default_factory=Counter)
+    ended_tokens: int = 0
 
-    def row(self, ok: bool, reasons: Iterable[str], notes: Iterable[str]) -> None:
-        """Counts a seed row that has ended."""
+    def row(self, ok: bool, reasons: Iterable[str], notes: Iterable[str], output_tokens: int) -> None:
+        """Counts a seed row that has ended; its tokens have been counted as they came."""
         self.ok += ok
         self.rejected += not ok
         self.reasons.update(reasons)
         self.notes.update(notes)
+        self.ended_tokens += output_tokens
 
     @property
     def progress(self) -> Progress:
         """What has come by now."""
         return Progress(
-            self.ok, self.rejected, dict(self.reasons), self.input_tokens, self.output_tokens, dict(self.notes)
+            self.ok,
+            self.rejected,
+            dict(self.reasons),
+            self.input_tokens,
+            self.output_tokens,
+            dict(self.notes),
+            self.ended_tokens,
         )
 
 

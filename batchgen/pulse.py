@@ -55,4 +55,5 @@ class Pulse:
             max(0, live.input_tokens - receipted.input_tokens),
             max(0, live.output_tokens - receipted.output_tokens),
             dict(Counter(live.notes) - Counter(receipted.notes)),
+            max(0, live.ended_tokens - receipted.ended_tokens),
         )

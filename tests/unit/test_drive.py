@@ -101,12 +101,14 @@ def test_rates_and_what_is_left_are_told_as_long_as_an_engine_is_up(tmp_path: Pa
     scheduler.engine_ready(0, 16)
     driver._up[0] = Pulse(moved=now)
     for rows in (0, 50, 100):
-        driver._up[0].felt(Progress(ok=rows, output_tokens=12 * rows, in_flight=32), now)
+        tokens = 12 * rows
+        live = Progress(ok=rows, output_tokens=tokens + 60, ended_tokens=tokens, in_flight=32)
+        driver._up[0].felt(live, now)
         driver._show()
         now += 10.0
     status = statuses[-1]
     assert (status.done.ok, status.rows_in_flight, status.tokens_per_second) == (100, 32, 60.0)
-    assert status.eta == 200 / 5, "rows that are left, at five a second"
+    assert status.eta == (300 * 12 - 1260) / 60, "tokens that are left: rows that are on their way have some of theirs"
     scheduler.engine_lost(0, "gone", machine=True)
     driver._up.clear()
     driver._show()

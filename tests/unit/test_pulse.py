@@ -37,9 +37,9 @@ def test_one_that_waits_does_not_hang_as_long_as_it_says_so():
 def test_what_is_committed_is_counted_once():
     pulse = Pulse(moved=0.0)
     assert pulse.beyond() == Progress()
-    pulse.felt(Progress(10, 3, {"a": 2, "b": 1}, 100, 50, {"n": 4}), 1.0)
-    pulse.receipted += Progress(8, 2, {"a": 2}, 90, 30, {"n": 1})
-    assert pulse.beyond() == Progress(2, 1, {"b": 1}, 10, 20, {"n": 3})
+    pulse.felt(Progress(10, 3, {"a": 2, "b": 1}, 100, 50, {"n": 4}, 45), 1.0)
+    pulse.receipted += Progress(8, 2, {"a": 2}, 90, 30, {"n": 1}, 30)
+    assert pulse.beyond() == Progress(2, 1, {"b": 1}, 10, 20, {"n": 3}, 15)
 
 
 def test_a_receipt_may_come_before_the_engine_has_said_so():
