@@ -64,6 +64,9 @@ _COPIED = re.compile(r"#?\b(?:given|rewritten|created|new|original) prompt\b#?|#
 _COPIED_RESPONSE = re.compile(
     r"#?\b(?:given|rewritten) (?:prompt|response)\b#?|#(?:the )?\w+ (?:prompt|response)#", re.IGNORECASE
 )
+_PROMPT = re.compile(r"\bprompts?\b", re.IGNORECASE)
+# "What prompt would you like me to rewrite?", "Here is a prompt, rewritten to be harder:": of the task, not of the row.
+_REWRITING = re.compile(r"\brewrit\w+\b[^.?!\n]*\bprompts?\b|\bprompts?\b[^.?!\n]*\brewrit\w+\b", re.IGNORECASE)
 _STOP_WORDS = frozenset(
     "a an and are as at be but by for from has have he her his i if in is it its me my no not of on or our she so that "
     "the their them then there they this to us was we were what when where which who will with you your".split()
@@ -89,6 +92,8 @@ def elimination(evolved: str, previous: str) -> str | None:
     if says_nothing(evolved):
         return "says_nothing"
     if _COPIED.search(evolved) and not _COPIED.search(previous):
+        return "copied_prompt"
+    if _REWRITING.search(evolved) and not _PROMPT.search(previous):
         return "copied_prompt"
     if declines(evolved) and not declines(previous):
         return "refusal"

@@ -30,6 +30,10 @@ from tests.task_examples import EXAMPLES
         ("Add 2 and 3.", "#Rewritten Prompt# Add 7.", "copied_prompt"),
         ("Add 2 and 3.", "Take the given prompt and add 7.", "copied_prompt"),
         ("Add 2 and 3.", '"Add 2 and 3."\n\nIn the original prompt, you asked for a sum.', "copied_prompt"),
+        ("Add 2 and 3.", "I'm ready to assist. What prompt would you like to rewrite?", "copied_prompt"),
+        ("Add 2 and 3.", "Rewriting this as a harder prompt: add 2 and 3, then halve it.", "copied_prompt"),
+        ("Add 2 and 3.", "Rewrite 2 + 3 as a product. Be prompt.", None),
+        ("Write a prompt for a picture.", "Write a prompt for a picture, then rewrite that prompt for a film.", None),
         # A rule is about what the rewriting did, not about what the user asked for.
         ("Explain the phrase 'given prompt'.", "Explain in detail the phrase 'given prompt'.", None),
         ("Write that you are sorry.", "Write to a friend that you are sorry for being late.", None),
