@@ -14,7 +14,7 @@ from batchgen.job import Job
 from batchgen.merge.conversations import chat_columns, settled
 from batchgen.merge.selection import Selection, Shards, select
 from batchgen.plan import Plan
-from batchgen.progress import cut_hint
+from batchgen.progress import TRUNCATED, cut_hint
 from batchgen.rows import REJECTED
 from batchgen.store.base import ObjectStore
 
@@ -85,7 +85,10 @@ class Outlook:
         listed = ", ".join(f"{why} {count:,}" for why, count in dropped.items())
         line = f"of the first {rows:,} ok rows a merge would keep {kept:,}" + (f"; dropped: {listed}" if listed else "")
         duplicates = sum(count for why, count in dropped.items() if why.endswith("duplicate"))
-        hints = [cut_hint(dropped, rows)]
+        # Rejected rows too: they may have been good before the text that was cut.
+        lost = sum(count for why, count in selection.dropped.items() if why.startswith(f"{REJECTED}: {TRUNCATED}"))
+        hints = [cut_hint(selection.dropped, kept + sum(selection.dropped.values()), self._job.loses_turns)]
+        line += f"; {lost:,} more are rejected as truncated" if hints[0] and lost else ""
         if duplicates >= _MANY * rows and all(step.spec.gate is None for step in self._job.steps):
             hints.append("a drop_duplicates step ends duplicates before their answers are generated")
         told = "; ".join(filter(None, hints))

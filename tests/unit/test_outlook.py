@@ -132,6 +132,22 @@ def test_many_cut_rows_are_worth_advice(tmp_path: Path, cut: int, told_of: bool)
     assert line == f"of the first 1,200 ok rows a merge would keep {1200 - cut:,}; dropped: truncated {cut}{hint}"
 
 
+def test_so_are_conversations_that_are_lost_with_a_turn_that_was_cut(tmp_path: Path):
+    model = {"path": "chaos", "engine": {"slots": 512, "truncate_on": "on and on"}}
+    source = {"rows": [{"system_prompt": f"{i} words" + " on and on" * (i < 300)} for i in range(1200)]}
+    for keeps in (False, True):
+        steps = [{"task": "magpie", "n_turns": 2, "keep_shorter": keeps}]
+        job = done(
+            tmp_path / str(keeps), source=source, model=model, steps=steps, merge={"exact": False, "near": False}
+        )
+        plan, _, store = planned(job)
+        (line,) = told(Outlook(store, plan, job, 0), 1200)
+        begins = "of the first 900 ok rows a merge would keep 900; 300 more are rejected as truncated ("
+        assert line.startswith(begins)
+        assert ("keep_shorter" in line) != keeps
+        assert "a larger sampling.max_tokens" in line
+
+
 def test_a_run_that_ends_waits_for_the_shard_that_is_being_read(tmp_path: Path):
     job = done(tmp_path)
     plan, _, store = planned(job)
