@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,6 +55,10 @@ class Branch:
         """The branch; rejected where no two texts of a list differ that a later step needs, as it would be there."""
         alike = self.reason is None and are_alike(self.data.get(column) or ())
         return replace(self, reason="no_preference") if alike else self
+
+    def without(self, columns: Collection[str]) -> Branch:
+        """The branch without some of its columns."""
+        return replace(self, data={name: value for name, value in self.data.items() if name not in columns})
 
     def spread(self, generation: Generation) -> list[Branch]:
         """Branches for all rows that a step made of this one."""

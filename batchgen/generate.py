@@ -129,6 +129,11 @@ class Worker:
             if step.spec.calls_model and each is self._first
         }
         self._differing = differing_columns(job.steps)
+        # By step: lists that it or a later one spreads over rows. A row that is rejected before has them still.
+        self._lists = [
+            {step.exploded[0] for step in job.steps[index:] if step.exploded is not None}
+            for index in range(len(job.steps))
+        ]
         self._gates = [
             (column, gate)
             for index, column in gate_columns(job).items()
@@ -322,6 +327,9 @@ class Worker:
             branches = [each.ended_if_alike(column) for each in branches]
         if step.exploded is not None:
             branches = [part for each in branches for part in explode(each, *step.exploded)]
+        # The column of such a list may be one of texts by the end.
+        lists = self._lists[index] - row.seed.data.keys()
+        branches = [each if each.reason is None else each.without(lists) for each in branches]
         groups = await _together(
             [self._advance(row, index + 1 if each.reason is None else len(self._job.steps), each) for each in branches]
         )

@@ -325,6 +325,32 @@ def test_items_of_a_list_that_hold_nothing_are_no_rows(tmp_path: Path):
     ]
 
 
+def test_a_list_that_is_spread_under_its_own_name_stands_in_no_row_that_was_rejected_before(tmp_path: Path):
+    """The column holds texts then: a list in it would be a shard that cannot be written."""
+    job = chaos_job(
+        tmp_path,
+        source={"rows": [{"input": "a", "other": "x"}, {"input": "a", "other": ""}]},
+        steps=[
+            {"task": "self_instruct"},
+            {
+                "task": "text_generation",
+                "input_mappings": {"instruction": "other"},
+                "explode": "instructions -> instructions",
+            },
+        ],
+    )
+    plan, seeds, store = planned(job)
+    worker = Worker(job, plan, store, ScriptedEngine(lambda prompt, number: "1. One?\n2. Two?"))
+    for shard in plan.shards:
+        asyncio.run(worker.shard(shard, new_attempt(), seeds.slice(shard.start, shard.stop)))
+    rows = [row for each in committed(store, plan).values() for row in read_shard(store, plan, each).to_pylist()]
+    assert [(row["row_index"], row["instructions"], row["reason"]) for row in rows] == [
+        (0, "One?", None),
+        (0, "Two?", None),
+        (1, None, "empty_input"),
+    ]
+
+
 def test_a_failing_branch_is_rejected_alone(tmp_path: Path):
     def answer(prompt: str, number: int) -> str:
         return "first\nbad\nthird" if "Context" in prompt else "" if "\nbad<" in prompt else "fine"
