@@ -72,6 +72,9 @@ def test_what_is_left_is_told_by_rows_where_tokens_tell_nothing():
     meter.add(10.0, 40, 1100)
     assert meter.seconds_left(50, Progress(ok=40, output_tokens=1100, ended_tokens=800)) == 2.5, "the last are long"
     assert meter.seconds_left(40, Progress(ok=40)) == 0.0
+    meter.clear()
+    meter.add(20.0, 40, 1100)
+    assert meter.seconds_left(40, Progress(ok=40, output_tokens=900, ended_tokens=900)) == 0.0, "without rates too"
 
 
 def test_of_a_small_run_a_tenth_of_the_rows_is_enough_to_tell():
@@ -81,3 +84,6 @@ def test_of_a_small_run_a_tenth_of_the_rows_is_enough_to_tell():
     done = Progress(ok=2, output_tokens=200, ended_tokens=160)
     assert meter.seconds_left(20, done) == 70.0
     assert meter.seconds_left(30, done) is None
+    done = Progress(ok=19, output_tokens=1900, ended_tokens=1900)
+    assert meter.seconds_left(1000, done) is None
+    assert meter.seconds_left(1000, done + Progress(ok=1, output_tokens=100, ended_tokens=100)) == 98_000 / 20
