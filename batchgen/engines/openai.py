@@ -6,9 +6,9 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from batchgen.engines.base import Completion, EngineSpec, Request
 from batchgen.engines.options import OpenAIOptions
@@ -31,6 +31,8 @@ _BROKEN_OFF = ("abort", "error", "insufficient_system_resource")
 _CUT = ("max_tokens", "model_length")
 # A list of models takes no thinking: a server that does not give it is not there yet, which is to be told.
 _LIST_SECONDS = 30.0
+_MOST_TOKENS = 2**31
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -135,27 +137,28 @@ class OpenAIEngine:
         return self._completion(answer)
 
     def _completion(self, answer: Any) -> Completion:
-        """What a server's answer says, which may be anything at all."""
-        choice: Any = next(iter(getattr(answer, "choices", None) or ()), None)
+        """What a server's answer says, which may be anything at all: the client library checks nothing of it."""
+        choice = next(iter(_field(answer, "choices", list) or ()), None)
         message = getattr(choice, "message", None)
-        if message is None:
+        if not isinstance(getattr(message, "content", 0), str | list | None):
             # A gateway may say so that it failed, and a proxy has a page for it.
             raise self._failed("answers without a completion", "no_completion")
-        if choice.finish_reason == "content_filter":
+        reason = _field(choice, "finish_reason", str)
+        if reason == "content_filter":
             raise RowRejected("content_filter")  # what is there was broken off
-        if (reason := choice.finish_reason) in _BROKEN_OFF:
+        if reason in _BROKEN_OFF:
             raise self._failed(f"broke a completion off: {reason}", reason)
-        thoughts, text = _parts(message.content)
-        logprobs = choice.logprobs.content if choice.logprobs and choice.logprobs.content else ()
-        usage = answer.usage
+        thoughts, text = _parts(getattr(message, "content", None))
+        usage = getattr(answer, "usage", None)
+        # Two names for what is no part of OpenAI's API; vLLM's server has used both.
+        reasoning = _field(message, "reasoning", str) or _field(message, "reasoning_content", str)
         return Completion(
             text=text,
             finish_reason="length" if reason in _CUT else reason or "stop",
-            input_tokens=getattr(usage, "prompt_tokens", None) or 0,
-            output_tokens=getattr(usage, "completion_tokens", None) or 0,
-            logprobs=[token.logprob for token in logprobs],
-            # Two names for what is no part of OpenAI's API; vLLM's server has used both.
-            reasoning=getattr(message, "reasoning", None) or getattr(message, "reasoning_content", None) or thoughts,
+            input_tokens=_count(usage, "prompt_tokens"),
+            output_tokens=_count(usage, "completion_tokens"),
+            logprobs=_logprobs(getattr(choice, "logprobs", None)),
+            reasoning=reasoning or thoughts,
         )
 
     def _failed(self, how: str, code: str) -> EngineUnavailable:
@@ -226,7 +229,27 @@ def _joined(parts: Any) -> str:
     """The text of parts; those of thoughts have none of their own."""
     if isinstance(parts, str):
         return parts
-    return "".join(str(part.get("text") or "") for part in parts or () if isinstance(part, dict))
+    given = parts if isinstance(parts, list) else ()
+    return "".join(str(part.get("text") or "") for part in given if isinstance(part, dict))
+
+
+def _field(of: Any, name: str, kind: type[Value]) -> Value | None:
+    """What an answer has under a name; None where it has none of that kind."""
+    value = getattr(of, name, None)
+    return value if isinstance(value, kind) else None
+
+
+def _count(usage: Any, name: str) -> int:
+    """A number of tokens; 0 where a server does not tell it."""
+    count = _field(usage, name, int) or 0
+    return count if 0 <= count <= _MOST_TOKENS else 0
+
+
+def _logprobs(given: Any) -> Sequence[float]:
+    """The log-probability of every token; none where one is missing."""
+    tokens = _field(given, "content", list) or ()
+    values = [value for token in tokens if isinstance(value := getattr(token, "logprob", None), int | float)]
+    return values if len(values) == len(tokens) else []
 
 
 def _body(sampling: Mapping[str, Any], dialect: _Dialect, template: Mapping[str, Any]) -> dict[str, Any]:

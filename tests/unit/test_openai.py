@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,10 @@ PAGE = ("text/html", b"<html>We are back in a minute.</html>")
         ("application/json", b'{"error": {"code": 429, "message": "upstream"}}'),
         ("application/json", b'{"choices": []}'),
         ("application/json", b'{"choices": [{"index": 0, "message": null, "finish_reason": "stop"}]}'),
+        ("application/json", b'{"choices": {"index": 0}}'),
+        ("application/json", b'{"choices": [7]}'),
+        ("application/json", b'{"choices": [{"index": 0, "message": "4", "finish_reason": "stop"}]}'),
+        ("application/json", b'{"choices": [{"index": 0, "message": {"content": 4}, "finish_reason": "stop"}]}'),
         ("application/json", b'{"choices": ['),
         ("application/json", b""),
         ("application/json", b"null"),
@@ -177,8 +182,27 @@ def test_a_message_in_parts_is_its_text(server: OpenAIServer, thinking: Any):
     assert (completion.text, completion.reasoning) == ("It is 4.", "A sum.")
 
 
-def test_tokens_that_a_server_does_not_count_are_none(server: OpenAIServer):
-    message = '{"choices": [{"index": 0, "message": {"content": "4"}, "finish_reason": "stop"}], "usage": {}}'
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"usage": {}},
+        {"usage": {"prompt_tokens": "7", "completion_tokens": -3}},
+        {"usage": {"prompt_tokens": [7], "completion_tokens": 10**30}},
+        {"usage": 7},
+        {"logprobs": 7},
+        {"logprobs": {"content": 7}},
+        {"logprobs": {"content": [{"token": "4", "logprob": -0.5}, {"token": "4", "logprob": None}, 7]}},
+        {"finish_reason": ["stop"]},
+        {"finish_reason": None},
+        {"message": {"content": "4", "reasoning": True}},
+        {"message": {"content": "4", "reasoning_content": [7]}},
+        {"message": {"content": [{"type": "thinking", "thinking": 7}, 7, {"text": "4"}]}},
+    ],
+)
+def test_of_an_answer_what_is_of_no_use_is_left_out(server: OpenAIServer, odd: dict[str, Any]):
+    """The client library hands on whatever there is; what no column can hold would end the run."""
+    choice = {"index": 0, "message": {"content": "4"}, "finish_reason": "stop", **odd}
+    message = json.dumps({"usage": choice.pop("usage", {}), "choices": [choice]})
     completions = []
 
     async def go() -> None:
@@ -188,7 +212,7 @@ def test_tokens_that_a_server_does_not_count_are_none(server: OpenAIServer):
         completions.append(await engine.generate(Request((), {}, seed=1, messages=[{"role": "user", "content": "Hi"}])))
 
     asyncio.run(go())
-    assert (completions[0].text, completions[0].input_tokens, completions[0].output_tokens) == ("4", 0, 0)
+    assert completions == [Completion("4", "stop", 0, 0, logprobs=[])]
 
 
 @pytest.mark.parametrize("finish", ["abort", "error", "insufficient_system_resource"])
