@@ -114,7 +114,8 @@ def _finish_backtranslation(row: Row, parameters: Any, notes: list[str]) -> Row:
 
 
 def _finish_labels(row: Row, parameters: TextClassification, notes: list[str]) -> Row:
-    labels = row["labels"] if parameters.n > 1 else [row["labels"]]
+    found = row.get("labels")  # whatever JSON the model wrote
+    labels = found if parameters.n > 1 else [found]
     if not isinstance(labels, list) or not labels or not all(isinstance(label, str) and label for label in labels):
         raise RowRejected("invalid_output")
     if parameters.available_labels is not None:

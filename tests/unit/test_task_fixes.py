@@ -308,6 +308,9 @@ def test_text_classification_keeps_to_the_labels():
     assert run_task("text_classification", row, answer, n=2, **labels) == {"labels": ["art", "sport"]}
     with pytest.raises(RowRejected, match="unknown_label"):
         run_task("text_classification", row, ScriptedEngine(['{"labels": "law"}']), **labels)
+    for answer in ('{"label": "sport"}', '{"labels": ["sport"]}', '{"labels": null}'):
+        with pytest.raises(RowRejected, match="invalid_output"):
+            run_task("text_classification", row, ScriptedEngine([answer]), **labels)
 
 
 def test_default_structured_output_goes_to_the_engine_as_a_schema():
