@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any, TypeVar
@@ -57,7 +58,9 @@ def parse_data(text: str) -> Any:
     if len(text) > _LITERAL_LIMIT or sum(text.count(bracket) for bracket in "([{") > _NESTING_LIMIT:
         return None
     try:
-        return ast.literal_eval(text.strip())
+        with warnings.catch_warnings():  # of what is no good Python: one a completion, in the engine's log
+            warnings.simplefilter("ignore")
+            return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None
 

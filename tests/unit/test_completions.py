@@ -322,6 +322,12 @@ def test_data_with_words_around_it(text: str, data: Any):
     assert parse_data(text) == data
 
 
+def test_a_completion_that_is_no_good_python_is_read_without_a_word(recwarn: pytest.WarningsRecorder):
+    assert parse_data("['\\d', '2']") == ["\\d", "2"]
+    assert parse_data("[1or 2]") is None
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize(
     ("text", "steps"),
     [
