@@ -257,9 +257,21 @@ _PAIR_HEADING = re.compile(
 )
 
 
-def pair_headings(text: str) -> str:
-    """A text with the headings `## Positive` and `## Negative` as GenerateSentencePair looks for them."""
-    return _PAIR_HEADING.sub(lambda heading: f"## {heading[1].capitalize()}\n\n", text)
+_POSITIVE = re.compile(r"## Positive(?=\s)")
+_NEGATIVE = re.compile(r"(?<=\s)## Negative(?=\s)")
+
+
+def sentence_pair(text: str) -> tuple[str | None, str | None]:
+    """The sentences under the headings `## Positive` and `## Negative`, however those are written.
+
+    distilabel's expression takes a second for a completion that goes on and on with line breaks.
+    """
+    text = _PAIR_HEADING.sub(lambda heading: f"## {heading[1].capitalize()}\n\n", text)
+    if (begin := _POSITIVE.search(text)) is None:
+        return None, None
+    if (middle := _NEGATIVE.search(text, begin.end())) is None:
+        return text[begin.end() :].strip(), None
+    return text[begin.end() : middle.start()].strip(), text[middle.end() :].strip()
 
 
 _STEP_LABEL = re.compile(r"^[#*_ \t]*step (\d{1,3})[*_ ]*[:.][*_]*[ \t]*", re.IGNORECASE | re.MULTILINE)

@@ -65,8 +65,8 @@ _COPIED_RESPONSE = re.compile(
     r"#?\b(?:given|rewritten) (?:prompt|response)\b#?|#(?:the )?\w+ (?:prompt|response)#", re.IGNORECASE
 )
 _PROMPT = re.compile(r"\bprompts?\b", re.IGNORECASE)
-# "What prompt would you like me to rewrite?", "Here is a prompt, rewritten to be harder:": of the task, not of the row.
-_REWRITING = re.compile(r"\brewrit\w+\b[^.?!\n]*\bprompts?\b|\bprompts?\b[^.?!\n]*\brewrit\w+\b", re.IGNORECASE)
+_REWRITING = re.compile(r"\brewrit\w+\b", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[.?!\n]")
 _STOP_WORDS = frozenset(
     "a an and are as at be but by for from has have he her his i if in is it its me my no not of on or our she so that "
     "the their them then there they this to us was we were what when where which who will with you your".split()
@@ -83,6 +83,11 @@ def declines(text: str) -> bool:
     return len(text.split()) < _SHORT_ANSWER and _DECLINES.match(text) is not None
 
 
+def _speaks_of_rewriting(text: str) -> bool:
+    """Whether a sentence is about the task, like "What prompt would you like me to rewrite?"."""
+    return any(_PROMPT.search(sentence) and _REWRITING.search(sentence) for sentence in _SENTENCE_END.split(text))
+
+
 def elimination(evolved: str, previous: str) -> str | None:
     """Why an evolution is no good, by WizardLM's rules (arXiv 2304.12244, section 3.3), or None.
 
@@ -93,7 +98,7 @@ def elimination(evolved: str, previous: str) -> str | None:
         return "says_nothing"
     if _COPIED.search(evolved) and not _COPIED.search(previous):
         return "copied_prompt"
-    if _REWRITING.search(evolved) and not _PROMPT.search(previous):
+    if not _PROMPT.search(previous) and _speaks_of_rewriting(evolved):
         return "copied_prompt"
     if declines(evolved) and not declines(previous):
         return "refusal"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+import itertools
 import random
 from typing import Any
 
@@ -265,3 +267,23 @@ def test_optional_columns_are_marked_once():
         for kind in spec.inputs(spec.parameters.model_validate(EXAMPLES[name].parameters)).values():
             assert arrow_type(bare(kind)) is not None
             assert is_required(kind) != kind.endswith("?")
+
+
+# What models write until they are cut, once they repeat themselves.
+LOOPS = ("a", "\n", "rewrite ", "1. a\n", "[1, ", "Step 1: x ", "**Rating:** 4\n")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", CALLING)
+def test_a_completion_that_goes_on_and_on_is_read_in_no_time(name: str):
+    """All rows of an engine wait meanwhile. An expression that begins anew at every character takes minutes for these,
+    which is what the limit is for."""
+    example, field = EXAMPLES[name], "use_default_structured_output"
+    forms = [{field: True}, {field: False}] if field in TASKS[name].parameters.model_fields else [{}]
+    for loop in LOOPS:
+        endless = loop * (200_000 // len(loop))
+        for text in (endless, f"{example.answer}{endless}"):
+            for form, finish_reason in itertools.product(forms, ("stop", "length")):
+                engine = ScriptedEngine(lambda prompt, number, text=text: text, finish_reason)
+                with contextlib.suppress(RowRejected):
+                    run_task(name, dict(example.row), engine, **{**example.parameters, **form})

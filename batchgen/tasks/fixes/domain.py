@@ -18,9 +18,10 @@ class GenerateSentencePair(tasks.GenerateSentencePair):  # type: ignore[misc]
 
     def format_output(self, output: str | None, input: dict[str, Any] | None = None) -> dict[str, Any]:
         """The sentences under their headings."""
-        if output is not None and not self.use_default_structured_output:
-            output = completions.pair_headings(output)
-        return dict(super().format_output(output, input))
+        if self.use_default_structured_output:
+            return dict(super().format_output(output, input))
+        positive, negative = completions.sentence_pair(output or "")
+        return {"positive": positive} | ({"negative": negative} if self.triplet else {})
 
 
 def _are_calls(answers: Any) -> bool:

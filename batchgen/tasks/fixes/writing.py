@@ -15,6 +15,9 @@ from batchgen.tasks.distilabel_api import tasks
 from batchgen.tasks.evolution import answer_elimination, elimination, response_elimination
 from batchgen.tasks.generation import render_template
 
+# What Genstruct's model writes before an answer.
+_ASSISTANT = "[[[Assistant]]]"
+
 
 def _messages(system_prompt: str | None, prompt: str) -> list[dict[str, str]]:
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
@@ -241,6 +244,15 @@ class URIAL(tasks.URIAL):  # type: ignore[misc]
             for role in ("user", "assistant")
         ]
         return super().format_input({"conversation": [*turns, {"role": "user", "content": input["instruction"]}]})
+
+
+class Genstruct(tasks.Genstruct):  # type: ignore[misc]
+    """Looks for the answer's mark once; distilabel takes seconds for a long completion that has none."""
+
+    def format_output(self, output: str | None, input: dict[str, Any]) -> dict[str, Any]:
+        """The question before the mark, and the answer after it."""
+        user, mark, assistant = (output or "").partition(_ASSISTANT)
+        return {"user": user.strip(), "assistant": assistant.strip()} if mark else {"user": None, "assistant": None}
 
 
 class SelfInstruct(tasks.SelfInstruct):  # type: ignore[misc]
