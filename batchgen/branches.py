@@ -107,7 +107,8 @@ def grouped(generations: Sequence[Generation], whole_only: bool = False) -> Gene
     if not good:
         log.last = generations[0].log.last
         return Generation(log, {}, generations[0].reason)
-    left_out = [each for each in generations if not any(each is kept for kept in good)]
+    kept = {id(each) for each in good}
+    left_out = [each for each in generations if id(each) not in kept]
     log.notes += [f"generation_failed:{each.reason or 'truncated'}" for each in left_out]
     rows = [row for each in good for row in (each.added, *each.further)]
     return Generation(log, {name: [row[name] for row in rows] for name in rows[0]}, None)
