@@ -90,7 +90,7 @@ def test_an_engine_has_its_share_of_the_cores_or_chooses_itself(
     assert os.environ.get("OMP_NUM_THREADS") == then
 
 
-def test_what_is_loaded_once_an_engine_is_up_stays_out_of_garbage_collections():
+def test_what_is_loaded_once_an_engine_is_up_stays_out_of_garbage_collections_which_are_rare():
     class Host:
         async def start(self) -> int:
             return 7
@@ -98,11 +98,14 @@ def test_what_is_loaded_once_an_engine_is_up_stays_out_of_garbage_collections():
     actor = object.__new__(fleets._Actor)
     actor._host, actor._calls = Host(), {}  # type: ignore[assignment]
     gc.unfreeze()
+    before = gc.get_threshold()
     try:
         assert asyncio.run(actor.start()) == 7
         assert gc.get_freeze_count() > 1000
+        assert gc.get_threshold() == (20_000, *before[1:])
     finally:
         gc.unfreeze()
+        gc.set_threshold(*before)
 
 
 @pytest.mark.parametrize(
