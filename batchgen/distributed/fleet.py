@@ -142,7 +142,7 @@ def _collect_less() -> None:
     vLLM, distilabel and transformers come to 750,000 objects: a full collection went through them in 0.45 seconds, in
     which neither rows nor the engine's outputs went on, three times in 16,000 calls. By Python's own threshold a
     collection comes with every 700 objects, and goes through those of all rows in flight: 1.25 of the 7.0 seconds that
-    this process worked for 12,300 calls with 512 slots, against 0.06 of 6.0 (embedded model, medians of three).
+    this process worked for 12,288 calls with 512 slots, against 0.06 of 6.0 (embedded model; by hand, of three each).
     """
     gc.collect()
     gc.freeze()
