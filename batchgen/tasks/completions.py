@@ -20,7 +20,8 @@ _T = TypeVar("_T")
 # Goes on with a number, a word and a line alike, and ends none of them.
 _MORE = "0x and so on"
 
-_FENCE = re.compile(r"```(?:json|python)?\s*\n(.*?)```", re.DOTALL)
+# Where white space goes on and on, each place at which the content may begin would be tried to the text's end.
+_FENCE = re.compile(r"```(?:json|python)?[^\S\n]*\n(.*?)```", re.DOTALL)
 _LITERAL_LIMIT, _NESTING_LIMIT = 50_000, 20
 
 

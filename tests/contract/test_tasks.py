@@ -282,7 +282,7 @@ def test_a_completion_that_goes_on_and_on_is_read_in_no_time(name: str):
     ends: set[str] = set()
     for loop in LOOPS:
         endless = loop * (200_000 // len(loop))
-        for text in (endless, f"{example.answer}{endless}"):
+        for text in (endless, f"{example.answer}{endless}", f"```json{endless}"):
             for form, finish_reason in itertools.product(forms, ("stop", "length")):
                 engine = ScriptedEngine(lambda prompt, number, text=text: text, finish_reason)
                 try:
