@@ -43,9 +43,8 @@ def run(options: argparse.Namespace) -> int:
 
     job = _load(options)
     console = stdout_console()
-    console.print(
-        f"job {job.name}: {' -> '.join(step.task for step in job.steps)} on {job.model.path}", highlight=False
-    )
+    chain = " -> ".join(step.task for step in job.steps)
+    console.print(f"job {job.name}: {chain} on {job.model.path}", highlight=False, markup=False)
     try:
         with noise_to(log_folder(job.output) / "driver.log") as keep, Display(console) as display:
 

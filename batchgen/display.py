@@ -121,7 +121,7 @@ class Display:
         if self._live is not None:
             self._live.__exit__(kind, error, trace)
         if self._last:
-            self._console.print(self._last, highlight=False)
+            self._console.print(self._last, highlight=False, markup=False)
 
     def show(self, status: Status) -> None:
         """Takes a status, about once a second."""
@@ -132,15 +132,14 @@ class Display:
             self._console.print(f"  {note}", style="yellow", highlight=False, markup=False)
         if not status.engines:
             return  # no engine is wanted yet, or any more
-        line = f"[{_duration(time.monotonic() - self._started)}] {describe(status)}"
-        self._last = line.replace("[", "\\[", 1)
+        self._last = f"[{_duration(time.monotonic() - self._started)}] {describe(status)}"
         done = status.done.ok + status.done.rejected
         self._bar.update(self._row, total=status.rows, completed=done)
         if self._live is not None:
-            self._live.update(Group(self._bar, Text(line)))
+            self._live.update(Group(self._bar, Text(self._last)))
         elif time.monotonic() - self._printed >= _PLAIN_EVERY:
             self._printed = time.monotonic()
-            self._console.print(self._last, highlight=False)
+            self._console.print(self._last, highlight=False, markup=False)
 
 
 @contextlib.contextmanager

@@ -101,6 +101,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ),
         ("seeds.jsonl", "nope.jsonl", "no file matches 'nope.jsonl'"),
         ("path: chaos", "path: ./no-model", "model.path: there is no folder './no-model'"),
+        ("path: chaos", "path: './[/old]/model'", "model.path: there is no folder './[/old]/model'"),
         ("path: chaos", "path: nobody/nothing-here", "model.path: 'nobody/nothing-here' is neither a folder here nor"),
         ("output: run", "output: /proc/run", "output: '/proc/run' cannot be written"),
         ("output: run", "output: seeds.jsonl", "output: 'seeds.jsonl' cannot be written"),

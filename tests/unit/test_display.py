@@ -76,6 +76,16 @@ def test_plain_lines_where_the_output_is_no_terminal():
     assert "\x1b" not in out.getvalue()
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_brackets_in_the_name_of_a_column_are_no_markup(terminal: bool):
+    reasons = {"missing_input:[/INST]": 2, "missing_input:[bold]": 8}
+    out = io.StringIO()
+    with Display(Console(file=out, width=300, force_terminal=terminal)) as display:
+        display.show(replace(STATUS, done=replace(STATUS.done, reasons=reasons)))
+    assert out.getvalue().count("10 rejected (missing_input:[/INST] 2, missing_input:[bold] 8)") >= 2
+    assert "[0:00] 250/1,000 rows" in out.getvalue().splitlines()[-1]
+
+
 def test_a_script_is_told_notes_at_once_a_line_now_and_then_and_the_end(capsys: pytest.CaptureFixture[str]):
     watch = show_progress(every=60)
     for status in (replace(STATUS, engines=0), STATUS, STATUS, *[replace(STATUS, shards_done=50, notes=())] * 2):
