@@ -17,7 +17,13 @@ from batchgen.keys import EXAMPLES, Keys
 from batchgen.yamlfile import YamlDocument, load_yaml
 
 # What a value may be where it may be one of several kinds, by pydantic's names for that it is not.
-_KINDS = {"string_type": "text", "list_type": "a list", "dict_type": "a mapping", "model_type": "a mapping"}
+_KINDS = {
+    "int_type": "a whole number",
+    "string_type": "text",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+}
 # A job may have a mistake in each of thousands of rows.
 _MOST_LINES = 20
 
@@ -34,15 +40,17 @@ def problems(
         keys: of a job.
     """
     paths = [_path(item) for item in items]
-    around = {path[:length] for path in paths for length in range(len(path))}
+    # Where the value is of one of the kinds that it may be, there is more to say of that one.
+    known = {path[:length] for path in paths for length in range(len(path))}
+    known |= {path for path, item in zip(paths, items, strict=True) if _in_kind(item) and not _is_kind(item)}
     kinds: dict[FieldPath, list[str]] = {}
     for path, item in zip(paths, items, strict=True):
         if _is_kind(item):
             kinds.setdefault(path, []).append(_KINDS[item["type"]])
     told: dict[str, None] = {}
     for path, item in zip(paths, items, strict=True):
-        if _is_kind(item) and path in around:
-            continue  # of one of the kinds it is: that one has more to say
+        if _is_kind(item) and path in known:
+            continue
         if _is_kind(item) and len(kinds[path]) > 1:
             item = {**item, "msg": f"Expected {' or '.join(kinds[path])}", "type": "kind"}
         told[_problem(item, path, document, name, overridden, keys)] = None
@@ -50,8 +58,14 @@ def problems(
     return [*list(told)[:_MOST_LINES], *([f"... and {more:,} more"] if more > 0 else [])]
 
 
+def _in_kind(item: Any) -> bool:
+    """Whether a mistake is about one of several kinds."""
+    return any(_is_tag(part) for part in item["loc"])
+
+
 def _is_kind(item: Any) -> bool:
-    return item["type"] in _KINDS and any(_is_tag(part) for part in item["loc"])
+    """Whether it is that a value is not of that kind."""
+    return item["type"] in _KINDS and _in_kind(item)
 
 
 def _path(item: Any) -> FieldPath:
@@ -78,7 +92,8 @@ def _problem(
 
 
 def _is_tag(part: str | int) -> bool:
-    return isinstance(part, str) and (part in ("str", "Near", "literal[False]") or part.startswith(("list[", "dict[")))
+    tags = ("str", "Near", "literal[False]", "constrained-int", "[key]")
+    return isinstance(part, str) and (part in tags or part.startswith(("list[", "dict[")))
 
 
 def _message(item: Any, path: FieldPath, keys: Keys) -> str:

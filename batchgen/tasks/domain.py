@@ -6,16 +6,25 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator
+from pydantic_core import PydanticCustomError
 
 from batchgen.errors import RowRejected
+from batchgen.tasks.generation import is_code, placeholders
 from batchgen.tasks.spec import Row, TaskParameters, TaskSpec, always, columns
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class ApigenGenerator(TaskParameters):
     """Writes queries that a function answers, and the calls."""
 
     system_prompt: str | None = None
-    number: PositiveInt | Annotated[list[PositiveInt], Field(min_length=1)] | dict[int, float] | None = None
+    number: (
+        PositiveInt
+        | Annotated[list[PositiveInt], Field(min_length=1)]
+        | Annotated[dict[PositiveInt, Weight], Field(min_length=1)]
+        | None
+    ) = None
     use_tools: bool = True
     use_default_structured_output: bool = False
 
@@ -24,26 +33,45 @@ class ApigenGenerator(TaskParameters):
     def _integer_keys(cls, value: Any) -> Any:
         """A job that went through JSON has text for keys."""
         if isinstance(value, dict):
-            return {int(key) if str(key).isdecimal() else key: float(weight) for key, weight in value.items()}
+            return {int(key) if isinstance(key, str) and key.isdecimal() else key: each for key, each in value.items()}
+        return value
+
+    @field_validator("number")
+    @classmethod
+    def _some_weight(cls, value: Any) -> Any:
+        if isinstance(value, dict) and not sum(value.values()) > 0:
+            raise PydanticCustomError("weights", "at least one weight must be above zero")
         return value
 
 
-class MathShepherdGenerator(TaskParameters):
-    """Solves a problem step by step."""
+class _MathShepherd(TaskParameters):
+    """A system prompt with places for rules and examples."""
 
     system_prompt: str | None = None
     extra_rules: str | None = None
     few_shots: str | None = None
+
+    @field_validator("system_prompt")
+    @classmethod
+    def _plain(cls, prompt: str | None) -> str | None:
+        legal = ("extra_rules", "few_shots", "structured_prompt")
+        if prompt is not None and (is_code(prompt) or not {*placeholders(prompt)} <= {*legal}):
+            *names, last = (f"{{{{ {name} }}}}" for name in legal)
+            message = "may hold the placeholders {names} and {last}, and no other template code"
+            raise PydanticCustomError("template", message, {"names": ", ".join(names), "last": last})
+        return prompt
+
+
+class MathShepherdGenerator(_MathShepherd):
+    """Solves a problem step by step."""
+
     M: PositiveInt | None = None
     use_default_structured_output: bool = False
 
 
-class MathShepherdCompleter(TaskParameters):
+class MathShepherdCompleter(_MathShepherd):
     """Labels the steps of solutions by completing them."""
 
-    system_prompt: str | None = None
-    extra_rules: str | None = None
-    few_shots: str | None = None
     N: PositiveInt = 1
     tags: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None
     use_default_structured_output: bool = False

@@ -20,6 +20,11 @@ def render_template(template: str, values: Mapping[str, Any]) -> str:
     return _PLACEHOLDER.sub(lambda match: str(values[match[1]]), template)
 
 
+def placeholders(template: str) -> list[str]:
+    """The names of a template's placeholders, once each."""
+    return list(dict.fromkeys(_PLACEHOLDER.findall(template)))
+
+
 def is_code(template: str) -> bool:
     """Whether a template has more in it than placeholders: loops, filters, expressions."""
     rest = _PLACEHOLDER.sub("", template)
@@ -39,16 +44,14 @@ class TextGeneration(TaskParameters):
             return template
         if is_code(template):
             raise PydanticCustomError("template", "may hold {{ column }} placeholders and no other template code")
-        if not _PLACEHOLDER.search(template):
+        if not placeholders(template):
             raise PydanticCustomError("template", "must hold at least one {{ column }} placeholder")
         return template
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns that the prompt is made of."""
-        if self.template is None:
-            return ("instruction",)
-        return tuple(dict.fromkeys(_PLACEHOLDER.findall(self.template)))
+        return ("instruction",) if self.template is None else tuple(placeholders(self.template))
 
     def for_distilabel(self) -> dict[str, Any]:
         """The template under another name: distilabel would run it as unsandboxed Jinja."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from batchgen.errors import RowRejected
 from batchgen.tasks.generation import NoParameters
@@ -32,6 +35,11 @@ class Scorer(TaskParameters):
     use_default_structured_output: bool = False
 
 
+# distilabel's own.
+RUBRICS = ("helpfulness", "harmlessness", "honesty", "factual-validity", "reasoning")
+_RUBRIC = re.compile(r"\[.*?\]\n(?:Score [1-4]: .*?\n){4}Score 5: ")
+
+
 class PrometheusEval(TaskParameters):
     """Judges one answer, or which of two is better, by a rubric."""
 
@@ -39,6 +47,24 @@ class PrometheusEval(TaskParameters):
     rubric: str = Field(min_length=1)
     rubrics: dict[str, str] | None = Field(default=None, min_length=1)
     reference: bool = False
+
+    @field_validator("rubrics")
+    @classmethod
+    def _with_scores(cls, rubrics: dict[str, str] | None) -> dict[str, str] | None:
+        if odd := [name for name, text in (rubrics or {}).items() if not _RUBRIC.match(text)]:
+            message = "{name} must read [CRITERIA], and on a line each `Score 1: ...` to `Score 5: ...`"
+            raise PydanticCustomError("rubrics", message, {"name": repr(odd[0])})
+        return rubrics
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> PrometheusEval:
+        legal = RUBRICS if self.rubrics is None else tuple(self.rubrics)
+        if self.rubric not in legal:
+            near = difflib.get_close_matches(self.rubric, legal, n=1)
+            hint = f"did you mean {near[0]!r}? Legal" if near else "legal"
+            details = {"name": repr(self.rubric), "legal": ", ".join(legal), "hint": hint, "path": ("rubric",)}
+            raise PydanticCustomError("rubric", "no rubric {name}; {hint}: {legal}", details)
+        return self
 
 
 class Clair(TaskParameters):

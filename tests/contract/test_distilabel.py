@@ -5,6 +5,7 @@ What is made of other completions is in tests/unit.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import random
@@ -146,6 +147,15 @@ CASES = [
     Case("magpie", {"system_prompt": ["A.", "B.", "C."]}, renamed={"system_prompt": ["A.", "B.", "C."]}),
     Case("math_shepherd_generator", {"M": 3, "extra_rules": "- Be short.", "few_shots": "None."}),
     *(
+        Case(
+            f"math_shepherd_{name}",
+            {"system_prompt": f"Be kind.\n{place}\n", "extra_rules": "- {{x}}\n"},
+            columns=name == "generator",
+        )
+        for name in ("completer", "generator")
+        for place in ("{{ extra_rules }}{{few_shots}}", "{{ structured_prompt }}", "")
+    ),
+    *(
         Case("prometheus_eval", {"mode": "absolute", "rubric": rubric})
         for rubric in ("harmlessness", "honesty", "factual-validity", "reasoning")
     ),
@@ -208,7 +218,7 @@ def beside(case: Case, row: Mapping[str, Any], answers: Answers) -> tuple[dict[s
     llm = PeerLLM(answers=answers, prompts=[], **magpie)
     task = getattr(tasks, str(spec.distilabel))(name="peer", llm=llm, **given)
     task.load()
-    made = next(task.process()) if spec.generator else next(task.process([dict(row)]))
+    made = next(task.process()) if spec.generator else next(task.process([copy.deepcopy(dict(row))]))
     [columns] = made[0] if isinstance(made, tuple) else made
     return {name: columns.get(name) for name in spec.outputs(parameters)}, llm.prompts
 

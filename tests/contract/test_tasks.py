@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import itertools
 import random
+import re
 from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from batchgen.commit import read_manifest, read_shard
 from batchgen.engines.base import EngineSpec
@@ -18,6 +21,9 @@ from batchgen.errors import EngineDead, EngineUnavailable, RowRejected
 from batchgen.rows import arrow_type
 from batchgen.tasks.distilabel_api import tasks
 from batchgen.tasks.fixes import task_class
+from batchgen.tasks.judging import RUBRICS
+from batchgen.tasks.llm import CallLog
+from batchgen.tasks.runner import TaskRunner
 from batchgen.tasks.spec import bare, is_required
 from batchgen.tasks.table import LEFT_OUT, TASKS
 from tests.helpers import ScriptedEngine, chaos_job, run_task, worker_on
@@ -261,11 +267,74 @@ def test_what_happens_to_a_call_happens_to_its_row(name: str, error: Exception):
     raise AssertionError("it never ends")
 
 
+def test_the_rubrics_that_a_job_may_name_are_distilabel_s():
+    assert tasks.PrometheusEval.model_fields["rubrics"].default.keys() == {*RUBRICS}
+
+
 def test_optional_columns_are_marked_once():
     for name, spec in TASKS.items():
         for kind in spec.inputs(spec.parameters.model_validate(EXAMPLES[name].parameters)).values():
             assert arrow_type(bare(kind)) is not None
             assert is_required(kind) != kind.endswith("?")
+
+
+# A template engine would make something else of it.
+CODE = "<PROMPT> <RESPONSE> {{ 7919 * 7919 }} {% if 1 %}{{ 7907 * 7907 }}{% endif %} {0} {x}"
+VALUE = re.compile(f"{7919 * 7919}|{7907 * 7907}")
+
+
+def with_code(value: Any) -> Any:
+    """A value of a row with code in its texts."""
+    if isinstance(value, dict):
+        return {key: with_code(item) if key == "content" else item for key, item in value.items()}
+    return [with_code(item) for item in value] if isinstance(value, list) else f"{value}{CODE}"
+
+
+@pytest.mark.parametrize("name", CALLING)
+def test_no_text_of_a_job_or_a_row_is_run_as_a_template(name: str):
+    """distilabel's templates are not sandboxed: who may write a job could run anything on its machines."""
+    spec, example = TASKS[name], EXAMPLES[name]
+    forms = (CODE, [CODE], {"a": CODE}, [{"user": CODE, "assistant": CODE}], None)
+    asked: list[str] = []
+    for field, form in [*itertools.product(spec.parameters.model_fields, forms[:-1]), (None, None)]:
+        given = {**example.parameters, **({field: form} if field is not None else {})}
+        try:
+            spec.parameters.model_validate(given)
+        except ValidationError:
+            continue
+        texts = {key: value for key, value in example.row.items() if field is None and key != "structured_output"}
+        row = {**example.row, **{key: with_code(value) for key, value in texts.items()}}
+        engine = ScriptedEngine(lambda prompt, number: f"{example.answer}")
+        with contextlib.suppress(RowRejected):
+            run_task(name, row, engine, **given)
+        asked += engine.prompts
+        assert field is not None or not example.row or any(CODE in prompt for prompt in engine.prompts)
+    assert asked
+    assert not any(VALUE.search(prompt) for prompt in asked)
+
+
+VALUES = (
+    *("", " ", "x", "{", "<PROMPT><RESPONSE>", None, True, 0, 1, -1, 2.5),
+    *([], [1], ["x"], ["x", "x"], [["x", 1]], [{"user": "a", "assistant": "b"}]),
+    *({}, {"": ""}, {"a": "x"}, {"a": "<PROMPT><RESPONSE>"}, {"a": ["x", 1]}, {1: 0}, {1: -1}, {1: "x"}, {"1": 0.5}),
+)
+
+
+@pytest.mark.parametrize("name", CALLING)
+def test_what_a_job_may_say_to_a_task_the_task_takes(name: str):
+    """What it does not take is to be told before an engine starts."""
+    spec, example = TASKS[name], EXAMPLES[name]
+    for field, value in itertools.product(spec.parameters.model_fields, VALUES):
+        try:
+            parameters = spec.parameters.model_validate({**example.parameters, field: value})
+        except ValidationError:
+            continue
+        engine = ScriptedEngine(lambda prompt, number: f"{example.answer} {number}")
+        runner = TaskRunner(name, spec, parameters, {}, {}, engine, {})
+        try:
+            asyncio.run(runner.run(dict(example.row), CallLog("row", 0)))
+        except RowRejected as rejection:
+            assert not rejection.reason.startswith("task_error"), (field, value)
 
 
 # What models write until they are cut, once they repeat themselves.

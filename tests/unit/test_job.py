@@ -629,6 +629,83 @@ def test_a_text_generation_template_is_no_code(tmp_path: Path):
     assert "at least one {{ column }} placeholder" in refused(tmp_path, text % "Q")
 
 
+@pytest.mark.parametrize("task", ["math_shepherd_generator", "math_shepherd_completer"])
+def test_a_system_prompt_with_places_for_rules_is_no_code(tmp_path: Path, task: str):
+    """distilabel makes an unsandboxed Jinja template of it: a job could run anything."""
+    text = (
+        "name: t\nsource: {rows: [{instruction: a, solutions: [[a, b]], golden_solution: [a, b]}]}\n"
+        f'model: {{path: chaos}}\nsteps: [{{task: {task}, system_prompt: "%s"}}]\noutput: x\n'
+    )
+    Job.load(write(tmp_path, text % "{{ extra_rules }}{{few_shots}} {x} {{ structured_prompt }}"))
+    Job.load(write(tmp_path, text % "Be kind."))
+    legal = "may hold the placeholders {{ extra_rules }}, {{ few_shots }} and {{ structured_prompt }}, and no other"
+    for code in (
+        "{{ cycler.__init__.__globals__.os.getpid() }}",
+        "{{ extra_rules }}{% if few_shots %}",
+        "{{ rules }}",
+        "{{ extra_rules | upper }}",
+        "{# a #}",
+    ):
+        assert f"job.yaml:4: steps[0].system_prompt: {legal}" in refused(tmp_path, text % code)
+
+
+RUBRIC = json.dumps("\n".join(["[Is it so?]", *(f"Score {score}: {score} of 5." for score in range(1, 6))]))
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (
+            "rubric: helpfulnes",
+            "rubric: no rubric 'helpfulnes'; did you mean 'helpfulness'? Legal: helpfulness, harmless",
+        ),
+        (
+            'rubric: x, rubrics: {x: "Score 1: bad"}',
+            "rubrics: 'x' must read [CRITERIA], and on a line each `Score 1: ...",
+        ),
+        (f"rubric: y, rubrics: {{x: {RUBRIC}}}", "rubric: no rubric 'y'; legal: x"),
+        (f"rubric: x, rubrics: {{x: {RUBRIC}}}", None),
+        ("rubric: reasoning", None),
+    ],
+)
+def test_a_judge_s_rubric_is_one_that_there_is(tmp_path: Path, step: str, message: str | None):
+    text = (
+        "name: t\nsource: {rows: [{instruction: a, generation: b}]}\nmodel: {path: chaos}\n"
+        f"steps: [{{task: prometheus_eval, mode: absolute, {step}}}]\noutput: x\n"
+    )
+    if message is None:
+        Job.load(write(tmp_path, text))
+    else:
+        assert f"job.yaml:4: steps[0].{message}" in refused(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        ("x", "number: expected a whole number or a list or a mapping, got"),
+        ("0", "number: input should be greater than 0, got 0"),
+        ("[]", "number: list should have at least 1 item"),
+        ("{}", "number: dictionary should have at least 1 item"),
+        ("{a: 3}", 'number.a: input should be a valid integer, got "a"'),
+        ("{1: [2]}", "number[1]: input should be a valid number, got [2]"),
+        ("{1: -1}", "number[1]: input should be greater than or equal to 0, got -1"),
+        ("{1: 0}", "number: at least one weight must be above zero"),
+        ("{1: 0.5, 2: 3}", None),
+    ],
+)
+def test_a_number_to_choose_is_one_that_can_be_chosen(tmp_path: Path, number: str, message: str | None):
+    text = (
+        "name: t\nsource: {rows: [{examples: a, func_name: b, func_desc: c}]}\nmodel: {path: chaos}\n"
+        f"steps: [{{task: apigen_generator, number: {number}}}]\noutput: x\n"
+    )
+    if message is None:
+        job = Job.load(write(tmp_path, text))
+        assert Job.of(json.loads(json.dumps(job.tree()))).steps[0].parameters == job.steps[0].parameters
+    else:
+        (line,) = refused(tmp_path, text).splitlines()
+        assert f"job.yaml:4: steps[0].{message}" in line
+
+
 def test_no_field_s_name_is_another_thing_in_yaml():
     """YAML 1.1 reads `on`, `off`, `yes` and `no` as booleans, keys among them."""
     import yaml

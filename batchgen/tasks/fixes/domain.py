@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from batchgen import bridge
 from batchgen.errors import RowRejected
 from batchgen.tasks import completions
 from batchgen.tasks.completions import parse_data
-from batchgen.tasks.distilabel_api import tasks
+from batchgen.tasks.distilabel_api import STRUCTURED_COMPLETIONS, STRUCTURED_SOLUTIONS, tasks
+from batchgen.tasks.generation import render_template
 
 
 class GenerateSentencePair(tasks.GenerateSentencePair):  # type: ignore[misc]
@@ -104,8 +105,33 @@ def _sized(schema: dict[str, Any], number: int) -> dict[str, Any]:
     return {**schema, "properties": {"solutions": solutions}}
 
 
-class MathShepherdGenerator(tasks.MathShepherdGenerator):  # type: ignore[misc]
+class _MathShepherd:
+    """Fills the placeholders of a system prompt; distilabel would run a job's text as unsandboxed Jinja.
+
+    Attributes:
+        structured_prompt: what is added where an answer is to be JSON.
+    """
+
+    structured_prompt: ClassVar[str]
+
+    def load(self: Any) -> None:
+        """Makes the task ready for its rows."""
+        prompt, self.system_prompt = self.system_prompt, None
+        super().load()  # type: ignore[misc]
+        if prompt is not None:
+            parts = {
+                "extra_rules": self.extra_rules or "",
+                "few_shots": self.few_shots or "",
+                "structured_prompt": self.structured_prompt if self.use_default_structured_output else "",
+            }
+            # Jinja leaves out a template's last line break.
+            self.system_prompt = render_template(prompt.removesuffix("\n"), parts)
+
+
+class MathShepherdGenerator(_MathShepherd, tasks.MathShepherdGenerator):  # type: ignore[misc]
     """Solutions that end in an answer; distilabel takes no single structured one, and none beside an empty one."""
+
+    structured_prompt: ClassVar[str] = STRUCTURED_SOLUTIONS
 
     def get_structured_output(self) -> dict[str, Any]:
         """The schema of as many solutions as are asked for."""
@@ -122,11 +148,13 @@ class MathShepherdGenerator(tasks.MathShepherdGenerator):  # type: ignore[misc]
         return {"golden_solution": found[0] if found else None}
 
 
-class MathShepherdCompleter(tasks.MathShepherdCompleter):  # type: ignore[misc]
+class MathShepherdCompleter(_MathShepherd, tasks.MathShepherdCompleter):  # type: ignore[misc]
     """A step is right where any completion from it ends right (the paper's hard estimation).
 
     distilabel forgets a right one that an empty one follows, and cannot read structured ones: no step has a label then.
     """
+
+    structured_prompt: ClassVar[str] = STRUCTURED_COMPLETIONS
 
     def get_structured_output(self) -> dict[str, Any]:
         """The schema of as many completions as are asked for."""
