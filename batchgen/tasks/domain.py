@@ -76,6 +76,13 @@ class MathShepherdCompleter(_MathShepherd):
     tags: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None
     use_default_structured_output: bool = False
 
+    @field_validator("tags")
+    @classmethod
+    def _differ(cls, tags: list[str] | None) -> list[str] | None:
+        if tags is not None and (tags[0].strip() == tags[1].strip() or not all(tag.strip() for tag in tags)):
+            raise PydanticCustomError("tags", "must be two different texts: that of a right step, and of a wrong one")
+        return tags
+
 
 class SentencePair(TaskParameters):
     """Writes a positive, and a negative, sentence for an anchor."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -80,7 +80,9 @@ class TextClassification(TaskParameters):
     n: PositiveInt = 1
     context: str | None = None
     examples: list[str] | None = None
-    available_labels: list[str] | dict[str, str] | None = None
+    available_labels: (
+        Annotated[list[str], Field(min_length=1)] | Annotated[dict[str, str], Field(min_length=1)] | None
+    ) = None
     default_label: str | list[str] | None = None
     query_title: str | None = None
     use_default_structured_output: bool = True

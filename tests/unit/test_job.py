@@ -680,6 +680,23 @@ def test_a_judge_s_rubric_is_one_that_there_is(tmp_path: Path, step: str, messag
 
 
 @pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("task: text_classification, available_labels: []", "available_labels: list should have at least 1 item"),
+        ("task: text_classification, available_labels: {}", "available_labels: dictionary should have at least 1"),
+        ("task: math_shepherd_completer, tags: [a, a]", "tags: must be two different texts"),
+        ("task: math_shepherd_completer, tags: [a, '']", "tags: must be two different texts"),
+        ("task: math_shepherd_completer, tags: [a]", "tags: list should have at least 2 items"),
+    ],
+)
+def test_what_a_task_is_to_tell_apart_can_be_told_apart(tmp_path: Path, step: str, message: str):
+    rows = "[{text: a, instruction: a, solutions: [[a, b]], golden_solution: [a, b]}]"
+    text = f"name: t\nsource: {{rows: {rows}}}\nmodel: {{path: chaos}}\nsteps: [{{{step}}}]\noutput: x\n"
+    (line,) = refused(tmp_path, text).splitlines()
+    assert f"job.yaml:4: steps[0].{message}" in line
+
+
+@pytest.mark.parametrize(
     ("number", "message"),
     [
         ("x", "number: expected a whole number or a list or a mapping, got"),
