@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from batchgen.engines.structure import check_structure
 from batchgen.errors import RowRejected
 from batchgen.tasks.completions import parse_data
 from batchgen.tasks.evolution import answer_elimination, elimination, response_elimination
@@ -475,3 +476,44 @@ def test_a_judge_s_schema_has_an_item_for_every_text():
     run_task("complexity_scorer", {"instructions": ["a", "b", "c"]}, engine, use_default_structured_output=True)
     scores = engine.requests[0].sampling["structured_outputs"]["json"]["properties"]["scores"]
     assert (scores["minItems"], scores["items"]["maximum"]) == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "labels"),
+    [
+        ({}, {"type": "string", "maxLength": 100}),
+        ({"available_labels": ["a", "b"]}, {"enum": ["a", "b", "Unclassified"]}),
+        ({"available_labels": {"a": "first", "b": "second"}, "default_label": "b"}, {"enum": ["a", "b"]}),
+        ({"available_labels": ["a"], "default_label": ["c", "d"]}, {"enum": ["a", "c", "d"]}),
+        (
+            {"available_labels": ["a"], "n": 3},
+            {"type": "array", "items": {"enum": ["a", "Unclassified"]}, "minItems": 1, "maxItems": 3},
+        ),
+    ],
+)
+def test_a_label_s_schema_has_those_that_there_are(parameters: dict, labels: dict):
+    given = ["a"] if parameters.get("n") else "a"
+    engine = ScriptedEngine([json.dumps({"labels": given})])
+    assert run_task("text_classification", {"text": "A text."}, engine, **parameters) == {"labels": given}
+    (request,) = engine.requests
+    schema = request.sampling["structured_outputs"]["json"]
+    assert schema == {"type": "object", "properties": {"labels": labels}, "required": ["labels"]}
+    check_structure({"json": schema}, "labels")
+
+
+def test_a_query_s_schema_has_as_many_pairs_as_the_row_asks_for():
+    example = EXAMPLES["apigen_generator"]
+    answer = json.dumps({"pairs": [{"query": "Add.", "answers": [{"name": "add", "arguments": {"a": "1"}}]}]})
+    numbers = set()
+    for seed in range(20):
+        engine = ScriptedEngine([answer])
+        parameters = {"number": {1: 1.0, 3: 1.0}, "use_default_structured_output": True}
+        row = run_task("apigen_generator", example.row, engine, seed=seed, **parameters)
+        assert row["query"] == "Add."
+        schema = engine.requests[0].sampling["structured_outputs"]["json"]
+        pairs = schema["properties"]["pairs"]
+        assert pairs["minItems"] == pairs["maxItems"]
+        assert f"generate {pairs['minItems']} diverse query" in engine.prompts[0]
+        check_structure({"json": schema}, "pairs")
+        numbers.add(pairs["minItems"])
+    assert numbers == {1, 3}

@@ -25,6 +25,12 @@ class GenerateSentencePair(tasks.GenerateSentencePair):  # type: ignore[misc]
         return {"positive": positive} | ({"negative": negative} if self.triplet else {})
 
 
+def _sized(schema: dict[str, Any], name: str, number: int) -> dict[str, Any]:
+    """A schema of a list with just so many items."""
+    listed = {**schema["properties"][name], "minItems": number, "maxItems": number}
+    return {**schema, "properties": {name: listed}}
+
+
 def _are_calls(answers: Any) -> bool:
     """Whether they are a list of calls, of which there may be none."""
     return isinstance(answers, list) and all(
@@ -34,7 +40,17 @@ def _are_calls(answers: Any) -> bool:
 
 
 class APIGenGenerator(tasks.APIGenGenerator):  # type: ignore[misc]
-    """Reads JSON with words or a fence around it; distilabel writes what it cannot read into its log."""
+    """Reads JSON with words or a fence around it; distilabel writes what it cannot read into its log.
+
+    A default structured output has as many pairs as the prompt asks for; distilabel leaves that open, and none will do.
+    """
+
+    def format_input(self, input: dict[str, Any]) -> Any:
+        """Messages, and the schema of the row where one is wanted."""
+        messages = super().format_input(input)
+        if not self.use_default_structured_output:
+            return messages
+        return messages, {"json": _sized(self.get_structured_output(), "pairs", self._number)}
 
     def format_output(self, output: str | None, input: dict[str, Any]) -> dict[str, Any]:
         """The first query, and the calls that answer it as JSON."""
@@ -100,11 +116,6 @@ class EmbeddingTaskGenerator(tasks.EmbeddingTaskGenerator):  # type: ignore[misc
         return {"tasks": data if isinstance(data, list) else None}
 
 
-def _sized(schema: dict[str, Any], number: int) -> dict[str, Any]:
-    solutions = {**schema["properties"]["solutions"], "minItems": number, "maxItems": number}
-    return {**schema, "properties": {"solutions": solutions}}
-
-
 class _MathShepherd:
     """Fills the placeholders of a system prompt; distilabel would run a job's text as unsandboxed Jinja.
 
@@ -135,7 +146,7 @@ class MathShepherdGenerator(_MathShepherd, tasks.MathShepherdGenerator):  # type
 
     def get_structured_output(self) -> dict[str, Any]:
         """The schema of as many solutions as are asked for."""
-        return _sized(super().get_structured_output(), self.M or 1)
+        return _sized(super().get_structured_output(), "solutions", self.M or 1)
 
     def format_output(self, output: str | None, input: dict[str, Any] | None = None) -> dict[str, Any]:
         """The steps of the golden solution, or of M solutions."""
@@ -158,7 +169,7 @@ class MathShepherdCompleter(_MathShepherd, tasks.MathShepherdCompleter):  # type
 
     def get_structured_output(self) -> dict[str, Any]:
         """The schema of as many completions as are asked for."""
-        return _sized(super().get_structured_output(), self.N)
+        return _sized(super().get_structured_output(), "solutions", self.N)
 
     def process(self, inputs: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         """Every row with its solutions labelled."""

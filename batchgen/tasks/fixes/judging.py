@@ -9,6 +9,7 @@ from batchgen.tasks import completions
 from batchgen.tasks.distilabel_api import tasks
 
 _RATIONALE_LENGTH = 1000
+_LABEL_LENGTH = 100
 
 
 class _OneForEach:
@@ -96,6 +97,24 @@ class InstructionBacktranslation(tasks.InstructionBacktranslation):  # type: ign
         """Score and reason."""
         reason, score = completions.reason_and_score(output or "") or (None, None)
         return {"score": score, "reason": reason}
+
+
+class TextClassification(tasks.TextClassification):  # type: ignore[misc]
+    """A default structured output of the labels that there are; distilabel takes any text, of any length."""
+
+    def get_structured_output(self) -> dict[str, Any]:
+        """The schema of a label, or of as many as `n`."""
+        legal = [*(self.available_labels or ())]
+        if legal:
+            fallback = self.default_label
+            legal += [fallback] if isinstance(fallback, str) else fallback
+        label = (
+            {"enum": list(dict.fromkeys(filter(None, legal)))}
+            if legal
+            else {"type": "string", "maxLength": _LABEL_LENGTH}
+        )
+        labels = {"type": "array", "items": label, "minItems": 1, "maxItems": self.n} if self.n > 1 else label
+        return {"type": "object", "properties": {"labels": labels}, "required": ["labels"]}
 
 
 class CLAIR(tasks.CLAIR):  # type: ignore[misc]
