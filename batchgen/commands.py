@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from batchgen.errors import BatchgenError, EngineError, ShardFailed, Stopped, UserError
+from batchgen.plaintext import harmless, one_line
 
 if TYPE_CHECKING:
     from batchgen.job import Job
@@ -28,10 +29,10 @@ def _load(options: argparse.Namespace) -> Job:
 def told(error: BatchgenError, options: argparse.Namespace) -> str:
     """What is wrong, and where in the job's file."""
     if not isinstance(error, UserError) or "job" not in options:
-        return str(error)
+        return harmless(str(error))
     from batchgen.problems import placed
 
-    return placed(str(error), options.job, _overrides(options))
+    return harmless(placed(str(error), options.job, _overrides(options)))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -102,12 +103,12 @@ def plan(options: argparse.Namespace) -> int:
     shards = "1 shard" if len(plan.shards) == 1 else f"{len(plan.shards):,} shards"
     print(f"job {job.name}: {plan.rows:,} seed rows in {shards}, model {job.model.path}{commit}")
     for index, step in enumerate(job.steps):
-        outputs = f" -> {', '.join(step.outputs)}" if step.outputs else ""
+        outputs = f" -> {', '.join(map(one_line, step.outputs))}" if step.outputs else ""
         on = f" on {step.model}" if step.model is not None else ""
         print(f"  {index + 1}. {step.task}{on}{outputs}" + (f"; explode {step.explode}" if step.explode else ""))
     for path, (opening, end) in user_turns(job, options.trust_remote_code).items():
         print(f"user turns of {path}: opened by {opening!r}, ended by {end!r}")
-    print(f"columns of a shard: {', '.join(plan.schema.names)}")
+    print(f"columns of a shard: {', '.join(map(one_line, plan.schema.names))}")
     chat = chat_columns(job, plan)
     print(f"merge: {describe_duplicates(settled(job, chat), chat)}")
     print(f"output: {job.output}" + (" (holds a run of this job, which would continue)" if begun else ""))
@@ -154,7 +155,7 @@ def status(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(state, indent=2))
         return 0
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in progress.reasons.items())
+    reasons = ", ".join(f"{one_line(reason)} {count:,}" for reason, count in progress.reasons.items())
     print(f"{state['run']}: {len(manifests):,} of {len(plan.shards):,} shards committed")
     print(
         f"  rows: {progress.ok:,} ok, {progress.rejected:,} rejected, of {plan.rows:,}"
@@ -245,7 +246,7 @@ def rejected(options: argparse.Namespace) -> int:
     manifests = committed(store, plan)
     reasons = progress_of(manifests).reasons
     most_first = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
-    counts = ", ".join(f"{reason} {count:,}" for reason, count in most_first) or "none"
+    counts = ", ".join(f"{one_line(reason)} {count:,}" for reason, count in most_first) or "none"
     if options.reason not in (None, *reasons):
         raise UserError(f"--reason {options.reason}: no row was rejected for that; rejected: {counts}")
     rows = rejected_rows(store, plan, manifests, options.reason, 0 if options.json else options.limit)

@@ -18,6 +18,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 
 from batchgen.errors import StoreError
+from batchgen.plaintext import harmless, one_line
 from batchgen.progress import TRUNCATED, cut_hint
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def describe(status: Status) -> str:
         f"shards {status.shards_done}/{status.shards}",
     ]
     if done.rejected:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(done.reasons.items()))
+        reasons = ", ".join(f"{one_line(reason)} {count:,}" for reason, count in sorted(done.reasons.items()))
         parts.append(f"{done.rejected:,} rejected ({reasons})")
     if cut := done.notes.get(TRUNCATED):
         parts.append(f"{cut:,} truncated")
@@ -213,7 +214,7 @@ def stdout_console() -> Console:
 
 def describe_version(version: Version, job: Job) -> str:
     """What a merge of a job's rows kept and dropped, in one line."""
-    dropped = ", ".join(f"{reason} {count:,}" for reason, count in version.dropped.items())
+    dropped = ", ".join(f"{one_line(reason)} {count:,}" for reason, count in version.dropped.items())
     line = f"merged {version.read:,} rows: {version.kept:,} kept" + (f"; dropped: {dropped}" if dropped else "")
     hints = [cut_hint(version.dropped, version.read, job.loses_turns)]
     if version.merge["compare"] is None and (version.merge["exact"] or version.merge["near"]):
@@ -235,7 +236,7 @@ def describe_duplicates(merge: Merge, chat: ChatColumns | None) -> str:
     prompt, answer = (f"the user's messages in {chat}", "the answers") if isinstance(chat, str) else chat[:2]
     also = {"conversation": f" and {answer}", "answers": f", and those with the same by {answer}"}
     by = prompt + (also.get(merge.compare or "", "") if answer is not None else "")
-    return f"duplicates are told by {by}"
+    return f"duplicates are told by {one_line(by)}"
 
 
 def sample_rows(store: ObjectStore, version: Version, rows: int = 3) -> list[str]:
@@ -258,7 +259,7 @@ def sample_rows(store: ObjectStore, version: Version, rows: int = 3) -> list[str
         if "messages" not in row:
             parts = [(name, value) for name, value in row.items() if name not in (*META_NAMES, CLUSTER_SIZE)]
         width = max((len(name) for name, _ in parts), default=0)
-        lines += [f"  {_printable(name):>{max(9, width)}}: {_shortened(_as_text(value), 200)}" for name, value in parts]
+        lines += [f"  {one_line(name):>{max(9, width)}}: {_shortened(_as_text(value), 200)}" for name, value in parts]
         lines.append("")
     return lines
 
@@ -276,7 +277,7 @@ def describe_prompt(row: int, preview: Preview) -> list[str]:
     if preview.model is None:
         return [f"row {row} asks no model: " + (f"rejected as {preview.reason}" if preview.reason else "no step does")]
     size = f", {preview.tokens:,} tokens" if preview.tokens is not None else "; its server writes them as a prompt"
-    shown = [_harmless(line.replace("\t", "    ")) for line in preview.text.split("\n")]
+    shown = [harmless(line.replace("\t", "    ")) for line in preview.text.split("\n")]
     return [f"first prompt of row {row}, to {preview.model}{size}:", *(f"  {line}" for line in shown)]
 
 
@@ -288,22 +289,13 @@ def describe_rejected(row: Mapping[str, Any]) -> list[str]:
     columns = {name: value for name, value in row.items() if name not in META_NAMES}
     said = {"the last completion": row["failed_completion"]} if "failed_completion" in row else {}
     return [f"row {row['row_index']}{branch}: {row['reason']}"] + [
-        f"  {_printable(name)}: {_shortened(value)}" for name, value in (columns | said).items()
+        f"  {one_line(name)}: {_shortened(value)}" for name, value in (columns | said).items()
     ]
 
 
 def _shortened(value: Any, length: int = 300) -> str:
-    text = _printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+    text = one_line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
     return text if len(text) <= length else text[:length] + " ..."
-
-
-def _printable(text: str) -> str:
-    """Text of a row on one line, with nothing in it that a terminal would obey."""
-    return _harmless(" ".join(text.split()))
-
-
-def _harmless(line: str) -> str:
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
 
 
 _TAIL_BYTES = 64 * 1024

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from batchgen.job import Job
+from batchgen.plaintext import one_line
 from batchgen.step import Step
 
 
@@ -38,4 +39,4 @@ def _edge(step: Step, generations: int) -> str:
 
 
 def _safe(text: str) -> str:
-    return text.replace('"', "#quot;").replace("<", "#lt;").replace("\n", " ").replace("->", "→")
+    return one_line(text).replace('"', "#quot;").replace("<", "#lt;").replace("->", "→")

@@ -142,7 +142,18 @@ def test_a_partial_merge_is_told(tmp_path: Path):
     partial = card_of(chaos_job(tmp_path / "run"), shards=1)
     assert "came 10 rows (a partial merge, of 1 of 2 shards), of which 9 were kept." in partial
     assert "| truncated | 1 |" in partial
-    assert "1 row of synthetic text" in card_of(chaos_job(tmp_path / "run"), kept=1)
+    alone = card_of(chaos_job(tmp_path / "run"), kept=1)
+    assert "1 row of synthetic text" in alone
+    assert "of which 1 was kept." in alone
+
+
+def test_a_column_with_any_name_is_one_row_of_the_card_s_table(tmp_path: Path):
+    row = {"q": "a", "a|b": "x", "c\nd": "x", "`e`": "x", "\x1b[31mf": "x"}
+    card = card_of(chaos_job(tmp_path / "run", source={"rows": [row]}))
+    table = card.partition("| column | type |\n| --- | --- |\n")[2].splitlines()
+    for cell in (r"`a\|b`", "`c d`", "`` `e` ``", "`\ufffd[31mf`"):
+        assert f"| {cell} | `string` |" in table
+    assert all(line.startswith("| `") and line.endswith("` |") for line in table)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from batchgen.cli import build_parser, main
 from batchgen.engines import EngineSpec, build_engine
@@ -252,6 +253,35 @@ def test_plan_status_merge_publish_draw(folder: Path, capsys):
     capsys.readouterr()
     assert main(["draw", "job.yaml"]) == 0
     assert capsys.readouterr().out.startswith("flowchart LR\n")
+
+
+def test_the_names_of_columns_command_no_terminal(folder: Path, capsys):
+    """They are those of a dataset that somebody else made."""
+    from batchgen import Job, run
+
+    odd = "a\x1b]0;b\x07\nc"
+    rows = [{"instruction": "x", odd: text} for text in ("one", " ")]
+    (folder / "seeds.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    job = yaml.safe_load((folder / "job.yaml").read_text())
+    job["steps"] = [{"task": "text_generation", "input_mappings": {"instruction": odd}, "explode": "x -> y"}]
+    (folder / "job.yaml").write_text(yaml.safe_dump(job))
+    told = [refused(capsys, "plan", "job.yaml")]
+    job["steps"][0] = {"task": "group_columns", "columns": [odd], "output_mappings": {"grouped": "\x1b[31mgroup"}}
+    (folder / "job.yaml").write_text(yaml.safe_dump(job))
+    run(Job.load("job.yaml"), in_process=True)
+    for command in (
+        ["plan", "job.yaml"],
+        ["draw", "job.yaml"],
+        ["status", "run"],
+        ["rejected", "run"],
+        ["merge", "run"],
+    ):
+        assert main(command) == 0
+        told.append(capsys.readouterr().out)
+    assert "available: instruction, a\ufffd]0;b\ufffd\nc" in told[0]
+    assert "instruction, a\ufffd]0;b\ufffd c, \ufffd[31mgroup" in told[1]
+    assert "\ufffd[31mgroup" in told[2]
+    assert not any(c in text for text in told for c in "\x1b\x07")
 
 
 def test_a_user_that_there_is_not_has_no_home(folder: Path, capsys):

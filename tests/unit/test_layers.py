@@ -26,6 +26,7 @@ LAYERS = [
         "sockets",
         "records",
         "paths",
+        "plaintext",
         "patience",
         "trees",
         "outage",
