@@ -30,6 +30,7 @@ from batchgen.display import (
 from batchgen.drive import Status
 from batchgen.job import Merge
 from batchgen.merge.version import DataFile, Version
+from batchgen.plaintext import harmless, one_line
 from batchgen.progress import Progress
 from batchgen.store import LocalStore
 from batchgen.tasks.spec import Chat
@@ -197,6 +198,14 @@ def test_sample_rows_are_shown_as_they_are_and_command_no_terminal(tmp_path: Pat
     assert out.getvalue() == shown + "\n"
     (tmp_path / "rows.parquet").unlink()
     assert sample_rows(LocalStore(tmp_path), version) == [], "out of reach, as a bucket may be: it is published"
+
+
+def test_what_cannot_be_seen_and_belongs_to_a_text_stays_in_it():
+    for text in ("می\u200cخواهم", "क्\u200dष", "👩\u200d🔬", "Vraiment\u202f?", "co\xadop", "\u200fשלום", "a\tb\nc"):
+        assert harmless(text) == text
+    assert one_line("Vraiment\u202f?\t\n a") == "Vraiment ? a"
+    for command in "\x00\x07\x08\r\x1b\x7f\x85\x9b\u2028\u202e\u2066\ud800":
+        assert harmless(f"a{command}b") == "a\ufffdb"
 
 
 @pytest.mark.parametrize(

@@ -253,6 +253,14 @@ def test_set_takes_any_field(tmp_path: Path):
     assert job.source.count is None
     assert job.merge.near is None
     assert job.engines == 2
+    whole = Job.load(write(tmp_path, GOOD), ["steps.0={task: magpie, n_turns: 4}"])
+    assert whole.steps[0].parameters.n_turns == 4
+
+
+def test_set_makes_no_part_out_of_one_that_is_empty(tmp_path: Path):
+    assert "--set merge.near=false: 'merge' is empty in the job" in refused(
+        tmp_path, f"{GOOD.partition('merge:')[0]}merge:\noutput: x\n", "merge.near=false"
+    )
 
 
 def test_a_source_that_is_set_replaces_the_one_in_the_file_with_what_belongs_to_it(tmp_path: Path):
