@@ -482,12 +482,15 @@ def test_a_judge_s_schema_has_an_item_for_every_text():
     ("parameters", "labels"),
     [
         ({}, {"type": "string", "maxLength": 100}),
-        ({"available_labels": ["a", "b"]}, {"enum": ["a", "b", "Unclassified"]}),
-        ({"available_labels": {"a": "first", "b": "second"}, "default_label": "b"}, {"enum": ["a", "b"]}),
-        ({"available_labels": ["a"], "default_label": ["c", "d"]}, {"enum": ["a", "c", "d"]}),
+        ({"available_labels": ["a", "b"]}, {"type": "string", "enum": ["a", "b", "Unclassified"]}),
+        (
+            {"available_labels": {"a": "first", "b": "second"}, "default_label": "b"},
+            {"type": "string", "enum": ["a", "b"]},
+        ),
+        ({"available_labels": ["a"], "default_label": ["c", "d"]}, {"type": "string", "enum": ["a", "c", "d"]}),
         (
             {"available_labels": ["a"], "n": 3},
-            {"type": "array", "items": {"enum": ["a", "Unclassified"]}, "minItems": 1, "maxItems": 3},
+            {"type": "array", "items": {"type": "string", "enum": ["a", "Unclassified"]}, "minItems": 1, "maxItems": 3},
         ),
     ],
 )

@@ -104,15 +104,10 @@ class TextClassification(tasks.TextClassification):  # type: ignore[misc]
 
     def get_structured_output(self) -> dict[str, Any]:
         """The schema of a label, or of as many as `n`."""
-        legal = [*(self.available_labels or ())]
-        if legal:
-            fallback = self.default_label
-            legal += [fallback] if isinstance(fallback, str) else fallback
-        label = (
-            {"enum": list(dict.fromkeys(filter(None, legal)))}
-            if legal
-            else {"type": "string", "maxLength": _LABEL_LENGTH}
-        )
+        label: dict[str, Any] = {"type": "string", "maxLength": _LABEL_LENGTH}
+        if self.available_labels:
+            fallback = [self.default_label] if isinstance(self.default_label, str) else self.default_label
+            label = {"type": "string", "enum": list(dict.fromkeys(filter(None, [*self.available_labels, *fallback])))}
         labels = {"type": "array", "items": label, "minItems": 1, "maxItems": self.n} if self.n > 1 else label
         return {"type": "object", "properties": {"labels": labels}, "required": ["labels"]}
 
