@@ -225,6 +225,15 @@ def test_prometheus_results(mode: str, answer: str, row: tuple[str, Any] | None)
         assert run_task("prometheus_eval", given, ScriptedEngine([answer]), **parameters) == expected
 
 
+def test_a_judge_that_compares_two_answers_is_given_two():
+    parameters = {"mode": "relative", "rubric": "honesty"}
+    for number in (1, 3):
+        row, engine = {"instruction": "Add.", "generations": ["a"] * number}, ScriptedEngine([])
+        with pytest.raises(RowRejected, match="invalid_input"):
+            run_task("prometheus_eval", row, engine, **parameters)
+        assert not engine.prompts
+
+
 @pytest.mark.parametrize(
     ("answer", "score", "reason"),
     [

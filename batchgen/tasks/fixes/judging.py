@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from batchgen.errors import RowRejected
 from batchgen.tasks import completions
 from batchgen.tasks.distilabel_api import tasks
 
@@ -81,6 +82,12 @@ class UltraFeedback(_OneForEach, tasks.UltraFeedback):  # type: ignore[misc]
 
 class PrometheusEval(tasks.PrometheusEval):  # type: ignore[misc]
     """Reads `**[RESULT]** (4)`, and the last result where the feedback speaks of results."""
+
+    def format_input(self, input: dict[str, Any]) -> Any:
+        """Messages about an answer, or about two of which one may be better."""
+        if self.mode == "relative" and len(input["generations"]) != 2:
+            raise RowRejected("invalid_input")  # of a group one may have failed
+        return super().format_input(input)
 
     def format_output(self, output: str | None, input: dict[str, Any]) -> dict[str, Any]:
         """Feedback, and a score or which of the two."""
