@@ -22,6 +22,8 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,39}")
 # Statuses that one request, and not the server or the key, is to blame for; those that stay until somebody acts; and
 # those below 500 that pass.
 _ROW_STATUSES = (400, 413, 422)
+# What they call every one of these.
+_ANY_REFUSAL = ("BadRequestError", "invalid_request_error")
 _LASTING_STATUSES = (401, 403, 404)
 _PASSING_STATUSES = (408, 409, 429)
 # How servers say that they did not finish a completion, for no fault of its own: vLLM's that is being stopped says
@@ -214,6 +216,9 @@ def _refusal(error: Any, extra: Iterable[str]) -> str:
     """
     names = [name for name in (error.code, error.param) if isinstance(name, str) and _NAME.fullmatch(name)]
     names = names or [name for name in extra if re.search(rf"\b{name}\b", str(error.body))]
+    kind = error.type  # llama.cpp's server has its names there
+    if not names and isinstance(kind, str) and _NAME.fullmatch(kind) and kind not in _ANY_REFUSAL:
+        names = [kind]
     return ":".join(["refused_by_server", *names])
 
 

@@ -11,9 +11,13 @@ import ast
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import takewhile
 from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 _T = TypeVar("_T")
 
@@ -64,6 +68,24 @@ def parse_data(text: str) -> Any:
             return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None
+
+
+def keeps_to(structure: Mapping[str, Any], text: str) -> bool:
+    """Whether a whole completion has the form that was asked for.
+
+    A server that does not know vLLM's parameters for it, as most do not, may leave them out without a word.
+
+    Args:
+        structure: vLLM's StructuredOutputsParams by name; of a grammar nothing is told here.
+    """
+    if (choice := structure.get("choice")) is not None:
+        return text.strip() in [each.strip() for each in choice]
+    if (regex := structure.get("regex")) is not None:
+        with suppress(pa.ArrowInvalid):  # of RE2, which knows a little less, and which no expression keeps busy
+            return any(pc.match_substring_regex(pa.array([text, text.strip()]), f"^(?s:{regex})$").to_pylist())
+    if structure.keys() & {"json", "json_object"}:
+        return parse_data(text) is not None
+    return True
 
 
 # A line of its own before what was asked for: "Sure! Here is the rewritten prompt:", "**#Rewritten Prompt#:**". It

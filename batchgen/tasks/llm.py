@@ -16,6 +16,7 @@ from batchgen.engines.reasoning import THINK, ReasoningMarks
 from batchgen.errors import EngineError, RowRejected
 from batchgen.progress import TRUNCATED, TRUNCATED_REASONING
 from batchgen.rows import random_seed
+from batchgen.tasks import completions
 from batchgen.tasks.distilabel_api import LLM, MagpieChatTemplateMixin
 from batchgen.tasks.spec import Reasoning
 
@@ -192,8 +193,8 @@ class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilab
         if completion.finish_reason == "repetition":
             raise RowRejected("repetitive_completion")
         if not opens_user_turn:
-            structured = bool(sampling.get("structured_outputs"))
-            completion = _answer(given, marks, prompt.text if prompt else None, completion, structured, log)
+            wanted = sampling.get("structured_outputs") or {}
+            completion = _answer(given, marks, prompt.text if prompt else None, completion, wanted, log)
         if engine.chat is not None and prompt is not None:
             log.known = engine.chat.continued(prompt, completion)
         if not completion.text.strip():
@@ -207,11 +208,16 @@ class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilab
 
 
 def _answer(
-    given: _Given, marks: ReasoningMarks, prompt: str | None, completion: Completion, structured: bool, log: CallLog
+    given: _Given,
+    marks: ReasoningMarks,
+    prompt: str | None,
+    completion: Completion,
+    wanted: Mapping[str, Any],
+    log: CallLog,
 ) -> Completion:
     """A completion as its task reads it: without the thoughts, unless they are to be kept."""
     cut = completion.finish_reason == "length"
-    thoughts, answer = marks.split(prompt, completion.text, structured and not cut)
+    thoughts, answer = marks.split(prompt, completion.text, bool(wanted) and not cut)
     if thoughts is None and completion.reasoning is not None:
         thoughts, answer = completion.reasoning.strip(), completion.text.strip() or (None if cut else "")
     if (chat := given.engine.chat) is not None:
@@ -221,6 +227,8 @@ def _answer(
     unfinished = thoughts is not None and answer is None and cut
     if thoughts is not None and not answer and not unfinished:
         raise RowRejected("empty_completion")
+    if given.engine.chat is None and answer and not cut and not completions.keeps_to(wanted, answer):
+        raise RowRejected("structure_ignored")
     text = answer or ""
     if thoughts is not None and given.reasoning == "keep":
         # As most models write them, whatever this one's marks are, and whether or not its template opens them.

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from batchgen.errors import RowRejected
-from batchgen.tasks.completions import listed_instructions, parse_data, same_answer, solution_steps, without_lead
+from batchgen.tasks.completions import (
+    keeps_to,
+    listed_instructions,
+    parse_data,
+    same_answer,
+    solution_steps,
+    without_lead,
+)
 from batchgen.tasks.llm import CallLog
 from batchgen.tasks.runner import TaskRunner
 from batchgen.tasks.table import TASKS
@@ -223,6 +230,38 @@ def test_prometheus_results(mode: str, answer: str, row: tuple[str, Any] | None)
     else:
         expected = {"feedback": row[0], "result": row[1]}
         assert run_task("prometheus_eval", given, ScriptedEngine([answer]), **parameters) == expected
+
+
+@pytest.mark.parametrize(
+    ("structure", "kept", "ignored"),
+    [
+        ({"choice": ["yes", "no "]}, ["yes", " no\n"], ["Yes.", "yes or no"]),
+        ({"regex": "[0-9]+|none"}, ["12", "none", " 7"], ["12 of 13", "none of them"]),
+        ({"regex": "a.b "}, ["a\nb "], ["a.b c"]),
+        ({"regex": "(?=[0-9])x"}, ["anything: RE2 does not know it"], []),
+        ({"json": {"type": "object"}}, ['{"a": 1}', '```json\n{"a": 1}\n```', '"a"', "0"], ["The sum is 3.", ""]),
+        ({"json_object": True}, ["{}"], ["Sure!"]),
+        ({"grammar": 'root ::= "x"'}, ["y"], []),
+        ({}, ["y"], []),
+    ],
+)
+def test_whether_a_completion_has_the_form_that_was_asked_for(structure: dict, kept: list[str], ignored: list[str]):
+    assert [text for text in (*kept, *ignored) if keeps_to(structure, text)] == kept
+
+
+def test_a_server_that_ignores_the_form_of_an_answer_is_found_out():
+    def ask(answer: str, finish_reason: str = "stop", server: bool = True) -> dict[str, Any]:
+        engine = ScriptedEngine([answer], finish_reason)
+        if server:
+            engine.chat, engine.decode = None, lambda ids: ""  # type: ignore[assignment]
+        sampling = {"structured_outputs": {"choice": ["yes", "no"]}}
+        return run_task("text_generation", {"instruction": "Is it?"}, engine, sampling=sampling)
+
+    assert ask("yes") == ask("<think>\nMaybe.\n</think>\nyes") == {"generation": "yes"}
+    with pytest.raises(RowRejected, match="structure_ignored"):
+        ask("It is.")
+    assert ask("It i", "length") == {"generation": "It i"}, "that it was cut is known"
+    assert ask("It is.", server=False) == {"generation": "It is."}, "vLLM itself keeps to it"
 
 
 def test_a_judge_that_compares_two_answers_is_given_two():

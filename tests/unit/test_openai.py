@@ -109,6 +109,13 @@ def test_a_request_that_the_server_refuses_rejects_its_row_alone(server: OpenAIS
         ({"detail": [{"loc": ["body", "top_k"], "msg": f"Extra inputs {SECRET}"}]}, "refused_by_server:top_k"),
         ({"detail": f"nothing of it is known, nor is my_top_k_of {SECRET}"}, "refused_by_server"),
         ({"error": {"code": "bad", "message": "top_k"}}, "refused_by_server:bad"),
+        (
+            {"error": {"code": 400, "message": SECRET, "type": "exceed_context_size_error"}},
+            "refused_by_server:exceed_context_size_error",
+        ),
+        ({"error": {"code": 400, "message": SECRET, "type": "BadRequestError"}}, "refused_by_server"),
+        ({"error": {"code": None, "message": SECRET, "type": "invalid_request_error"}}, "refused_by_server"),
+        ({"error": {"code": 400, "message": SECRET, "type": f"no name: {SECRET}"}}, "refused_by_server"),
     ],
 )
 def test_a_parameter_that_only_the_server_s_text_names_is_told(server: OpenAIServer, refusal: dict, reason: str):
