@@ -256,7 +256,10 @@ def _fleet(config: HostConfig, address: str | None, in_process: bool) -> Iterato
 
 def stall_after(job: Job) -> float:
     """Seconds in which nothing comes of an engine until it is taken for hung."""
-    return job.stall_seconds or max(stall_seconds(job.step_sampling(step)["max_tokens"]) for step in job.steps)
+    longest = max(
+        (stall_seconds(job.step_sampling(step)["max_tokens"]) for step in job.steps), default=stall_seconds(1)
+    )
+    return job.stall_seconds or longest
 
 
 def _generate(

@@ -44,8 +44,9 @@ def run(options: argparse.Namespace) -> int:
 
     job = _load(options)
     console = stdout_console()
-    chain = " -> ".join(step.task for step in job.steps)
-    console.print(f"job {job.name}: {chain} on {job.model.path}", highlight=False, markup=False)
+    chain = " -> ".join(step.task for step in job.steps) or "merge"
+    on = f" on {job.model.path}" if None in job.used_models else ""
+    console.print(f"job {job.name}: {chain}{on}", highlight=False, markup=False)
     try:
         with noise_to(log_folder(job.output) / "driver.log") as keep, Display(console) as display:
 
@@ -101,7 +102,8 @@ def plan(options: argparse.Namespace) -> int:
         plan = check_plan(store, plan)
     commit = f" at commit {plan.commit_of(None)}" if plan.commit_of(None) else ""
     shards = "1 shard" if len(plan.shards) == 1 else f"{len(plan.shards):,} shards"
-    print(f"job {job.name}: {plan.rows:,} seed rows in {shards}, model {job.model.path}{commit}")
+    model = f", model {job.model.path}{commit}" if None in job.used_models else ""
+    print(f"job {job.name}: {plan.rows:,} seed rows in {shards}{model}")
     for index, step in enumerate(job.steps):
         outputs = f" -> {', '.join(map(one_line, step.outputs))}" if step.outputs else ""
         on = f" on {step.model}" if step.model is not None else ""

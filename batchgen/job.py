@@ -42,6 +42,8 @@ from batchgen.yamlfile import YamlDocument, load_yaml
 
 # vLLM's own default of 16 would cut nearly every completion.
 DEFAULT_MAX_TOKENS = 1024
+# Of a job none of whose steps calls one.
+NO_MODEL = "none"
 
 
 class Source(Part):
@@ -148,10 +150,13 @@ class Job(Part):
     name: str = Field(max_length=100)
     seed: int = Field(0, ge=0, lt=2**63)
     source: Source
-    model: Model
+    model: Model = Field(
+        default_factory=lambda: Model(path=NO_MODEL),
+        description="of the steps that name no other; if none calls one, none",
+    )
     models: dict[str, Model] = Field(default_factory=dict, description="further models, for steps that name them")
     sampling: dict[str, Any] = Field(default_factory=dict, description="vLLM's SamplingParams")
-    steps: list[Step] = Field(min_length=1)
+    steps: list[Step] = Field(description="what becomes of a row; with none, the merge of what there is")
     merge: Merge = Field(default_factory=lambda: Merge())
     output: str = Field(min_length=1)
     engines: PositiveInt | None = Field(None, description="number of engines; else one a GPU, or one on a CPU")
@@ -213,12 +218,22 @@ class Job(Part):
         return self
 
     def _check_used(self) -> None:
-        """Refuses a job whose own model would be loaded for nothing."""
+        """Refuses a job that lacks its own model, or whose own model would be loaded for nothing."""
         called = {step.model for step in self.steps if step.spec.calls_model}
+        others = ", ".join(repr(name) for name in sorted(name for name in called if name is not None))
+        if "model" not in self.model_fields_set and called:
+            raise complaint(
+                "missing" + f"; make one of `models` ({others}) the job's own" * (None not in called), ("model",)
+            )
         if called and None not in called:
-            others = ", ".join(repr(name) for name in sorted(name for name in called if name is not None))
             message = f"no step runs on it: all name others of `models` ({others}); make one of those the job's own"
             raise complaint(message, ("model",))
+
+    @model_validator(mode="after")
+    def _some_rows(self) -> Job:
+        if not self.steps and self.source.count is not None:
+            raise complaint("numbered rows are empty, and no step makes anything of them", ("steps",))
+        return self
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = (), tasks: OwnTasks | None = None) -> Job:

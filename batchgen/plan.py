@@ -308,6 +308,8 @@ def _model_input(model: str | None, field: str) -> str:
 
 def _check_nulls(job: Job, seeds: Seeds) -> None:
     """Names the first seed row without a value for a required input of the first step."""
+    if not job.steps:
+        return
     step = job.steps[0]
     for task_input, column in step.reads.items():
         if (

@@ -189,6 +189,7 @@ def test_a_job_cannot_be_changed(tmp_path: Path):
         ("count: 10000", "rows: &a [*a]", "/job.yaml:3: an alias to a value that contains it"),
         ("seed: 42", f"seed: 42\n{ALIASES}", "/job.yaml: its aliases repeat more than 100,000 values"),
         ("output: runs/magpie-math", "", "/job.yaml:1: output: missing"),
+        ("model: {", "# model: {", "/job.yaml:1: model: missing"),
         ("name: magpie-math", "name: !!python/object/apply:os.getcwd []", "not valid YAML"),
         ("    n_turns: 1", "    explode: instruction", "steps[0].explode: must read `list column -> new column`"),
         ("    n_turns: 1", "    input_mappings: {x: y}", "steps[0].input_mappings.x: 'x' is not an input of magpie"),
@@ -255,6 +256,19 @@ def test_set_takes_any_field(tmp_path: Path):
     assert job.engines == 2
     whole = Job.load(write(tmp_path, GOOD), ["steps.0={task: magpie, n_turns: 4}"])
     assert whole.steps[0].parameters.n_turns == 4
+
+
+def test_a_job_without_a_step_that_calls_a_model_names_none(tmp_path: Path):
+    head, merge = "name: t\nsource: {rows: [{q: a}]}\n", "merge: {prompt: q}\noutput: x\n"
+    for steps in ("[]", "[{task: drop_duplicates, input_mappings: {instruction: q}}]"):
+        job = Job.load(write(tmp_path, f"{head}steps: {steps}\n{merge}"))
+        assert (job.model.path, job.used_models) == ("none", {})
+        assert Job.of(job.tree()) == job
+    step = "steps: [{task: text_generation, model: j, input_mappings: {instruction: q}}]\nmodels: {j: {path: chaos}}\n"
+    message = "/job.yaml:1: model: missing; make one of `models` ('j') the job's own"
+    assert message in refused(tmp_path, f"{head}{step}{merge}")
+    numbered = "name: t\nsource: {count: 3}\nsteps: []\noutput: x\n"
+    assert "/job.yaml:3: steps: numbered rows are empty" in refused(tmp_path, numbered)
 
 
 def test_set_makes_no_part_out_of_one_that_is_empty(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
 import random
@@ -48,6 +49,34 @@ def text(rng: random.Random, words: int = 60) -> list[str]:
 def jaccard(a: list[str], b: list[str]) -> float:
     grams = [{tuple(words[i : i + 3]) for i in range(len(words) - 2)} for words in (a, b)]
     return len(grams[0] & grams[1]) / len(grams[0] | grams[1])
+
+
+def test_a_job_without_steps_makes_one_dataset_of_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    script = {"path": "chaos", "engine": {"tokens": 4}}
+    steps = [{"task": "magpie", "n_turns": 2}]
+    runs = [
+        run(chaos_job(tmp_path / name, seed=seed, model=script, steps=steps), in_process=True)
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    said = [load_dataset(result.dataset, split="train")["messages"] for result in runs]
+    job = {
+        "name": "all",
+        "source": {"path": [f"{result.dataset}/data/*.parquet" for result in runs], "columns": ["messages"]},
+        "steps": [],
+        "merge": {"prompt": "messages"},
+        "output": str(tmp_path / "all"),
+    }
+    result = run(job, in_process=True)
+    together = load_dataset(result.dataset, split="train")
+    assert together["messages"][:] == [*said[0], *said[2]]
+    assert result.version.dropped == {"exact duplicate": len(said[1])}
+    assert {*together["model"]} == {"none"}
+    card = (Path(result.dataset) / "README.md").read_text()
+    assert f"{len(together)} rows of synthetic text, merged by batchgen." in card
+    path = tmp_path / "job.yaml"
+    path.write_text(json.dumps(job))
+    assert main(["plan", str(path)]) == 0
+    assert "model" not in capsys.readouterr().out.partition("\n")[0]
 
 
 def test_compiling_does_without_a_place_on_disk(monkeypatch: pytest.MonkeyPatch):
