@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
@@ -12,7 +12,8 @@ from batchgen.tasks.table import TASKS
 
 
 def described(name: str, spec: TaskSpec) -> dict[str, Any]:
-    """One entry: its parameters with defaults ("required" where there is none), columns, engine calls and paper."""
+    """One entry: its parameters with defaults ("required" where there is none), and the legal values of those that have
+    few; columns, engine calls and paper."""
     parameters = spec.parameters.model_validate(dict(spec.example))
     fields = spec.parameters.model_fields
     return {
@@ -21,6 +22,7 @@ def described(name: str, spec: TaskSpec) -> dict[str, Any]:
         "parameters": {
             field: "required" if info.default is PydanticUndefined else info.default for field, info in fields.items()
         },
+        "legal": {field: legal for field, info in fields.items() if (legal := _literals(info.annotation))},
         "inputs": dict(spec.inputs(parameters)),
         "outputs": dict(spec.outputs(parameters)),
         "calls": spec.calls,
@@ -42,7 +44,7 @@ def text() -> str:
         lines.append(f"    reads   {_columns(task['inputs']) or 'nothing'}")
         lines.append(f"    writes  {_columns(task['outputs']) or 'nothing'}")
         if task["parameters"]:
-            lines.append(f"    set     {_parameters(task['parameters'])}")
+            lines.append(f"    set     {_parameters(task['parameters'], task['legal'])}")
         lines.append(f"    calls   {task['calls']} a row" + (f"; {task['paper']}" if task["paper"] else ""))
     return "\n".join(lines)
 
@@ -62,5 +64,21 @@ def _columns(kinds: Mapping[str, str]) -> str:
     return ", ".join(f"{name} ({kind})" if kind != "text" else name for name, kind in kinds.items())
 
 
-def _parameters(parameters: Mapping[str, Any]) -> str:
-    return ", ".join(name if value is None else f"{name}={value}" for name, value in parameters.items())
+def _parameters(parameters: Mapping[str, Any], legal: Mapping[str, Sequence[Any]]) -> str:
+    return ", ".join(
+        (name if value is None else f"{name}={value}")
+        + (f" ({' | '.join(map(_written, legal[name]))})" if name in legal else "")
+        for name, value in parameters.items()
+    )
+
+
+def _written(value: Any) -> str:
+    """A value as YAML has it: a text that reads like a number needs its quotes."""
+    return f'"{value}"' if isinstance(value, str) and value.replace(".", "").isdecimal() else str(value)
+
+
+def _literals(annotation: Any) -> list[Any]:
+    """The values that an annotation names."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [value for part in get_args(annotation) for value in _literals(part)]

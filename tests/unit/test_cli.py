@@ -403,8 +403,13 @@ def test_the_tasks_are_listed(capsys: pytest.CaptureFixture[str]):
     assert tasks["magpie"]["parameters"]["n_turns"] == 1
     assert tasks["magpie"]["paper"] == "https://arxiv.org/abs/2406.08464"
     assert tasks["generate_sentence_pair"]["parameters"]["action"] == "required"
+    assert tasks["prometheus_eval"]["legal"] == {"mode": ["absolute", "relative"]}
+    assert tasks["generate_text_retrieval_data"]["legal"]["num_words"] == [50, 100, 200, 300, 400, 500]
     assert main(["tasks"]) == 0
-    assert "reads   system_prompt (text?)" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "reads   system_prompt (text?)" in shown
+    assert "set     mode=required (absolute | relative), rubric=required, rubrics, reference=False" in shown
+    assert 'high_score ("4" | "4.5" | "5")' in shown
 
 
 def test_vllm_that_is_not_installed_is_named_before_anything_starts(folder: Path, monkeypatch, capsys):
