@@ -58,7 +58,7 @@ def describe(status: Status) -> str:
         # Of a server's completions nothing is known until the first has ended, which may take minutes.
         work = f"{status.tokens_per_second:,.0f} tok/s" if status.tokens_per_second else ""
         parts.append(work or f"{status.rows_in_flight:,} rows in flight")
-    if status.eta is not None:
+    if status.eta is not None and done.ok + done.rejected < status.rows:
         parts.append(f"ETA {_duration(status.eta)}")
     return ", ".join(parts)
 

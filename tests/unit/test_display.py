@@ -56,6 +56,11 @@ def test_a_status_in_one_line():
     )
 
 
+def test_at_the_end_there_is_no_time_left_to_tell():
+    ended = replace(STATUS, done=Progress(ok=1000), shards_done=50, eta=0.0)
+    assert describe(ended) == "1,000/1,000 rows, shards 50/50, engines 3/4, 1,234 tok/s"
+
+
 def test_rows_that_the_merger_will_drop_are_told_as_they_come():
     status = replace(STATUS, done=Progress(ok=250, notes={"truncated": 1200, "line_left_out": 3}))
     assert "rows, shards 12/50, 1,200 truncated, engines" in describe(status)
