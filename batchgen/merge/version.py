@@ -21,6 +21,7 @@ from batchgen.errors import BatchgenError, CorruptShard, StoreError, UserError
 from batchgen.faultpoints import reach
 from batchgen.job import Job
 from batchgen.merge.rows import Merged, Reader, merge_rows
+from batchgen.parquet import with_statistics
 from batchgen.paths import scratch_folder
 from batchgen.plan import Plan
 from batchgen.records import RecordError, read_record, seal
@@ -155,7 +156,12 @@ def _write_files(job: Job, plan: Plan, merged: Merged, details: Mapping[str, Any
         path.parent.mkdir(parents=True, exist_ok=True)
         stop = min(rows, (index + 1) * ROWS_PER_FILE)
         with pq.ParquetWriter(
-            path, schema, compression="zstd", use_content_defined_chunking=True, write_page_index=True
+            path,
+            schema,
+            compression="zstd",
+            use_content_defined_chunking=True,
+            write_page_index=True,
+            write_statistics=with_statistics(schema),
         ) as writer:
             for start in range(index * ROWS_PER_FILE, stop, ROWS_PER_GROUP):
                 writer.write_table(reader.take(min(stop - start, ROWS_PER_GROUP)))

@@ -79,7 +79,7 @@ output: run"""
         "checking job, seeds and model, then starting Ray and the engines ..."
     )
     row = "       user: one two\n  assistant: one two\n\n"
-    assert rest.partition("ETA 0:00\n")[2] == (
+    assert rest.partition("5/5 rows")[2].partition("\n")[2] == (
         "merged 5 rows: 3 kept; dropped: rejected: empty_completion 1, truncated 1 "
         "(a larger sampling.max_tokens (within max_model_len) cuts fewer; merge.drop_truncated: false keeps them)\n"
         "notes: instruction_missing 4, truncated 1\n"
