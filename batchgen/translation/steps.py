@@ -232,7 +232,8 @@ def _parameters(step: Any) -> TaskParameters:
         return spec.parameters.model_validate(_given(step, spec.parameters.model_fields))
     except ValidationError as error:
         first = error.errors()[0]
-        raise JobError(f"step {step.name!r}: {first['loc'][0]}: {first['msg']}") from None
+        field = "".join(f"{part}: " for part in first["loc"][:1])  # none of what is said of several together
+        raise JobError(f"step {step.name!r}: {field}{first['msg']}") from None
 
 
 def _own_fields(step: Any) -> dict[str, Any]:

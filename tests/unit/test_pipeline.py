@@ -404,6 +404,14 @@ def refused(build, folder: Path) -> str:
     [
         (lambda data: data >> Everything(name="all"), "'all' (Everything) cannot be carried over: a global step"),
         (
+            lambda data: data >> MathShepherdGenerator(llm=llm(), system_prompt="{% if M %}", name="code"),
+            "step 'code': system_prompt: may hold the placeholders {{ extra_rules }}",
+        ),
+        (
+            lambda data: data >> MathShepherdCompleter(llm=llm(), tags=["+", "+"], name="same"),
+            "step 'same': tags: must be two different texts",
+        ),
+        (
             lambda data: data >> TextGeneration(llm=llm()) >> PushToHub(name="push", repo_id="org/name"),
             "'push' (PushToHub) cannot be carried over: take it out, and call push_to_hub of what from_pipeline gives",
         ),
