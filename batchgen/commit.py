@@ -189,6 +189,7 @@ def _upload(store: ObjectStore, key: str, schema: pa.Schema, results: Sequence[R
         path = scratch / "rows.parquet"
         try:
             table = pa.Table.from_pylist([result.record() for result in ordered], schema=schema)
+            # Nobody goes by a shard's statistics, of which some would be wrong: see `parquet.with_statistics`.
             pq.write_table(table, path, compression="zstd", write_page_checksum=True, write_statistics=False)
         except OSError as error:
             raise StoreError(f"cannot write {path}: {error} (TMPDIR names another folder)") from error

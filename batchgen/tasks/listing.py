@@ -12,8 +12,10 @@ from batchgen.tasks.table import TASKS
 
 
 def described(name: str, spec: TaskSpec) -> dict[str, Any]:
-    """One entry: its parameters with defaults ("required" where there is none), and the legal values of those that have
-    few; columns, engine calls and paper."""
+    """One entry: its parameters with defaults ("required" where there is none), columns, engine calls and paper.
+
+    Of parameters that take few values, these are there as well.
+    """
     parameters = spec.parameters.model_validate(dict(spec.example))
     fields = spec.parameters.model_fields
     return {

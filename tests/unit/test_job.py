@@ -672,71 +672,41 @@ def test_a_system_prompt_with_places_for_rules_is_no_code(tmp_path: Path, task: 
 
 
 RUBRIC = json.dumps("\n".join(["[Is it so?]", *(f"Score {score}: {score} of 5." for score in range(1, 6))]))
+JUDGE, LABELS, STEPS = "prometheus_eval, mode: absolute", "text_classification", "math_shepherd_completer"
 
 
 @pytest.mark.parametrize(
     ("step", "message"),
     [
         (
-            "rubric: helpfulnes",
-            "rubric: no rubric 'helpfulnes'; did you mean 'helpfulness'? Legal: helpfulness, harmless",
+            f"{JUDGE}, rubric: helpfulnes",
+            "rubric: no rubric 'helpfulnes'; did you mean 'helpfulness'? Legal: helpfulne",
         ),
+        (f"{JUDGE}, rubric: y, rubrics: {{x: {RUBRIC}}}", "rubric: no rubric 'y'; legal: x"),
         (
-            'rubric: x, rubrics: {x: "Score 1: bad"}',
+            f'{JUDGE}, rubric: x, rubrics: {{x: "Score 1: bad"}}',
             "rubrics: 'x' must read [CRITERIA], and on a line each `Score 1: ...",
         ),
-        (f"rubric: y, rubrics: {{x: {RUBRIC}}}", "rubric: no rubric 'y'; legal: x"),
-        (f"rubric: x, rubrics: {{x: {RUBRIC}}}", None),
-        ("rubric: reasoning", None),
+        (f"{JUDGE}, rubric: x, rubrics: {{x: {RUBRIC}}}", None),
+        (f"{JUDGE}, rubric: reasoning", None),
+        (f"{LABELS}, available_labels: []", "available_labels: list should have at least 1 item"),
+        (f"{LABELS}, available_labels: {{}}", "available_labels: dictionary should have at least 1"),
+        (f"{STEPS}, tags: [a, a]", "tags: must be two different texts"),
+        (f"{STEPS}, tags: [a, '']", "tags: must be two different texts"),
+        (f"{STEPS}, tags: [a]", "tags: list should have at least 2 items"),
+        ("apigen_generator, number: x", "number: expected a whole number or a list or a mapping, got"),
+        ("apigen_generator, number: 0", "number: input should be greater than 0, got 0"),
+        ("apigen_generator, number: []", "number: list should have at least 1 item"),
+        ("apigen_generator, number: {}", "number: dictionary should have at least 1 item"),
+        ("apigen_generator, number: {a: 3}", 'number.a: input should be a valid integer, got "a"'),
+        ("apigen_generator, number: {1: [2]}", "number[1]: input should be a valid number, got [2]"),
+        ("apigen_generator, number: {1: -1}", "number[1]: input should be greater than or equal to 0, got -1"),
+        ("apigen_generator, number: {1: 0}", "number: at least one weight must be above zero"),
+        ("apigen_generator, number: {1: 0.5, 2: 3}", None),
     ],
 )
-def test_a_judge_s_rubric_is_one_that_there_is(tmp_path: Path, step: str, message: str | None):
-    text = (
-        "name: t\nsource: {rows: [{instruction: a, generation: b}]}\nmodel: {path: chaos}\n"
-        f"steps: [{{task: prometheus_eval, mode: absolute, {step}}}]\noutput: x\n"
-    )
-    if message is None:
-        Job.load(write(tmp_path, text))
-    else:
-        assert f"job.yaml:4: steps[0].{message}" in refused(tmp_path, text)
-
-
-@pytest.mark.parametrize(
-    ("step", "message"),
-    [
-        ("task: text_classification, available_labels: []", "available_labels: list should have at least 1 item"),
-        ("task: text_classification, available_labels: {}", "available_labels: dictionary should have at least 1"),
-        ("task: math_shepherd_completer, tags: [a, a]", "tags: must be two different texts"),
-        ("task: math_shepherd_completer, tags: [a, '']", "tags: must be two different texts"),
-        ("task: math_shepherd_completer, tags: [a]", "tags: list should have at least 2 items"),
-    ],
-)
-def test_what_a_task_is_to_tell_apart_can_be_told_apart(tmp_path: Path, step: str, message: str):
-    rows = "[{text: a, instruction: a, solutions: [[a, b]], golden_solution: [a, b]}]"
-    text = f"name: t\nsource: {{rows: {rows}}}\nmodel: {{path: chaos}}\nsteps: [{{{step}}}]\noutput: x\n"
-    (line,) = refused(tmp_path, text).splitlines()
-    assert f"job.yaml:4: steps[0].{message}" in line
-
-
-@pytest.mark.parametrize(
-    ("number", "message"),
-    [
-        ("x", "number: expected a whole number or a list or a mapping, got"),
-        ("0", "number: input should be greater than 0, got 0"),
-        ("[]", "number: list should have at least 1 item"),
-        ("{}", "number: dictionary should have at least 1 item"),
-        ("{a: 3}", 'number.a: input should be a valid integer, got "a"'),
-        ("{1: [2]}", "number[1]: input should be a valid number, got [2]"),
-        ("{1: -1}", "number[1]: input should be greater than or equal to 0, got -1"),
-        ("{1: 0}", "number: at least one weight must be above zero"),
-        ("{1: 0.5, 2: 3}", None),
-    ],
-)
-def test_a_number_to_choose_is_one_that_can_be_chosen(tmp_path: Path, number: str, message: str | None):
-    text = (
-        "name: t\nsource: {rows: [{examples: a, func_name: b, func_desc: c}]}\nmodel: {path: chaos}\n"
-        f"steps: [{{task: apigen_generator, number: {number}}}]\noutput: x\n"
-    )
+def test_what_a_task_could_do_nothing_with_is_refused(tmp_path: Path, step: str, message: str | None):
+    text = f"name: t\nsource: {{rows: [{{q: a}}]}}\nmodel: {{path: chaos}}\nsteps: [{{task: {step}}}]\noutput: x\n"
     if message is None:
         job = Job.load(write(tmp_path, text))
         assert Job.of(json.loads(json.dumps(job.tree()))).steps[0].parameters == job.steps[0].parameters
