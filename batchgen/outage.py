@@ -38,9 +38,13 @@ def outlast_store(call: Callable[[], Result], patience: float, tell: Callable[[s
                 raise
             if told is None or now - told >= TELL_SECONDS:
                 told = now
-                tell(str(error))
+                tell(_while_waiting(str(error), first + patience - now))
         time.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
     raise AssertionError("it is tried for ever")
+
+
+def _while_waiting(reason: str, left: float) -> str:
+    return f"{reason} (for {max(left, 0):.0f} s more at most: outage_seconds)"
 
 
 class Outage:
@@ -60,11 +64,12 @@ class Outage:
 
     @property
     def reason(self) -> str:
-        """Why calls wait, for as long as they may; "" where none does."""
+        """Why calls wait and for how long they may yet; "" where none does."""
+        if not self._waiting or self._since is None:
+            return ""
+        left = self._since + self._patience - time.monotonic()
         # The last try comes after a pause that began just before the patience ended.
-        longest = self._patience + _PAUSES[-1]
-        waits = self._waiting and self._since is not None and time.monotonic() - self._since <= longest
-        return self._reason if waits else ""
+        return _while_waiting(self._reason, left) if left >= -_PAUSES[-1] else ""
 
     @property
     def patient(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,13 @@ def planned(job: Job) -> tuple[Plan, Seeds, LocalStore]:
     seeds = load_seeds(job.source)
     store = LocalStore(job.output)
     return settle_plan(store, make_plan(job, seeds)), seeds, store
+
+
+def untimed(note: str) -> str:
+    """A note without how long something is waited for yet, which it has to say."""
+    text, number = re.subn(r" \(for \d+ s more at most: outage_seconds\)$", "", note)
+    assert number == 1, note
+    return text
 
 
 class ScriptedEngine:
