@@ -36,6 +36,7 @@ from batchgen.records import RecordError, seal, unseal
 from batchgen.remarks import remarks
 from batchgen.schedule import Scheduler
 from batchgen.seeds import Seeds, load_seeds
+from batchgen.software import changes
 from batchgen.step import OwnTasks
 from batchgen.stopsignals import handled_in_loop, stopped_by_signals
 from batchgen.store import ObjectStore, is_remote, log_folder, open_store, probe
@@ -124,6 +125,9 @@ def _run(job: Job, address: str | None, watch: Watch, trust_remote_code: bool, i
         watch(replace(last, engines=0, notes=tuple(noted)))
     plan, manifests = outlast_store(lambda: _begin(job, store, plan), job.outage_seconds, partial(tell, "run"))
     last = Status(plan.rows, progress_of(manifests), len(plan.shards), len(manifests))
+    if len(manifests) < len(plan.shards) and (changed := changes(job, manifests.values())):
+        note = f"of the shards that are there, some were made with {changed}; the run goes on with that"
+        watch(replace(last, engines=0, notes=(note,)))
 
     def show(status: Status) -> None:
         nonlocal last

@@ -12,7 +12,7 @@ import re
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -44,6 +44,7 @@ class Manifest:
         reasons: rejected rows of the file by reason.
         notes: of the file's rows, by code.
         size: of the file, in bytes.
+        software: versions by package of what generated the rows; none where the manifest is older than this field.
     """
 
     shard: int
@@ -61,6 +62,7 @@ class Manifest:
     size: int
     sha256: str
     notes: Mapping[str, int] = field(default_factory=dict)
+    software: Mapping[str, str] = field(default_factory=dict)
 
     def dump(self) -> bytes:
         """The bytes of a manifest file."""
@@ -141,8 +143,12 @@ def commit_shard(
     attempt: str,
     seeds: Sequence[SeedRow],
     results: Sequence[ResultRow],
+    software: Mapping[str, str] | None = None,
 ) -> tuple[Manifest, bool]:
     """Writes an attempt's rows and commits them, unless another attempt was first.
+
+    Args:
+        software: versions by package, for the manifest.
 
     Returns:
         The shard's manifest, and whether it is this attempt's.
@@ -168,7 +174,7 @@ def commit_shard(
         raise StoreError(f"{key}: {len(results)} rows were written and {table.num_rows} read back")
     if not table.schema.equals(plan.schema):
         raise BatchgenError(f"{key}: the columns that were read back are not the plan's")
-    manifest = _manifest(plan, shard, attempt, seeds, results, size, sha256)
+    manifest = replace(_manifest(plan, shard, attempt, seeds, results, size, sha256), software=software or {})
     reach("attempt read back")
     if store.put_if_absent(manifest_key(shard, generation), manifest.dump()):
         reach("shard committed")

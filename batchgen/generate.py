@@ -21,6 +21,7 @@ from batchgen.outage import Outage
 from batchgen.plan import Plan, Shard
 from batchgen.progress import TRUNCATED, Progress, Tally
 from batchgen.rows import OK, REJECTED, ResultRow, SeedRow, random_seed
+from batchgen.software import installed_for
 from batchgen.step import differing_columns
 from batchgen.store.base import ObjectStore
 from batchgen.tasks.llm import CallLog
@@ -151,6 +152,7 @@ class Worker:
         self._done: set[int] = set()
         # Shards that were given back: they have not ended yet, or not come.
         self._returned: set[int] = set()
+        self._software = installed_for(job)
         self._outage = Outage(job.outage_seconds)
         self._tally = Tally()
         self.in_flight = 0
@@ -253,7 +255,9 @@ class Worker:
         # Every further try is an attempt of its own: whether an earlier one got through may be unknown.
         attempts = itertools.chain([held.attempt], (new_attempt() for _ in itertools.count()))
         manifest, ours = await self._outage.outlast(
-            lambda: asyncio.to_thread(commit_shard, self._store, self._plan, shard, next(attempts), seeds, results)
+            lambda: asyncio.to_thread(
+                commit_shard, self._store, self._plan, shard, next(attempts), seeds, results, self._software
+            )
         )
         if not (ours and self._gates):
             return Done(manifest.progress)

@@ -23,18 +23,22 @@ from batchgen.store.base import ObjectStore
 
 
 class Shards:
-    """The rows of committed shards, a shard at a time and in order, as often as they are asked for."""
+    """The rows of committed shards, a shard at a time and in order, as often as they are asked for.
+
+    Attributes:
+        manifests: of the shards, in their order.
+    """
 
     def __init__(self, store: ObjectStore, plan: Plan, manifests: Mapping[int, Manifest]) -> None:
         self._store = store
         self._plan = plan
-        self._manifests = [manifests[index] for index in sorted(manifests)]
-        self.rows = sum(manifest.rows for manifest in self._manifests)
+        self.manifests = [manifests[index] for index in sorted(manifests)]
+        self.rows = sum(manifest.rows for manifest in self.manifests)
 
     def __iter__(self) -> Iterator[pa.Table]:
         """Raises `CorruptShard` where a byte is not what was committed."""
-        keys = [manifest.key for manifest in self._manifests]
-        for manifest, data in zip(self._manifests, self._store.read_many(keys), strict=True):
+        keys = [manifest.key for manifest in self.manifests]
+        for manifest, data in zip(self.manifests, self._store.read_many(keys), strict=True):
             yield check_shard(self._plan, manifest, data)
 
 

@@ -26,6 +26,7 @@ from batchgen.paths import scratch_folder
 from batchgen.plan import Plan
 from batchgen.records import RecordError, read_record, seal
 from batchgen.rows import canonical_json
+from batchgen.software import described
 from batchgen.store.base import ObjectStore
 
 FORMAT = 1
@@ -168,7 +169,9 @@ def _write_files(job: Job, plan: Plan, merged: Merged, details: Mapping[str, Any
         paths[name] = path
     digest = hashlib.sha256(canonical_json([_sha256(path) for path in paths.values()])).hexdigest()[:32]
     card = folder / CARD
-    card.write_text(render_card(job, plan, schema, details, digest), encoding="utf-8")
+    card.write_text(
+        render_card(job, plan, schema, details, digest, described(merged.shards.manifests)), encoding="utf-8"
+    )
     return {CARD: card, **paths}
 
 

@@ -45,7 +45,7 @@ LAYERS = [
     ["seeds"],
     ["plan", "translation"],
     ["actions", "branches", "commit", "models", "remarks", "starts", "suspects"],
-    ["enginestate", "known"],
+    ["enginestate", "known", "software"],
     ["schedule"],
     ["generate", "fleet"],
     ["host", "drive"],
