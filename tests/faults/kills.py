@@ -1,0 +1,186 @@
+"""Jobs at random, killed at random moments: each has to end in the dataset of a run that was left alone.
+
+`python -m tests.faults.kills [--seed N] [--jobs M]` takes the jobs of `tests/contract/random_jobs.py` and runs each in
+processes of its own, without Ray. It kills them with SIGKILL up to five times, starts a second driver beside some,
+collects garbage and revokes shards in between, and then lets the job end. `verify` has to be content, and the
+dataset has to be that of a run to which nothing was done, byte for byte; but where a gate drops duplicates: which of
+two is the first is a matter of timing. A job takes two or three seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import datasets  # noqa: F401  # as with the next two, so that no forked process has to
+import distilabel  # noqa: F401
+import numba  # noqa: F401
+
+from batchgen.api import plan_run, run
+from batchgen.engines.base import Completion, EngineSpec, Request
+from batchgen.errors import BatchgenError, UserError
+from batchgen.job import Job
+from batchgen.store import open_store
+from batchgen.upkeep import collect, revoke, verify
+from tests.contract.random_jobs import Answering, Maker
+
+ENDED, NO_GOOD_ROW, FAILED = 0, 3, 4
+# Long enough that a run can be killed in the midst of its rows.
+SECONDS_A_CALL = 0.01
+PATIENCE = 90
+
+
+class Slow(Answering):
+    """Takes its time, a different one for every call."""
+
+    async def generate(self, request: Request) -> Completion:
+        await asyncio.sleep(random.uniform(0, SECONDS_A_CALL))
+        return await super().generate(request)
+
+
+def work(tree: dict[str, Any], log: Path) -> None:
+    """A run, in a process of its own; its exit code says how it ended."""
+    random.seed()
+    job = Job.of(tree)
+    tasks = [step.task for step in job.steps if step.spec.calls_model]
+
+    def build(spec: EngineSpec) -> Slow:
+        return Slow(spec, tasks)
+
+    with log.open("a") as sys.stdout, mock.patch("batchgen.host.build_engine", build):
+        sys.stderr = sys.stdout
+        try:
+            run(job, in_process=True)
+        except BatchgenError as error:
+            print(f"{type(error).__name__}: {error}")
+            none = "were rejected" in str(error) or "left out all" in str(error)
+            sys.exit(NO_GOOD_ROW if none else FAILED)
+
+
+class Ordeal:
+    """One job, run twice: once left alone, once not."""
+
+    def __init__(self, seed: int, folder: Path) -> None:
+        self._random = random.Random(seed)
+        self._log = folder / "log"
+        tree = Maker(seed).tree(folder / "alone")
+        source = tree["source"]
+        if "rows" in source:
+            source["rows"] *= self._random.choice([1, 1, 1, 2, 4, 6])
+        else:
+            source["count"] *= self._random.randint(1, 8)
+        self._alone, self._killed = tree, {**tree, "output": str(folder / "killed")}
+        self.kills = 0
+        # Raises where the job is one that is refused.
+        self._plan, _ = plan_run(Job.of(self._killed))
+        self._gated = any(step.spec.gate is not None for step in Job.of(tree).steps)
+
+    def suffer(self) -> int:
+        """How the job ends after everything that is done to it.
+
+        Raises:
+            AssertionError: not as a run that was left alone.
+        """
+        began = time.monotonic()
+        expected = self._outcome(self._start(self._alone))
+        seconds = time.monotonic() - began
+        for _ in range(self._random.randint(1, 5)):
+            self._kill(seconds)
+            self._meddle()
+        ended = self._outcome(self._start(self._killed))
+        assert ended == expected or self._gated, f"it ended with {ended}, and left alone with {expected}"
+        self._check_rows()
+        collect(self._store, self._plan)
+        self._check_rows()
+        if ended == ENDED and not self._gated:
+            assert _files(self._killed) == _files(self._alone), "the datasets differ"
+        return ended
+
+    @property
+    def _store(self) -> Any:
+        return open_store(self._killed["output"])
+
+    def _start(self, tree: dict[str, Any]) -> Any:
+        process = multiprocessing.get_context("fork").Process(target=work, args=(tree, self._log))
+        process.start()
+        return process
+
+    def _outcome(self, process: Any) -> int:
+        process.join(PATIENCE)
+        assert process.exitcode is not None, f"it does not end within {PATIENCE} s"
+        assert process.exitcode in (ENDED, NO_GOOD_ROW), f"it ended with {process.exitcode}: {self._log.read_text()}"
+        return int(process.exitcode)
+
+    def _kill(self, seconds: float) -> None:
+        """Kills a run, or two drivers of it, at a moment at which it may have ended."""
+        drivers = [self._start(self._killed)]
+        if self._random.random() < 0.25:
+            time.sleep(self._random.uniform(0, seconds / 2))
+            drivers.append(self._start(self._killed))
+        time.sleep(self._random.uniform(0, 1.1 * seconds))
+        for driver in drivers:
+            driver.kill()
+            driver.join()
+            if driver.exitcode == -signal.SIGKILL:
+                self.kills += 1
+            else:
+                self._outcome(driver)
+
+    def _meddle(self) -> None:
+        """Now and then collects garbage, or has a shard generated again."""
+        if (drawn := self._random.random()) < 0.15:
+            collect(self._store, self._plan)
+        # A gate that sees a row again takes it for a duplicate of one that is committed.
+        elif drawn < 0.3 and not self._gated:
+            shard = self._random.choice(self._plan.shards)
+            try:
+                revoke(self._store, self._plan, shard.name)
+            except UserError as error:
+                assert "not committed" in str(error), error
+
+    def _check_rows(self) -> None:
+        found = verify(self._store, self._plan)
+        assert found.good and found.ok + found.rejected == self._plan.rows, found
+
+
+def _files(tree: dict[str, Any]) -> dict[Path, bytes]:
+    folder = Path(tree["output"], "dataset")
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def main() -> int:
+    """1 if a job did not end as it should have."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="of the first job")
+    parser.add_argument("--jobs", type=int, default=50)
+    options = parser.parse_args()
+    became = Counter[str]()
+    for seed in range(options.seed, options.seed + options.jobs):
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                ordeal = Ordeal(seed, Path(folder))
+            except UserError:
+                became["refused"] += 1
+                continue
+            try:
+                became["ended" if ordeal.suffer() == ENDED else "without a good row"] += 1
+            except AssertionError as error:
+                became["wrong"] += 1
+                print(f"WRONG: job {seed}: {error}", flush=True)
+            became["kills"] += ordeal.kills
+    print(", ".join(f"{what} {number}" for what, number in sorted(became.items())))
+    return 1 if became["wrong"] else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,15 @@
+"""A few of the jobs that `python -m tests.faults.kills` kills, as many as anybody waits for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+
+def test_jobs_at_random_that_are_killed_at_random_end_in_the_same_dataset():
+    command = [sys.executable, "-m", "tests.faults.kills", "--jobs", "8"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    became = dict(part.rsplit(" ", 1) for part in ended.stdout.strip().split(", "))
+    assert int(became["ended"]) >= 2, became
+    assert int(became["kills"]) >= 8, became
