@@ -207,11 +207,12 @@ class Driver:
 
     async def _place(self, engine: int) -> None:
         """Waits for an engine's place: on a cluster that is full that may take hours, and is no failure."""
-        place = asyncio.ensure_future(self._fleet.place(engine))
-        done, _ = await asyncio.wait([place], timeout=_PLACE_SECONDS)
-        if not done:
-            self._note(f"engine {engine} waits for room in the cluster: its GPUs or CPUs are taken, or it has none yet")
-        await place
+        note = f"engine {engine} waits for room in the cluster: its GPUs or CPUs are taken, or it has none yet"
+        told = asyncio.get_running_loop().call_later(_PLACE_SECONDS, self._note, note)
+        try:
+            await self._fleet.place(engine)
+        finally:
+            told.cancel()
 
     async def _bring_up(self, engine: int) -> int:
         """Starts an engine that has its place; raises as the fleet's `start`, or `TimeoutError`."""

@@ -457,6 +457,34 @@ def test_an_engine_that_waits_for_room_is_told_and_does_not_count_as_hung(
     assert any("waits for room" in note for status in statuses for note in status.notes)
 
 
+class OneHasRoom(LocalFleet):
+    """Its second engine finds no place, and fails as the fleet's end takes its actor away."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._taken_away = asyncio.Event()
+
+    async def place(self, engine: int) -> None:
+        if engine == 1:
+            await self._taken_away.wait()
+            raise EngineStartError("the engine's process died")
+        await super().place(engine)
+
+    async def close(self) -> None:
+        self._taken_away.set()
+        await asyncio.sleep(0.01)
+        await super().close()
+
+
+def test_an_engine_that_still_waits_for_room_as_a_run_ends_is_no_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    manifests, plan, statuses = drive(chaos_job(tmp_path), engines=2, fleets=OneHasRoom)
+    assert len(manifests) == len(plan.shards)
+    assert caplog.messages == []
+    assert [note for status in statuses for note in status.notes] == []
+
+
 def deadly(tmp_path: Path, rows: int, *killers: int, **engine):
     """A job in which some rows kill every engine that they run on."""
     return chaos_job(
