@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 from collections.abc import Coroutine, Iterator
@@ -38,6 +39,28 @@ class ByFile(LoadFileScheduling):
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
     return ByFile(config, log)
+
+
+class Recorded(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(self.format(record))
+
+
+@pytest.fixture(autouse=True)
+def nothing_ends_unseen() -> Iterator[None]:
+    """Fails a test after which an event loop tells of an error that nobody asked for: its user would see it, too."""
+    recorded = Recorded()
+    logger = logging.getLogger("asyncio")
+    logger.addHandler(recorded)
+    yield
+    logger.removeHandler(recorded)
+    assert recorded.messages == []
 
 
 class LoopThread:

@@ -91,6 +91,17 @@ class OpenAIEngine:
         key = os.environ.get(options.api_key_env) or "none"
         self._client = openai.AsyncOpenAI(base_url=options.base_url, api_key=key, max_retries=options.max_retries)
         try:
+            await self._look()
+        except BaseException:
+            await self.stop()  # its next start has a client of its own
+            raise
+
+    async def _look(self) -> None:
+        """Whether the server is there and has the model."""
+        import openai
+
+        options = self.options
+        try:
             once = self._client.with_options(
                 max_retries=0, timeout=min(options.timeout or _LIST_SECONDS, _LIST_SECONDS)
             )

@@ -25,6 +25,21 @@ def server() -> Iterator[OpenAIServer]:
         yield server
 
 
+def answered(server: OpenAIServer, raw: tuple[str, bytes]) -> Completion:
+    """What is made of an answer (type, body) of a server that was as it should be until then."""
+    engine = OpenAIEngine(EngineSpec("judge", backend="openai", arguments={"base_url": server.url}))
+
+    async def go() -> Completion:
+        await engine.start()
+        try:
+            server.raw = raw
+            return await engine.generate(Request((), {}, seed=1, messages=[{"role": "user", "content": "Hi"}]))
+        finally:
+            await engine.stop()
+
+    return asyncio.run(go())
+
+
 def ask(
     server: OpenAIServer, count: int = 1, path: str = "judge", sampling: dict[str, Any] | None = None, **options: Any
 ):
@@ -151,14 +166,8 @@ PAGE = ("text/html", b"<html>We are back in a minute.</html>")
     ],
 )
 def test_an_answer_without_a_completion_is_the_server_s_fault(server: OpenAIServer, raw: tuple[str, bytes]):
-    async def go() -> None:
-        engine = OpenAIEngine(EngineSpec("judge", backend="openai", arguments={"base_url": server.url}))
-        await engine.start()
-        server.raw = raw
-        await engine.generate(Request((), {"max_tokens": 5}, seed=1, messages=[{"role": "user", "content": "Hi"}]))
-
     with pytest.raises(EngineUnavailable, match=f"{server.url} answers with") as caught:
-        asyncio.run(go())
+        answered(server, raw)
     assert (caught.value.perhaps_row, caught.value.final) == ("no_completion", False)
 
 
@@ -210,16 +219,8 @@ def test_of_an_answer_what_is_of_no_use_is_left_out(server: OpenAIServer, odd: d
     """The client library hands on whatever there is; what no column can hold would end the run."""
     choice = {"index": 0, "message": {"content": "4"}, "finish_reason": "stop", **odd}
     message = json.dumps({"usage": choice.pop("usage", {}), "choices": [choice]})
-    completions = []
-
-    async def go() -> None:
-        engine = OpenAIEngine(EngineSpec("judge", backend="openai", arguments={"base_url": server.url}))
-        await engine.start()
-        server.raw = ("application/json", message.encode())
-        completions.append(await engine.generate(Request((), {}, seed=1, messages=[{"role": "user", "content": "Hi"}])))
-
-    asyncio.run(go())
-    assert completions == [Completion("4", "stop", 0, 0, logprobs=[])]
+    found = answered(server, ("application/json", message.encode()))
+    assert found == Completion("4", "stop", 0, 0, logprobs=[])
 
 
 @pytest.mark.parametrize("finish", ["abort", "error", "insufficient_system_resource"])
