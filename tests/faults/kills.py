@@ -1,10 +1,10 @@
 """Jobs at random, killed at random moments: each has to end in the dataset of a run that was left alone.
 
-`python -m tests.faults.kills [--seed N] [--jobs M]` takes the jobs of `tests/contract/random_jobs.py` and runs each in
-processes of its own, without Ray. It kills them with SIGKILL up to five times, starts a second driver beside some,
-collects garbage and revokes shards in between, and then lets the job end. `verify` has to be content, and the
-dataset has to be that of a run to which nothing was done, byte for byte; but where a gate drops duplicates: which of
-two is the first is a matter of timing. A job takes two or three seconds.
+`python -m tests.faults.kills [--seed N] [--jobs M] [--bucket]` takes the jobs of `tests/contract/random_jobs.py` and
+runs each in processes of its own, without Ray. It kills them with SIGKILL up to five times, starts a second driver
+beside some, collects garbage and revokes shards in between, and then lets the job end. `verify` has to be content, and
+the dataset has to be that of a run to which nothing was done, byte for byte; but where a gate drops duplicates: which
+of two is the first is a matter of timing. A job takes two or three seconds.
 """
 
 from __future__ import annotations
@@ -12,19 +12,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import multiprocessing
+import os
 import random
 import signal
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
-
-import datasets  # noqa: F401  # as with the next two, so that no forked process has to
-import distilabel  # noqa: F401
-import numba  # noqa: F401
 
 from batchgen.api import plan_run, run
 from batchgen.engines.base import Completion, EngineSpec, Request
@@ -33,11 +32,18 @@ from batchgen.job import Job
 from batchgen.store import open_store
 from batchgen.upkeep import collect, revoke, verify
 from tests.contract.random_jobs import Answering, Maker
+from tests.s3server import environment, s3_server
 
 ENDED, NO_GOOD_ROW, FAILED = 0, 3, 4
 # Long enough that a run can be killed in the midst of its rows.
 SECONDS_A_CALL = 0.01
 PATIENCE = 90
+
+
+# Forked from a process that has imported what takes long, and that has no threads: the store's library does not survive
+# a fork of one that it has been used in.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["batchgen.api", "batchgen.host", "datasets", "distilabel", "numba", "obstore"])
 
 
 class Slow(Answering):
@@ -70,16 +76,16 @@ def work(tree: dict[str, Any], log: Path) -> None:
 class Ordeal:
     """One job, run twice: once left alone, once not."""
 
-    def __init__(self, seed: int, folder: Path) -> None:
+    def __init__(self, seed: int, folder: Path, place: str) -> None:
         self._random = random.Random(seed)
         self._log = folder / "log"
-        tree = Maker(seed).tree(folder / "alone")
+        tree = {**Maker(seed).tree(folder), "output": f"{place}/alone"}
         source = tree["source"]
         if "rows" in source:
             source["rows"] *= self._random.choice([1, 1, 1, 2, 4, 6])
         else:
             source["count"] *= self._random.randint(1, 8)
-        self._alone, self._killed = tree, {**tree, "output": str(folder / "killed")}
+        self._alone, self._killed = tree, {**tree, "output": f"{place}/killed"}
         self.kills = 0
         # Raises where the job is one that is refused.
         self._plan, _ = plan_run(Job.of(self._killed))
@@ -111,7 +117,7 @@ class Ordeal:
         return open_store(self._killed["output"])
 
     def _start(self, tree: dict[str, Any]) -> Any:
-        process = multiprocessing.get_context("fork").Process(target=work, args=(tree, self._log))
+        process = _PROCESSES.Process(target=work, args=(tree, self._log))
         process.start()
         return process
 
@@ -153,9 +159,9 @@ class Ordeal:
         assert found.good and found.ok + found.rejected == self._plan.rows, found
 
 
-def _files(tree: dict[str, Any]) -> dict[Path, bytes]:
-    folder = Path(tree["output"], "dataset")
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def _files(tree: dict[str, Any]) -> dict[str, bytes | None]:
+    store = open_store(tree["output"])
+    return {key: store.read(key) for key in store.list("dataset")}
 
 
 def main() -> int:
@@ -163,12 +169,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="of the first job")
     parser.add_argument("--jobs", type=int, default=50)
+    parser.add_argument("--bucket", action="store_true", help="has the runs in a bucket, of the tests' own server")
     options = parser.parse_args()
+    with ExitStack() as closing:
+        if options.bucket:
+            os.environ.update(environment(closing.enter_context(s3_server())))
+        became = ordeals(range(options.seed, options.seed + options.jobs), "s3://bucket" if options.bucket else None)
+    print(", ".join(f"{what} {number}" for what, number in sorted(became.items())))
+    return 1 if became["wrong"] else 0
+
+
+def ordeals(seeds: Sequence[int], bucket: str | None) -> Counter[str]:
+    """What became of the jobs, and how many kills there were."""
     became = Counter[str]()
-    for seed in range(options.seed, options.seed + options.jobs):
+    for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
             try:
-                ordeal = Ordeal(seed, Path(folder))
+                ordeal = Ordeal(seed, Path(folder), folder if bucket is None else f"{bucket}/{seed}")
             except UserError:
                 became["refused"] += 1
                 continue
@@ -178,8 +195,7 @@ def main() -> int:
                 became["wrong"] += 1
                 print(f"WRONG: job {seed}: {error}", flush=True)
             became["kills"] += ordeal.kills
-    print(", ".join(f"{what} {number}" for what, number in sorted(became.items())))
-    return 1 if became["wrong"] else 0
+    return became
 
 
 if __name__ == "__main__":
