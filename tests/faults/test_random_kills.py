@@ -15,4 +15,4 @@ def test_jobs_at_random_that_are_killed_at_random_end_in_the_same_dataset(place:
     assert ended.returncode == 0, ended.stdout + ended.stderr
     became = dict(part.rsplit(" ", 1) for part in ended.stdout.strip().split(", "))
     assert int(became["ended"]) >= 2, became
-    assert int(became["kills"]) >= 8, became
+    assert int(became["kills"]) >= 2, became
