@@ -21,6 +21,12 @@ from batchgen.store.base import ObjectStore
 from batchgen.store.local import flush
 
 _DAY = 24 * 3600.0
+# What programs leave in folders that they look at or load from.
+_LITTER = {".cache", ".DS_Store"}
+# A data file, also of one of several configs.
+_PUBLISHED = re.compile(r"data/([^/]+/)?train-\d{5,}-of-\d{5,}\.parquet")
+# Of a card, see `card.render_card`.
+_MARK = re.compile(r" *(- )?description: batchgen, data [0-9a-f]{32}$")
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 # `load_dataset` takes the one for a choice of characters, the other for a chain of file systems.
@@ -57,7 +63,8 @@ def publish_store(store: ObjectStore, version: Version) -> str:
     """
     for name in sorted(version.files, key=lambda name: name == CARD):
         store.put(f"dataset/{name}", read_file(store, version, name))
-    stale = set(store.list("dataset")) - {f"dataset/{name}" for name in version.files}
+    earlier = {key for key in store.list("dataset") if _PUBLISHED.fullmatch(key.removeprefix("dataset/"))}
+    stale = earlier - {f"dataset/{name}" for name in version.files}
     for key in stale:
         store.delete(key)
     return f"{store.location}/dataset"
@@ -97,6 +104,7 @@ def _replacing(folder: str | Path) -> Iterator[tuple[Path, Path]]:
         yield fresh, target
         for path in (fresh, *fresh.rglob("*")):
             _flush(path)
+        check_target(folder)  # once more: what has been put there since would go with what was there
         _swap(fresh, target)
         _flush(target.parent)
     except OSError as error:
@@ -137,32 +145,50 @@ def check_target(folder: str | Path) -> Path:
     target = resolved(folder)
     if found := _UNLOADABLE.search(str(target)):
         raise UserError(f"{target}: load_dataset opens no folder with {found[0]!r} in its path; choose another one")
-    if not _replaceable(target):
-        raise UserError(f"{folder}: exists and is not a published dataset; it was left as it is")
+    if strange := _strange(target):
+        raise UserError(f"{folder}: exists and is not a published dataset ({strange}); it was left as it is")
     return target
 
 
-def _replaceable(target: Path) -> bool:
-    """Whether there is nothing, an empty folder or a dataset."""
+def _strange(target: Path) -> str:
+    """What says that there is something else than a dataset; "" where there is one, an empty folder, or nothing.
+
+    Looks again where another publisher swapped the folder meanwhile, and may be emptying the old one.
+    """
     try:
-        names = _names(target)
+        while True:
+            handle = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                strange = _strange_in(Path(f"/proc/self/fd/{handle}"))  # the folder that was opened, wherever it is now
+                if os.path.samestat(os.fstat(handle), os.stat(target)):  # noqa: PTH116
+                    return strange
+            finally:
+                os.close(handle)
     except FileNotFoundError:
-        return True
+        return ""
     except NotADirectoryError:
-        return False
-    return not names or {CARD, "data"} <= names
+        return "it is a file"
 
 
-def _names(folder: Path) -> set[str]:
-    """What is in a folder; looks again where another publisher swapped it meanwhile and may be emptying the old one."""
-    while True:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            names = set(os.listdir(handle))  # noqa: PTH208  # of the folder that was opened, wherever it is now
-            if os.path.samestat(os.fstat(handle), os.stat(folder)):  # noqa: PTH116
-                return names
-        finally:
-            os.close(handle)
+def _strange_in(folder: Path) -> str:
+    """As `_strange`: publishing takes away all that is there, so it has to be what was published, and nothing more."""
+    names = {path.name for path in folder.iterdir()} - _LITTER
+    if not names:
+        return ""
+    if others := sorted(names - {CARD, "data"}):
+        return f"{others[0]!r} is in it"
+    if not (folder / "data").is_dir():
+        return "it has no folder 'data'"
+    for path in (folder / "data").rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_dir() and not _PUBLISHED.fullmatch(name):
+            return f"{name!r} is in it"
+    try:
+        with (folder / CARD).open(encoding="utf-8", errors="replace") as card:
+            ours = any(_MARK.match(line) for line in card)
+    except FileNotFoundError:
+        return f"it has no {CARD}"
+    return "" if ours else f"its {CARD} is not batchgen's"
 
 
 def _swap(fresh: Path, target: Path) -> None:

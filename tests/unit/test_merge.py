@@ -12,6 +12,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numba
 import numpy as np
@@ -29,7 +30,7 @@ from batchgen.merge import latest_version, merge_run, near, read_version
 from batchgen.merge.compared import Compared
 from batchgen.merge.conversations import chat_columns, settled
 from batchgen.merge.rows import Reader
-from batchgen.merge.version import Version
+from batchgen.merge.version import Version, copy_file
 from batchgen.minhash import normalise
 from batchgen.plan import make_plan, read_plan
 from batchgen.publish import publish_folder, publish_store
@@ -710,16 +711,76 @@ def test_publish_replaces_a_dataset_and_nothing_else(tmp_path: Path):
     store = LocalStore(result.run)
     target = tmp_path / "out"
     publish_folder(store, result.version, target)
-    (target / "data" / "old.parquet").write_bytes(b"x")
+    (target / "data" / "train-00007-of-00009.parquet").write_bytes(b"of an earlier version")
+    (target / ".cache").mkdir()
     publish_folder(store, result.version, target)
-    assert sorted(p.name for p in (target / "data").iterdir()) == ["train-00000-of-00001.parquet"]
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "thesis.txt").write_text("do not lose")
-    with pytest.raises(UserError, match="is not a published dataset"):
-        publish_folder(store, result.version, mine)
-    assert (mine / "thesis.txt").read_text() == "do not lose"
+    assert [path.name for path in (target / "data").iterdir()] == ["train-00000-of-00001.parquet"]
+    assert {path.name for path in target.iterdir()} == {"README.md", "data"}
     assert list(tmp_path.glob(".*")) == []
+
+
+DATASET = {"README.md": None, "data/train-00000-of-00001.parquet": b"rows"}
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"thesis.txt": b"do not lose"}, "'thesis.txt' is in it"),
+        # A clone of a dataset's repository, and a project.
+        ({**DATASET, ".git/HEAD": b"ref"}, "'.git' is in it"),
+        ({**DATASET, "notes.md": b"mine"}, "'notes.md' is in it"),
+        ({"README.md": b"# My project", "data/train-00000-of-00001.parquet": b"rows"}, "README.md is not batchgen's"),
+        ({**DATASET, "README.md": b"batchgen, data of mine"}, "README.md is not batchgen's"),
+        ({**DATASET, "data/measured.csv": b"1, 2"}, "'data/measured.csv' is in it"),
+        ({**DATASET, "data/deep/down/train-00000-of-00001.parquet": b"rows"}, "is in it"),
+        ({"data/train-00000-of-00001.parquet": b"rows"}, "it has no README.md"),
+        ({"README.md": None}, "it has no folder 'data'"),
+        ({"README.md": None, "data": b"a file"}, "it has no folder 'data'"),
+    ],
+)
+def test_a_folder_with_anything_else_in_it_is_left_as_it_is(tmp_path: Path, files: dict[str, bytes | None], told: str):
+    result = answered(tmp_path, ["a b c"])
+    card = Path(result.dataset, "README.md").read_bytes()
+    given = {name: card if data is None else data for name, data in files.items()}
+    for name, data in given.items():
+        path = tmp_path / "mine" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    with pytest.raises(UserError, match=r"is not a published dataset \(.*\); it was left as it is") as caught:
+        publish_folder(LocalStore(result.run), result.version, tmp_path / "mine")
+    assert told in str(caught.value)
+    found = [path for path in (tmp_path / "mine").rglob("*") if path.is_file()]
+    assert {path.relative_to(tmp_path / "mine").as_posix(): path.read_bytes() for path in found} == given
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_what_comes_while_a_dataset_is_copied_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    result = answered(tmp_path, ["a b c"])
+
+    def copy(*arguments: Any) -> None:
+        copy_file(*arguments)
+        Path(result.dataset, "mine.txt").write_text("do not lose")
+
+    monkeypatch.setattr("batchgen.publish.copy_file", copy)
+    with pytest.raises(UserError, match=r"'mine\.txt' is in it"):
+        publish_folder(LocalStore(result.run), result.version, result.dataset)
+    assert Path(result.dataset, "mine.txt").read_text() == "do not lose"
+
+
+@pytest.mark.parametrize("name", ["file", "folder"])
+def test_a_link_is_followed_and_a_file_is_no_folder(tmp_path: Path, name: str):
+    result = answered(tmp_path, ["a b c"])
+    (tmp_path / "file").write_text("do not lose")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(name)
+    store = LocalStore(result.run)
+    if name == "file":
+        with pytest.raises(UserError, match="it is a file"):
+            publish_folder(store, result.version, tmp_path / "link")
+        assert (tmp_path / "file").read_text() == "do not lose"
+    else:
+        assert publish_folder(store, result.version, tmp_path / "link") == tmp_path / "folder"
+        assert (tmp_path / "link").is_symlink()
 
 
 @pytest.mark.parametrize("place", ["s3://bucket/data", "hf://datasets/org/name", "https://x/y"])
@@ -746,8 +807,9 @@ def test_in_a_store_the_card_comes_after_the_data_and_what_was_there_goes_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     result = answered(tmp_path, ["one", "two"])
-    store, elsewhere = LocalStore(result.run), "attempts/kept"
-    store.put(elsewhere, b"not the dataset's")
+    store, elsewhere = LocalStore(result.run), ("attempts/kept", "dataset/mine.txt", "dataset/data/mine.csv")
+    for key in elsewhere:
+        store.put(key, b"not the dataset's")
     for key in ("dataset/data/train-00007-of-00009.parquet", "dataset/README.md"):
         store.put(key, b"of an earlier version")
     done: list[tuple[str, str]] = []
@@ -768,9 +830,8 @@ def test_in_a_store_the_card_comes_after_the_data_and_what_was_there_goes_last(
         ("put", "dataset/README.md"),
         ("delete", "dataset/data/train-00007-of-00009.parquet"),
     ]
-    assert sorted(store.list("dataset")) == ["dataset/README.md", data]
     assert store.read("dataset/README.md") == (tmp_path / "run" / "dataset" / "README.md").read_bytes()
-    assert store.read(elsewhere) is not None
+    assert all(store.read(key) == b"not the dataset's" for key in elsewhere)
 
 
 def test_merges_of_one_run_at_the_same_time_all_give_a_version(tmp_path: Path):
