@@ -27,7 +27,7 @@ from batchgen.models import check_models
 from batchgen.outage import outlast_store
 from batchgen.paths import expanded, resolved
 from batchgen.patience import stall_seconds
-from batchgen.plan import Plan, make_plan, settle_plan
+from batchgen.plan import PLAN_KEY, Plan, make_plan, settle_plan
 from batchgen.problems import placed
 from batchgen.progress import Progress
 from batchgen.prospects import all_rejected, hopeless
@@ -147,6 +147,7 @@ def _run(job: Job, address: str | None, watch: Watch, trust_remote_code: bool, i
 def _begin(job: Job, store: ObjectStore, plan: Plan) -> tuple[Plan, dict[int, Manifest]]:
     """Settles a run in its store, or finds it there, with what is committed."""
     probe(store)
+    check_vacant(store)
     plan = settle_plan(store, plan)
     save_job(store, job)
     return plan, committed(store, plan)
@@ -211,6 +212,21 @@ def check_output(output: str) -> None:
     except OSError as error:
         problem = f"output: {output!r} cannot be written: {error.strerror or error}"
         raise (StoreError(problem, busy=True) if is_passing(error) else UserError(problem)) from error
+
+
+def check_vacant(store: ObjectStore) -> None:
+    """Refuses a place without a run in which a file of the user's has the name that the job is kept under.
+
+    Raises:
+        UserError: says so.
+    """
+    if store.read(PLAN_KEY) is not None or (data := store.read(JOB_KEY)) is None:
+        return
+    try:
+        unseal(data, JOB_FORMAT)
+    except RecordError:
+        message = f"output: {store.location} is no run and has a {JOB_KEY}, which a run would write over"
+        raise UserError(f"{message}; choose another folder") from None
 
 
 def save_job(store: ObjectStore, job: Job) -> None:

@@ -100,6 +100,8 @@ def plan(options: argparse.Namespace) -> int:
     begun = store.read(PLAN_KEY) is not None
     if begun:
         plan = check_plan(store, plan)
+    else:
+        api.check_vacant(store)
     commit = f" at commit {plan.commit_of(None)}" if plan.commit_of(None) else ""
     shards = "1 shard" if len(plan.shards) == 1 else f"{len(plan.shards):,} shards"
     model = f", model {job.model.path}{commit}" if None in job.used_models else ""

@@ -214,6 +214,18 @@ def test_an_output_that_cannot_be_reached_just_now_is_no_bad_input(
 
 
 @pytest.mark.parametrize("command", ["run", "plan"])
+def test_no_file_of_the_user_s_is_written_over(folder: Path, capsys, command):
+    """A job may be JSON, which is YAML, and have its run around it."""
+    tree = yaml.safe_load((folder / "job.yaml").read_text()) | {"output": "."}
+    job = folder / "job.json"
+    job.write_text(json.dumps(tree))
+    said = refused(capsys, command, "job.json")
+    assert said.startswith(f"batchgen: error: job.json:1: output: {folder} is no run and has a job.json")
+    assert json.loads(job.read_text()) == tree
+    assert {path.name for path in folder.iterdir()} == {"job.yaml", "job.json", "seeds.jsonl"}
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
 def test_a_dataset_folder_with_something_else_in_it_is_refused_before_anything_starts(folder: Path, capsys, command):
     mine = folder / "run" / "dataset" / "mine.txt"
     mine.parent.mkdir(parents=True)
