@@ -195,7 +195,7 @@ def _handler(server: S3Server) -> type[BaseHTTPRequestHandler]:
         def serve_list(self) -> None:
             bucket, prefix = self.key.rstrip("/"), self.query.get("prefix", "")
             after = self.query.get("continuation-token", "")
-            names = sorted(key[len(bucket) + 1 :] for key in server.objects if key.startswith(f"{bucket}/"))
+            names = sorted(key[len(bucket) + 1 :] for key in list(server.objects) if key.startswith(f"{bucket}/"))
             names = [name for name in names if name.startswith(prefix) and name > after]
             page, rest = names[:100], names[100:]
             contents = "".join(
