@@ -195,12 +195,13 @@ def _handler(server: S3Server) -> type[BaseHTTPRequestHandler]:
         def serve_list(self) -> None:
             bucket, prefix = self.key.rstrip("/"), self.query.get("prefix", "")
             after = self.query.get("continuation-token", "")
-            names = sorted(key[len(bucket) + 1 :] for key in list(server.objects) if key.startswith(f"{bucket}/"))
+            objects = dict(server.objects)  # others write meanwhile
+            names = sorted(key[len(bucket) + 1 :] for key in objects if key.startswith(f"{bucket}/"))
             names = [name for name in names if name.startswith(prefix) and name > after]
             page, rest = names[:100], names[100:]
             contents = "".join(
                 f"<Contents><Key>{escape(name)}</Key><LastModified>2024-01-01T00:00:00.000Z</LastModified>"
-                f'<ETag>"x"</ETag><Size>{len(server.objects[f"{bucket}/{name}"])}</Size></Contents>'
+                f'<ETag>"x"</ETag><Size>{len(objects[f"{bucket}/{name}"])}</Size></Contents>'
                 for name in page
             )
             more = f"<NextContinuationToken>{escape(page[-1])}</NextContinuationToken>" if rest else ""

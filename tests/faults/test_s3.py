@@ -71,11 +71,11 @@ def done(process: subprocess.Popen[str], code: int = 0) -> str:
 
 def objects(server: S3Server) -> dict[str, bytes]:
     prefix = "bucket/night/run/"
-    return {key.removeprefix(prefix): data for key, data in server.objects.items() if key.startswith(prefix)}
+    return {key.removeprefix(prefix): data for key, data in dict(server.objects).items() if key.startswith(prefix)}
 
 
 def committed(server: S3Server) -> int:
-    return sum(key.startswith("bucket/night/run/commits/") for key in server.objects)
+    return sum(key.startswith("bucket/night/run/commits/") for key in dict(server.objects))
 
 
 def test_every_command_works_on_a_bucket_and_a_killed_run_goes_on(
