@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from typing import Any
 from batchgen.commit import Manifest, committed, generation_of
 from batchgen.drive import Driver, Status
 from batchgen.engines.installed import missing
-from batchgen.errors import JobError, ModelError, Stopped, StoreError, UserError, is_passing
+from batchgen.errors import JobError, ModelError, Stopped, StoreError, UserError
 from batchgen.fleet import Fleet, HostConfig, place_engines
 from batchgen.job import Job
 from batchgen.known import committed_texts
@@ -31,7 +30,7 @@ from batchgen.plan import PLAN_KEY, Plan, make_plan, settle_plan
 from batchgen.problems import placed
 from batchgen.progress import Progress
 from batchgen.prospects import all_rejected, hopeless
-from batchgen.publish import check_target, publish_folder, publish_store
+from batchgen.publish import check_target, check_writable, publish_folder, publish_store, unwritable_is_told
 from batchgen.records import RecordError, seal, unseal
 from batchgen.remarks import remarks
 from batchgen.schedule import Scheduler
@@ -202,16 +201,9 @@ def check_output(output: str) -> None:
     """
     if is_remote(output):
         return  # `probe` asks the store itself
-    try:
-        folder = resolved(output)
-        # Nothing is made and removed again under a name that another driver of this run may be using.
-        there = next(path for path in (folder, *folder.parents) if path.exists())
-        with tempfile.TemporaryFile(dir=there):
-            pass
+    with unwritable_is_told(f"output: {output!r}"):
+        check_writable(resolved(output))
         check_target(Path(output) / "dataset")
-    except OSError as error:
-        problem = f"output: {output!r} cannot be written: {error.strerror or error}"
-        raise (StoreError(problem, busy=True) if is_passing(error) else UserError(problem)) from error
 
 
 def check_vacant(store: ObjectStore) -> None:

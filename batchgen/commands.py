@@ -294,7 +294,7 @@ def publish(options: argparse.Namespace) -> int:
     """Puts a run's newest version into a folder."""
     from batchgen.merge import latest_version
     from batchgen.plan import read_plan
-    from batchgen.publish import publish_folder
+    from batchgen.publish import check_target, check_writable, publish_folder, unwritable_is_told
     from batchgen.store import open_store
 
     store = open_store(options.run)
@@ -302,6 +302,8 @@ def publish(options: argparse.Namespace) -> int:
     version = latest_version(store)
     if version is None:
         raise UserError(f"{options.run}: no dataset version; merge first: batchgen merge {shlex.quote(options.run)}")
+    with unwritable_is_told(f"--to: {options.to!r}"):
+        check_writable(check_target(options.to).parent)
     folder = publish_folder(store, version, options.to)
     print(f"version {version.number}, {version.kept:,} rows: {folder}")
     return 0

@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -132,6 +133,32 @@ def _flush(path: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
+
+
+@contextlib.contextmanager
+def unwritable_is_told(name: str) -> Iterator[None]:
+    """Tells of a place that the operating system does not let us write in.
+
+    Args:
+        name: of the place, for messages.
+
+    Raises:
+        UserError: with the reason.
+        StoreError: it does not let us just now.
+    """
+    try:
+        yield
+    except OSError as error:
+        problem = f"{name} cannot be written: {error.strerror or error}"
+        raise (StoreError(problem, busy=True) if is_passing(error) else UserError(problem)) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Raises `OSError` where nothing can be written in a folder, or in the nearest above it; leaves no trace."""
+    # Nothing is made and removed again under a name that another driver of this run may be using.
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    with tempfile.TemporaryFile(dir=there):
+        pass
 
 
 def check_target(folder: str | Path) -> Path:

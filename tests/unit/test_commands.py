@@ -220,6 +220,8 @@ def test_other_settings_make_another_version(ran: Path, capsys: pytest.CaptureFi
         "version 2; publish it with: batchgen publish run --to DIR\n"
     )
     assert said(capsys, "publish", "run", "--to", "out") == f"version 2, 4 rows: {ran.parent}/out\n"
+    complaint = complained(capsys, "publish", "run", "--to", "/proc/nowhere", code=2)
+    assert complaint == "batchgen: error: --to: '/proc/nowhere' cannot be written: No such file or directory\n"
 
 
 VERIFIED = """\
