@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchgen.api import Result, Watch, run
+from batchgen.api import Result, Watch, check_output, run
 from batchgen.errors import JobError
 from batchgen.parquet import read_parquet
 from batchgen.publish import publish_configs
@@ -128,6 +128,7 @@ def from_pipeline(
     for segment in segments:
         first = jobs[segment.parent].columns if segment.parent else _kinds_of(loaded)
         jobs[segment] = translate(segment, steps, first, folder, settings, kinds)
+    check_output(str(folder))
     rows_after: dict[Segment | None, pa.Table | None] = {None: loaded}
     results: dict[str, Result] = {}
     earlier: list[Path] = []

@@ -547,6 +547,17 @@ def test_what_cannot_be_carried_over_is_refused_by_name(tmp_path: Path, build, m
     assert "sk-secret" not in found
 
 
+def test_what_is_in_the_dataset_s_place_is_told_before_anything_runs(tmp_path: Path):
+    mine = tmp_path / "out" / "dataset" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("precious")
+    with Pipeline() as pipeline:
+        LoadDataFromDicts(data=ROWS) >> TextGeneration(llm=llm())
+    with pytest.raises(UserError, match=r"'mine\.txt' is in it"):
+        from_pipeline(pipeline, output=tmp_path / "out", in_process=True)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]
+
+
 def test_a_bucket_is_no_place_for_a_pipeline():
     with Pipeline() as pipeline:
         LoadDataFromDicts(data=ROWS) >> TextGeneration(llm=llm())
