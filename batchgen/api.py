@@ -212,13 +212,14 @@ def check_vacant(store: ObjectStore) -> None:
     Raises:
         UserError: says so.
     """
-    if store.read(PLAN_KEY) is not None or (data := store.read(JOB_KEY)) is None:
+    if (data := store.read(JOB_KEY)) is None:
         return
     try:
         unseal(data, JOB_FORMAT)
     except RecordError:
-        message = f"output: {store.location} is no run and has a {JOB_KEY}, which a run would write over"
-        raise UserError(f"{message}; choose another folder") from None
+        if store.read(PLAN_KEY) is None:
+            message = f"output: {store.location} is no run and has a {JOB_KEY}, which a run would write over"
+            raise UserError(f"{message}; choose another folder") from None
 
 
 def save_job(store: ObjectStore, job: Job) -> None:

@@ -182,19 +182,21 @@ def _strange(target: Path) -> str:
 
     Looks again where another publisher swapped the folder meanwhile, and may be emptying the old one.
     """
-    try:
-        while True:
+    while True:
+        try:
             handle = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                strange = _strange_in(Path(f"/proc/self/fd/{handle}"))  # the folder that was opened, wherever it is now
-                if os.path.samestat(os.fstat(handle), os.stat(target)):  # noqa: PTH116
-                    return strange
-            finally:
-                os.close(handle)
-    except FileNotFoundError:
-        return ""
-    except NotADirectoryError:
-        return "it is a file"
+        except FileNotFoundError:
+            return ""
+        except NotADirectoryError:
+            return "it is a file"
+        try:
+            strange = _strange_in(Path(f"/proc/self/fd/{handle}"))  # the folder that was opened, wherever it is now
+            if os.path.samestat(os.fstat(handle), os.stat(target)):  # noqa: PTH116
+                return strange
+        except FileNotFoundError:
+            pass  # it is being emptied
+        finally:
+            os.close(handle)
 
 
 def _strange_in(folder: Path) -> str:
