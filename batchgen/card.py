@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,10 @@ from batchgen.plan import Plan, text_arguments
 from batchgen.rows import canonical_json
 from batchgen.step import Step
 
+# In the place of a card's digest while it is taken.
+_UNSIGNED = f", card {'0' * 32}"
+# Where a card says which rows it is of, and has its digest.
+_MARK = re.compile(r"^ *(?:- )?description: batchgen, data [0-9a-f]{32}(, card [0-9a-f]{32})?$", re.MULTILINE)
 _TAGS = ["synthetic", "distilabel", "batchgen"]
 _SIZES = (
     (1_000, "n<1K"),
@@ -48,7 +53,7 @@ def render_card(
         "size_categories": [_size_category(details["kept"])],
         "tags": _TAGS,
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
-        "dataset_info": {"config_name": "default", "description": f"batchgen, data {digest}"},
+        "dataset_info": {"config_name": "default", "description": f"batchgen, data {digest}{_UNSIGNED}"},
     }
     dropped = "".join(f"| {_cell(reason)} | {count} |\n" for reason, count in details["dropped"].items())
     columns = "".join(f"| {_cell(field.name, code=True)} | {_cell(str(field.type), code=True)} |\n" for field in schema)
@@ -61,8 +66,8 @@ def render_card(
     kept, done, of = details["kept"], details["shards"], details["of_shards"]
     were = "was" if kept == 1 else "were"
     partial = "" if done == of else f" (a partial merge, of {done} of {of} shards)"
-    return f"""---
-{yaml.safe_dump(front, sort_keys=False).strip()}
+    return _signed(f"""---
+{_front(front)}
 ---
 
 # {job.name}
@@ -84,7 +89,34 @@ def render_card(
 
 | column | type |
 | --- | --- |
-{columns}"""
+{columns}""")
+
+
+def _front(tree: Mapping[str, Any]) -> str:
+    """Front matter, with each of its texts on one line."""
+    return yaml.safe_dump(tree, sort_keys=False, width=1000).strip()
+
+
+def _signed(card: str) -> str:
+    """A card with a digest of itself, by which an edit of it is known."""
+    return card.replace(_UNSIGNED, f", card {_digest(card)}", 1)
+
+
+def _digest(card: str) -> str:
+    return hashlib.blake2b(card.encode(), digest_size=16).hexdigest()
+
+
+def is_card(text: str) -> bool:
+    """Whether a text is a card of batchgen's, edited or not."""
+    return _MARK.search(text) is not None
+
+
+def is_edited(text: str) -> bool:
+    """Whether a card is another than what was written; not known of one that has no digest of itself."""
+    mark = _MARK.search(text)
+    if mark is None or mark[1] is None:
+        return False
+    return _digest(text[: mark.start(1)] + _UNSIGNED + text[mark.end(1) :]) != mark[1].removeprefix(", card ")
 
 
 def _cell(text: str, code: bool = False) -> str:
@@ -171,8 +203,10 @@ def render_configs(name: str, cards: Mapping[str, str], earlier: Sequence[str] =
     ]
     parts = {config: card.split("---\n", 2) for config, card in cards.items()}
     infos = [{**yaml.safe_load(part[1])["dataset_info"], "config_name": config} for config, part in parts.items()]
+    for index, info in enumerate(infos):
+        info["description"] = info["description"].partition(", card ")[0] + (_UNSIGNED if index == 0 else "")
     front = {"pretty_name": name, "tags": _TAGS, "configs": configs, "dataset_info": infos}
     bodies = [part[2].strip() for part in parts.values()]
     if earlier:
         bodies += ["These rows go on from:", *(card.split("---\n", 2)[2].strip() for card in earlier)]
-    return "\n\n".join([f"---\n{yaml.safe_dump(front, sort_keys=False).strip()}\n---", *bodies]) + "\n"
+    return _signed("\n\n".join([f"---\n{_front(front)}\n---", *bodies]) + "\n")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import filecmp
+import hashlib
 import os
 import re
 import shutil
@@ -13,7 +15,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from batchgen.card import render_configs
+from batchgen.card import is_card, is_edited, render_configs
 from batchgen.errors import StoreError, UserError, is_passing
 from batchgen.faultpoints import reach
 from batchgen.merge.version import CARD, Version, copy_file, read_file
@@ -22,12 +24,11 @@ from batchgen.store.base import ObjectStore
 from batchgen.store.local import flush
 
 _DAY = 24 * 3600.0
+_EDITED = f"its {CARD} was edited, and would be written over by that of other data; it was left as it is: move it away"
 # What programs leave in folders that they look at or load from.
 _LITTER = {".cache", ".DS_Store"}
 # A data file, also of one of several configs.
 _PUBLISHED = re.compile(r"data/([^/]+/)?train-\d{5,}-of-\d{5,}\.parquet")
-# Of a card, see `card.render_card`.
-_MARK = re.compile(r" *(- )?description: batchgen, data [0-9a-f]{32}$")
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 # `load_dataset` takes the one for a choice of characters, the other for a chain of file systems.
@@ -60,15 +61,25 @@ def publish_store(store: ObjectStore, version: Version) -> str:
         The dataset's location.
 
     Raises:
+        UserError: there are other data under a card that somebody has edited.
         CorruptShard: a file of the version is not what was merged.
     """
+    place = f"{store.location}/dataset"
+    earlier = {key for key in store.list("dataset") if _PUBLISHED.fullmatch(key.removeprefix("dataset/"))}
+    data = {f"dataset/{name}": file.sha256 for name, file in version.files.items() if name != CARD}
+    if is_edited((store.read(f"dataset/{CARD}") or b"").decode("utf-8", errors="replace")):
+        if earlier == data.keys() and all(_sha256(store.read(key)) == sha256 for key, sha256 in data.items()):
+            return place
+        raise UserError(f"{place}: {_EDITED}")
     for name in sorted(version.files, key=lambda name: name == CARD):
         store.put(f"dataset/{name}", read_file(store, version, name))
-    earlier = {key for key in store.list("dataset") if _PUBLISHED.fullmatch(key.removeprefix("dataset/"))}
-    stale = earlier - {f"dataset/{name}" for name in version.files}
-    for key in stale:
+    for key in earlier - data.keys():
         store.delete(key)
-    return f"{store.location}/dataset"
+    return place
+
+
+def _sha256(data: bytes | None) -> str:
+    return hashlib.sha256(data or b"").hexdigest()
 
 
 def publish_configs(name: str, datasets: Mapping[str, Path], folder: str | Path, earlier: Sequence[Path] = ()) -> Path:
@@ -95,8 +106,10 @@ def publish_configs(name: str, datasets: Mapping[str, Path], folder: str | Path,
 def _replacing(folder: str | Path) -> Iterator[tuple[Path, Path]]:
     """A fresh folder and the one whose place it takes once it is filled; nothing changes where filling it fails.
 
+    A target with the same data and a card that somebody has edited stays.
+
     Raises:
-        UserError: the target holds something that is no dataset.
+        UserError: the target holds something that is no dataset, or other data under a card that somebody has edited.
     """
     target = resolved(folder)
     fresh = target.parent / f".{target.name}.{uuid.uuid4().hex}"
@@ -106,12 +119,22 @@ def _replacing(folder: str | Path) -> Iterator[tuple[Path, Path]]:
         for path in (fresh, *fresh.rglob("*")):
             _flush(path)
         check_target(folder)  # once more: what has been put there since would go with what was there
+        if is_edited(_card_in(target)):
+            if _same_files(fresh / "data", target / "data"):
+                return
+            raise UserError(f"{folder}: {_EDITED}")
         _swap(fresh, target)
         _flush(target.parent)
     except OSError as error:
         raise StoreError(f"cannot publish to {target}: {error.strerror or error}", busy=is_passing(error)) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _same_files(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same files with the same bytes."""
+    names = [{path.relative_to(folder) for path in folder.rglob("*") if path.is_file()} for folder in (one, other)]
+    return names[0] == names[1] and all(filecmp.cmp(one / name, other / name, shallow=False) for name in names[0])
 
 
 def leftovers(folder: str | Path) -> Iterator[Path]:
@@ -212,12 +235,17 @@ def _strange_in(folder: Path) -> str:
         name = path.relative_to(folder).as_posix()
         if not path.is_dir() and not _PUBLISHED.fullmatch(name):
             return f"{name!r} is in it"
-    try:
-        with (folder / CARD).open(encoding="utf-8", errors="replace") as card:
-            ours = any(_MARK.match(line) for line in card)
-    except FileNotFoundError:
+    if CARD not in names:
         return f"it has no {CARD}"
-    return "" if ours else f"its {CARD} is not batchgen's"
+    return "" if is_card(_card_in(folder)) else f"its {CARD} is not batchgen's"
+
+
+def _card_in(folder: Path) -> str:
+    """A folder's card; "" where there is none."""
+    try:
+        return (folder / CARD).read_bytes().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
 
 
 def _swap(fresh: Path, target: Path) -> None:

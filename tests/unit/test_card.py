@@ -12,7 +12,7 @@ from datasets import Dataset, load_dataset
 
 from batchgen import run
 from batchgen.api import saved_job
-from batchgen.card import _source, render_card, render_configs
+from batchgen.card import _source, is_card, is_edited, render_card, render_configs
 from batchgen.cli import main
 from batchgen.job import Job
 from batchgen.merge import latest_version
@@ -183,6 +183,21 @@ def test_one_card_for_several_datasets_has_what_they_go_on_from(tmp_path: Path):
     assert card.index("# two") < card.index("These rows go on from:") < card.index("# before")
     assert front["pretty_name"] == "both"
     assert "go on from" not in render_configs("all", cards)
+
+
+def test_an_edit_of_a_card_is_known(tmp_path: Path):
+    card = card_of(
+        chaos_job(tmp_path / "one", steps=[{"task": "magpie", "system_prompt": f"Of cards, card {'0' * 32}"}])
+    )
+    several = render_configs("both", {"one": card, "two": card_of(chaos_job(tmp_path / "two", name="two"))})
+    for text in (card, several):
+        assert is_card(text)
+        assert not is_edited(text)
+        mark = text.index("description: batchgen")
+        for at in {*range(0, len(text), 7)} - {*range(mark, mark + 100)}:
+            assert is_edited(text[:at] + ("x" if text[at] != "x" else "y") + text[at + 1 :]), at
+        assert is_edited(text + "More.\n")
+    assert not is_card("# A dataset, described by hand\n")
 
 
 def test_a_card_with_anything_in_it_can_be_loaded(tmp_path: Path):

@@ -7,7 +7,9 @@ import json
 import math
 import os
 import random
+import re
 import resource
+import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
@@ -752,6 +754,54 @@ def test_a_folder_with_anything_else_in_it_is_left_as_it_is(tmp_path: Path, file
     found = [path for path in (tmp_path / "mine").rglob("*") if path.is_file()]
     assert {path.relative_to(tmp_path / "mine").as_posix(): path.read_bytes() for path in found} == given
     assert list(tmp_path.glob(".*")) == []
+
+
+def edit(card: Path) -> str:
+    """Adds to a card what its dataset's maker has to say; returns all of it."""
+    text = card.read_text().replace("## How it was made", "Of my students' questions.\n\n## How it was made")
+    card.write_text(text)
+    return text
+
+
+def test_a_card_that_somebody_has_edited_stays_with_its_data(tmp_path: Path, capsys):
+    result = answered(tmp_path, ["one", "two"])
+    card = Path(result.dataset, "README.md")
+    edited = edit(card)
+    again = answered(tmp_path, ["one", "two"])
+    assert (again.version, card.read_text()) == (result.version, edited)
+    # Other data need another card: neither is to go without a word.
+    assert main(["merge", result.run, "--set", "merge.columns=[instruction]"]) == 0
+    publish = ["publish", result.run, "--to", result.dataset]
+    assert main(publish) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"batchgen: error: {result.dataset}: its README.md was edited, and would be written over")
+    assert card.read_text() == edited
+    assert load_dataset(result.dataset, split="train", cache_dir=str(tmp_path / "cache")).num_rows == 2
+    shutil.rmtree(result.dataset)
+    assert main(publish) == 0
+    assert "generation" not in pq.read_schema(next(Path(result.dataset, "data").iterdir())).names
+
+
+def test_in_a_store_a_card_that_was_edited_stays_with_its_data(tmp_path: Path):
+    result = answered(tmp_path, ["one", "two"])
+    store = LocalStore(result.run)
+    edited = edit(Path(result.dataset, "README.md")).encode()
+    assert publish_store(store, result.version) == f"{store.location}/dataset"
+    assert store.read("dataset/README.md") == edited
+    store.put("dataset/data/train-00007-of-00009.parquet", b"of an earlier version")
+    with pytest.raises(UserError, match="was edited, and would be written over"):
+        publish_store(store, result.version)
+    assert store.read("dataset/README.md") == edited
+
+
+def test_a_card_from_before_cards_had_digests_is_replaced(tmp_path: Path):
+    result = answered(tmp_path, ["one", "two"])
+    card = Path(result.dataset, "README.md")
+    written = card.read_text()
+    card.write_text(re.sub(", card [0-9a-f]{32}$", "", written, flags=re.MULTILINE))
+    assert card.read_text() != written
+    publish_folder(LocalStore(result.run), result.version, result.dataset)
+    assert card.read_text() == written
 
 
 def test_what_comes_while_a_dataset_is_copied_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
