@@ -2,9 +2,10 @@
 
 When an engine dies, any of the rows in flight may have done it, or none: a node was preempted. A shard that was there
 at several deaths runs alone on an engine from then on, which clears its neighbours. If it dies alone as well, it is
-bisected: parts of its rows run alone, to see whether the engine survives. A row that killed an engine all by itself is
-quarantined, which rejects it with `engine_crash`; the rest of its shard is generated as ever. Once an engine has died,
-each new one shows first that it survives rows which another one did: it may be a machine that kills.
+bisected: parts of its rows run alone, to see whether the engine survives. A row that killed two engines all by itself
+is quarantined, which rejects it with `engine_crash`; the rest of its shard is generated as ever. One death, even
+alone, may be chance: somebody killed the process. Once an engine has died, each new one shows first that it survives
+rows which another one did: it may be a machine that kills.
 """
 
 from __future__ import annotations
@@ -42,13 +43,15 @@ class Suspects:
         self._waiting: deque[Isolated] = deque()
         # Rows among which a shard's killer is, for shards that died alone.
         self._ranges: dict[int, tuple[int, int]] = {}
+        # Rows by themselves with which an engine died once.
+        self._accused: set[int] = set()
         self._quarantined: dict[int, set[int]] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def quarantined(self, shard: Shard) -> frozenset[int]:
-        """Rows of a shard that killed an engine by themselves."""
+        """Rows of a shard that killed engines by themselves."""
         return frozenset(self._quarantined.get(shard.index, ()))
 
     def next(self) -> Isolated:
@@ -79,6 +82,10 @@ class Suspects:
     def died_alone(self, work: Isolated) -> None:
         """An engine died that held nothing else."""
         start, stop = work.rows or (work.shard.start, work.shard.stop)
+        if stop - start == 1 and start not in self._accused:
+            self._accused.add(start)
+            self._waiting.appendleft(work)
+            return
         if stop - start == 1:
             self._quarantined.setdefault(work.shard.index, set()).add(start)
             self._ranges.pop(work.shard.index, None)
@@ -91,6 +98,7 @@ class Suspects:
         """An engine outlived what it held alone."""
         if work.trial:
             return
+        self._accused.difference_update(range(*(work.rows or (work.shard.start, work.shard.stop))))
         if work.rows is None:
             self._deaths.pop(work.shard.index, None)
             return

@@ -12,10 +12,13 @@ from batchgen.suspects import Isolated, Suspects
 SHARD, OTHER = Shard(4, 40, 48), Shard(5, 48, 56)
 
 
-def found(killers: Collection[int], shard: Shard = SHARD) -> tuple[list[tuple[int, int] | None], frozenset[int]]:
+def found(
+    killers: Collection[int], shard: Shard = SHARD, chance: int | None = None
+) -> tuple[list[tuple[int, int] | None], frozenset[int]]:
     """What runs alone, one after the other, where these rows each kill an engine; and what is quarantined at the end.
 
-    A shard with all of its killers in quarantine is done.
+    A shard with all of its killers in quarantine is done. The engine that is tried as number `chance` dies of something
+    else.
     """
     suspects, tried = Suspects(), []
     suspects.died_among([shard])
@@ -24,7 +27,7 @@ def found(killers: Collection[int], shard: Shard = SHARD) -> tuple[list[tuple[in
         work = suspects.next()
         tried.append(work.rows)
         rows = range(*(work.rows or (shard.start, shard.stop)))
-        if (set(rows) & set(killers)) - suspects.quarantined(shard):
+        if (set(rows) & set(killers)) - suspects.quarantined(shard) or len(tried) - 1 == chance:
             suspects.died_alone(work)
         else:
             suspects.survived(work)
@@ -44,9 +47,16 @@ def test_a_shard_that_was_at_one_death_goes_on_among_others_and_alone_after_the_
 def test_the_row_that_kills_is_found_by_halves():
     tried, quarantined = found({45})
     # All; the first half lives; of the second its first half, and of that the second row, which is tried though it
-    # alone is left.
-    assert tried == [None, (40, 44), (44, 46), (44, 45), (45, 46), None]
+    # alone is left, and again, as one death may be chance.
+    assert tried == [None, (40, 44), (44, 46), (44, 45), (45, 46), (45, 46), None]
     assert quarantined == {45}
+
+
+@pytest.mark.parametrize("killers", [(), (40,), (41,), (45,), (47,), (40, 41), (43, 44)])
+def test_an_engine_that_somebody_kills_meanwhile_incriminates_no_row(killers: tuple[int, ...]):
+    tried, _ = found(killers)
+    for chance in range(len(tried)):
+        assert found(killers, chance=chance)[1] == set(killers), chance
 
 
 @pytest.mark.parametrize("killer", range(40, 48))
@@ -61,8 +71,9 @@ def test_several_rows_that_kill_are_all_found(killers: set[int]):
     assert found(killers)[1] == killers
 
 
-def test_one_of_a_single_row_is_quarantined_at_once():
-    assert found({9}, Shard(1, 9, 10)) == ([None, None], {9})
+def test_one_of_a_single_row_has_to_kill_alone_twice():
+    assert found({9}, Shard(1, 9, 10)) == ([None, None, None], {9})
+    assert found((), Shard(1, 9, 10), chance=0) == ([None, None], frozenset())
 
 
 def test_a_shard_of_which_no_part_kills_runs_whole_again():
