@@ -133,7 +133,7 @@ class Plan:
         try:
             tree = unseal(data, FORMAT)
         except OtherFormat as error:
-            raise PlanMismatch(f"plan.json {error}") from error
+            raise PlanMismatch(f"plan.json {error}; go on with that version, or choose another output") from error
         except RecordError as error:
             raise PlanMismatch(f"plan.json {error}; remove it, and the job's own command writes it again") from error
         return cls(

@@ -52,7 +52,7 @@ def unseal(data: bytes, format: int) -> dict[str, Any]:
         raise RecordError(f"cannot be read ({type(error).__name__})") from error
     found = tree.get("format") if isinstance(tree, dict) else None
     if isinstance(found, int) and found != format:
-        raise OtherFormat(f"has format {found}; this batchgen reads format {format}")
+        raise OtherFormat(f"is of another version of batchgen (format {found}; this one reads {format})")
     sealed = _SEALED.fullmatch(data)
     if sealed is None or _digest(sealed[1]) != sealed[2]:
         raise RecordError("was changed after it was written")
