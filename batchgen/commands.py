@@ -318,11 +318,19 @@ def draw(options: argparse.Namespace) -> int:
 
 
 def tasks(options: argparse.Namespace) -> int:
-    """Lists the tasks."""
+    """Lists the tasks, or explains some of them."""
+    from batchgen.checks import unknown
+    from batchgen.errors import JobError
     from batchgen.tasks import listing
+    from batchgen.tasks.table import TASKS
 
+    for name in options.tasks:
+        if name not in TASKS:
+            raise JobError(unknown("task", name, TASKS).message())
     if options.json:
-        print(json.dumps(listing.listing(), indent=2))
+        print(json.dumps([task for task in listing.listing() if task["name"] in (options.tasks or TASKS)], indent=2))
+    elif options.tasks:
+        print(listing.explained(options.tasks))
     else:
         print(listing.markdown() if options.markdown else listing.text())
     return 0

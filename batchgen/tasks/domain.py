@@ -10,23 +10,28 @@ from pydantic_core import PydanticCustomError
 
 from batchgen.errors import RowRejected
 from batchgen.tasks.generation import is_code, placeholders
-from batchgen.tasks.spec import Row, TaskParameters, TaskSpec, always, columns
+from batchgen.tasks.spec import OWN_SYSTEM_PROMPT, Row, TaskParameters, TaskSpec, always, columns, structured_output
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_DRAWN = "drawn for each row where it is not set"
 
 
 class ApigenGenerator(TaskParameters):
     """Writes queries that a function answers, and the calls."""
 
-    system_prompt: str | None = None
+    system_prompt: str | None = Field(None, description=OWN_SYSTEM_PROMPT)
     number: (
         PositiveInt
         | Annotated[list[PositiveInt], Field(min_length=1)]
         | Annotated[dict[PositiveInt, Weight], Field(min_length=1)]
         | None
-    ) = None
-    use_tools: bool = True
-    use_default_structured_output: bool = False
+    ) = Field(
+        None,
+        description="queries with their calls that are asked for, of which the first is kept: a number; a list, of "
+        "which each row draws one; or a mapping of numbers to weights",
+    )
+    use_tools: bool = Field(True, description="shows the model the column `tools`, where a row has it")
+    use_default_structured_output: bool = structured_output()
 
     @field_validator("number", mode="before")
     @classmethod
@@ -47,9 +52,14 @@ class ApigenGenerator(TaskParameters):
 class _MathShepherd(TaskParameters):
     """A system prompt with places for rules and examples."""
 
-    system_prompt: str | None = None
-    extra_rules: str | None = None
-    few_shots: str | None = None
+    system_prompt: str | None = Field(
+        None,
+        description=OWN_SYSTEM_PROMPT
+        + ", with `{{ extra_rules }}`, `{{ few_shots }}` and `{{ structured_prompt }}` where "
+        "they go",
+    )
+    extra_rules: str | None = Field(None, description="in place of the task's own, which are for GSM8K")
+    few_shots: str | None = Field(None, description="examples, in place of the task's own")
 
     @field_validator("system_prompt")
     @classmethod
@@ -65,16 +75,18 @@ class _MathShepherd(TaskParameters):
 class MathShepherdGenerator(_MathShepherd):
     """Solves a problem step by step."""
 
-    M: PositiveInt | None = None
-    use_default_structured_output: bool = False
+    M: PositiveInt | None = Field(None, description="so many `solutions`; without it one, the `golden_solution`")
+    use_default_structured_output: bool = structured_output()
 
 
 class MathShepherdCompleter(_MathShepherd):
     """Labels the steps of solutions by completing them."""
 
-    N: PositiveInt = 1
-    tags: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None
-    use_default_structured_output: bool = False
+    N: PositiveInt = Field(1, description="completions from each step (8 in the paper)")
+    tags: Annotated[list[str], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="what is written behind right and wrong steps, in place of `[+, -]`"
+    )
+    use_default_structured_output: bool = structured_output()
 
     @field_validator("tags")
     @classmethod
@@ -87,60 +99,68 @@ class MathShepherdCompleter(_MathShepherd):
 class SentencePair(TaskParameters):
     """Writes a positive, and a negative, sentence for an anchor."""
 
-    action: Literal["paraphrase", "semantically-similar", "query", "answer"]
-    triplet: bool = False
-    hard_negative: bool = False
-    context: str | None = None
-    use_default_structured_output: bool = False
+    action: Literal["paraphrase", "semantically-similar", "query", "answer"] = Field(
+        description="what the positive is to its anchor"
+    )
+    triplet: bool = Field(False, description="writes a `negative`, too")
+    hard_negative: bool = Field(False, description="asks for a negative that is hard to tell from the positive")
+    context: str | None = Field(None, description="what the sentences are for, in the prompt")
+    use_default_structured_output: bool = structured_output()
 
 
 class EmbeddingTasks(TaskParameters):
     """Thinks up tasks for text embeddings."""
 
-    category: Literal["text-retrieval", "text-matching-short", "text-matching-long", "text-classification"]
+    category: Literal["text-retrieval", "text-matching-short", "text-matching-long", "text-classification"] = Field(
+        description="what the tasks are for"
+    )
 
 
 class Language(TaskParameters):
     """Writes texts in a language."""
 
-    language: str | None = None
+    language: str | None = Field(None, description="in place of English")
 
 
 class TextRetrieval(Language):
     """Writes a query with a positive and a hard negative document."""
 
-    query_type: Literal["extremely long-tail", "long-tail", "common"] | None = None
-    query_length: Literal["less than 5 words", "5 to 15 words", "at least 10 words"] | None = None
-    difficulty: Literal["high school", "college", "PhD"] | None = None
-    clarity: Literal["clear", "understandable with some effort", "ambiguous"] | None = None
-    num_words: Literal[50, 100, 200, 300, 400, 500] | None = None
+    query_type: Literal["extremely long-tail", "long-tail", "common"] | None = Field(None, description=_DRAWN)
+    query_length: Literal["less than 5 words", "5 to 15 words", "at least 10 words"] | None = Field(
+        None, description=_DRAWN
+    )
+    difficulty: Literal["high school", "college", "PhD"] | None = Field(None, description=_DRAWN)
+    clarity: Literal["clear", "understandable with some effort", "ambiguous"] | None = Field(None, description=_DRAWN)
+    num_words: Literal[50, 100, 200, 300, 400, 500] | None = Field(
+        None, description="that a document should have at least; " + _DRAWN
+    )
 
 
 class ClassificationData(Language):
     """Writes a text with a right and a misleading label."""
 
-    difficulty: Literal["high school", "college", "PhD"] | None = None
-    clarity: Literal["clear", "understandable with some effort", "ambiguous"] | None = None
+    difficulty: Literal["high school", "college", "PhD"] | None = Field(None, description=_DRAWN)
+    clarity: Literal["clear", "understandable with some effort", "ambiguous"] | None = Field(None, description=_DRAWN)
 
 
 class Triplet(Language):
     """Writes three sentences of graded similarity."""
 
-    unit: Literal["sentence", "phrase", "passage"] | None = None
-    difficulty: Literal["elementary school", "high school", "college"] | None = None
-    high_score: Literal["4", "4.5", "5"] | None = None
-    low_score: Literal["2.5", "3", "3.5"] | None = None
+    unit: Literal["sentence", "phrase", "passage"] | None = Field(None, description=_DRAWN)
+    difficulty: Literal["elementary school", "high school", "college"] | None = Field(None, description=_DRAWN)
+    high_score: Literal["4", "4.5", "5"] | None = Field(None, description="how alike S1 and S2 should be; " + _DRAWN)
+    low_score: Literal["2.5", "3", "3.5"] | None = Field(None, description="how alike S1 and S3 should be; " + _DRAWN)
 
 
 class Bitext(TaskParameters):
     """Writes three sentences of graded similarity in two languages."""
 
-    target_language: str
-    source_language: str | None = None
-    unit: Literal["sentence", "phrase", "passage"] | None = None
-    difficulty: Literal["elementary school", "high school", "college"] | None = None
-    high_score: Literal["4", "4.5", "5"] | None = None
-    low_score: Literal["2.5", "3", "3.5"] | None = None
+    target_language: str = Field(description="of the second and third sentence")
+    source_language: str | None = Field(None, description="of the first, in place of English")
+    unit: Literal["sentence", "phrase", "passage"] | None = Field(None, description=_DRAWN)
+    difficulty: Literal["elementary school", "high school", "college"] | None = Field(None, description=_DRAWN)
+    high_score: Literal["4", "4.5", "5"] | None = Field(None, description="how alike S1 and S2 should be; " + _DRAWN)
+    low_score: Literal["2.5", "3", "3.5"] | None = Field(None, description="how alike S1 and S3 should be; " + _DRAWN)
 
 
 def _finish_apigen(row: Row, parameters: Any, notes: list[str]) -> Row:

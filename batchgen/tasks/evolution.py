@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from pydantic import PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator
 from pydantic_core import PydanticCustomError
 
 from batchgen.errors import RowRejected
@@ -24,15 +24,22 @@ def _check_templates(templates: dict[str, str] | None, placeholder: str) -> dict
     return templates
 
 
+_EVOLUTIONS = "rewritings, one of the other"
+_MUTATIONS = "prompts by name, of which each rewriting draws one, in place of the paper's, with "
+_ELIMINATE = "drops a rewriting that is no better by WizardLM's rules, or was cut, and goes on from the one before it"
+
+
 class EvolInstruct(TaskParameters):
     """Makes an instruction harder, step by step."""
 
-    num_evolutions: PositiveInt = 1
-    store_evolutions: bool = False
-    generate_answers: bool = False
-    include_original_instruction: bool = False
-    mutation_templates: dict[str, str] | None = None
-    eliminate: bool = True
+    num_evolutions: PositiveInt = Field(1, description=_EVOLUTIONS)
+    store_evolutions: bool = Field(
+        False, description="writes the list `evolved_instructions`, in place of the last one"
+    )
+    generate_answers: bool = Field(False, description="answers what it writes, in `answer` or the list `answers`")
+    include_original_instruction: bool = Field(False, description="has the list begin with the instruction itself")
+    mutation_templates: dict[str, str] | None = Field(None, description=_MUTATIONS + "`<PROMPT>` for the instruction")
+    eliminate: bool = Field(True, description=_ELIMINATE)
 
     @field_validator("mutation_templates")
     @classmethod
@@ -43,11 +50,13 @@ class EvolInstruct(TaskParameters):
 class EvolQuality(TaskParameters):
     """Makes an answer better, step by step."""
 
-    num_evolutions: PositiveInt = 1
-    store_evolutions: bool = False
-    include_original_response: bool = False
-    mutation_templates: dict[str, str] | None = None
-    eliminate: bool = True
+    num_evolutions: PositiveInt = Field(1, description=_EVOLUTIONS)
+    store_evolutions: bool = Field(False, description="writes the list `evolved_responses`, in place of the last one")
+    include_original_response: bool = Field(False, description="has the list begin with the response itself")
+    mutation_templates: dict[str, str] | None = Field(
+        None, description=_MUTATIONS + "`<PROMPT>` for the instruction and `<RESPONSE>` for the response"
+    )
+    eliminate: bool = Field(True, description=_ELIMINATE)
 
     @field_validator("mutation_templates")
     @classmethod

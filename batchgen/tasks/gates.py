@@ -12,7 +12,9 @@ from batchgen.tasks.spec import Gate, TaskParameters, TaskSpec, columns
 class DropDuplicates(TaskParameters):
     """Ends a row whose text another row had."""
 
-    threshold: float | None = Field(None, ge=0.5, le=1.0)
+    threshold: float | None = Field(
+        None, ge=0.5, le=1.0, description="ends near-duplicates as well: at least so alike (Jaccard, by MinHash)"
+    )
 
 
 def _seen(parameters: DropDuplicates) -> Gate:

@@ -34,8 +34,10 @@ def is_code(template: str) -> bool:
 class TextGeneration(TaskParameters):
     """Answers an instruction."""
 
-    system_prompt: str | None = None
-    template: str | None = None
+    system_prompt: str | None = Field(None, description="of rows that bring none of their own")
+    template: str | None = Field(
+        None, description="the prompt, with `{{ column }}` where a column's text goes; without it, `instruction` is it"
+    )
 
     @field_validator("template")
     @classmethod
@@ -66,9 +68,13 @@ class NoParameters(TaskParameters):
 class SelfInstruct(TaskParameters):
     """Writes instructions about a text."""
 
-    num_instructions: PositiveInt = 5
-    criteria_for_query_generation: str | None = None
-    application_description: str | None = None
+    num_instructions: PositiveInt = Field(5, description="how many are asked for")
+    criteria_for_query_generation: str | None = Field(
+        None, description="what they should be like, in place of the paper's criteria"
+    )
+    application_description: str | None = Field(
+        None, description="of the assistant that they are for, in place of `AI assistant`"
+    )
 
 
 class Exchange(TaskParameters):
@@ -81,7 +87,9 @@ class Exchange(TaskParameters):
 class Urial(TaskParameters):
     """Has a base model answer."""
 
-    examples: list[Exchange] | None = Field(default=None, min_length=1)
+    examples: list[Exchange] | None = Field(
+        default=None, min_length=1, description="exchanges in the prompt: `[{user: ..., assistant: ...}]`"
+    )
 
 
 WeightedPrompt = str | Annotated[list[Any], Field(min_length=2, max_length=2)]
@@ -90,17 +98,26 @@ WeightedPrompt = str | Annotated[list[Any], Field(min_length=2, max_length=2)]
 class Magpie(TaskParameters):
     """Has the model write the user's turns too."""
 
-    n_turns: PositiveInt = 1
-    end_with_user: bool = False
-    include_system_prompt: bool = False
-    only_instruction: bool = False
-    keep_shorter: bool = False
+    n_turns: PositiveInt = Field(1, description="user turns; with more than one, the row is a `conversation`")
+    end_with_user: bool = Field(False, description="leaves out the last answer; the row is a `conversation`")
+    include_system_prompt: bool = Field(
+        False, description="the row is a `conversation` that begins with the system prompt"
+    )
+    only_instruction: bool = Field(False, description="ends with the first user turn")
+    keep_shorter: bool = Field(
+        False,
+        description="keeps the whole exchanges before a turn that failed or was cut, in place of rejecting the row",
+    )
     system_prompt: (
         str
         | Annotated[list[str], Field(min_length=1)]
         | Annotated[dict[str, WeightedPrompt], Field(min_length=1)]
         | None
-    ) = None
+    ) = Field(
+        None,
+        description="of rows that bring none of their own: a text; a list, of which each row draws one; or a mapping "
+        "of names to texts, or to `[text, weight]`, of which each row draws one (its name: `system_prompt_key`)",
+    )
 
     @field_validator("system_prompt")
     @classmethod

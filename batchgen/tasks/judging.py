@@ -12,16 +12,17 @@ from pydantic_core import PydanticCustomError
 
 from batchgen.errors import RowRejected
 from batchgen.tasks.generation import NoParameters
-from batchgen.tasks.spec import Row, TaskParameters, TaskSpec, columns
+from batchgen.tasks.spec import OWN_SYSTEM_PROMPT, Row, TaskParameters, TaskSpec, columns, structured_output
 
 
 class UltraFeedback(TaskParameters):
     """Rates answers to an instruction."""
 
-    aspect: Literal["helpfulness", "honesty", "instruction-following", "truthfulness", "overall-rating"] = (
-        "overall-rating"
+    aspect: Literal["helpfulness", "honesty", "instruction-following", "truthfulness", "overall-rating"] = Field(
+        "overall-rating",
+        description="what they are rated by; two of them, helpfulness and truthfulness, give `types` too",
     )
-    use_default_structured_output: bool = False
+    use_default_structured_output: bool = structured_output()
 
     @property
     def gives_types(self) -> bool:
@@ -32,7 +33,7 @@ class UltraFeedback(TaskParameters):
 class Scorer(TaskParameters):
     """Scores texts."""
 
-    use_default_structured_output: bool = False
+    use_default_structured_output: bool = structured_output()
 
 
 # distilabel's own.
@@ -43,10 +44,14 @@ _RUBRIC = re.compile(r"\[.*?\]\n(?:Score [1-4]: .*?\n){4}Score 5: ")
 class PrometheusEval(TaskParameters):
     """Judges one answer, or which of two is better, by a rubric."""
 
-    mode: Literal["absolute", "relative"]
-    rubric: str = Field(min_length=1)
-    rubrics: dict[str, str] | None = Field(default=None, min_length=1)
-    reference: bool = False
+    mode: Literal["absolute", "relative"] = Field(
+        description="absolute: the score (1 to 5) of `generation`; relative: the better of two `generations` (A or B)"
+    )
+    rubric: str = Field(min_length=1, description="the name of the rubric to judge by: " + ", ".join(RUBRICS))
+    rubrics: dict[str, str] | None = Field(
+        default=None, min_length=1, description="rubrics of your own by name, in place of these"
+    )
+    reference: bool = Field(False, description="reads a right answer from the column `reference`")
 
     @field_validator("rubrics")
     @classmethod
@@ -70,29 +75,31 @@ class PrometheusEval(TaskParameters):
 class Clair(TaskParameters):
     """Corrects a solution with as few changes as possible."""
 
-    system_prompt: str | None = None
+    system_prompt: str | None = Field(None, description=OWN_SYSTEM_PROMPT)
 
 
 class TextClassification(TaskParameters):
     """Labels a text."""
 
-    system_prompt: str | None = None
-    n: PositiveInt = 1
-    context: str | None = None
-    examples: list[str] | None = None
+    system_prompt: str | None = Field(None, description=OWN_SYSTEM_PROMPT)
+    n: PositiveInt = Field(1, description="labels of a text; with more than one, `labels` is a list")
+    context: str | None = Field(None, description="what the labels should be like, in place of the task's own")
+    examples: list[str] | None = Field(None, description="texts with their labels, in the prompt")
     available_labels: (
         Annotated[list[str], Field(min_length=1)] | Annotated[dict[str, str], Field(min_length=1)] | None
-    ) = None
-    default_label: str | list[str] | None = None
-    query_title: str | None = None
-    use_default_structured_output: bool = True
+    ) = Field(None, description="a list, or a mapping of labels to what they mean; without it the model makes them up")
+    default_label: str | list[str] | None = Field(
+        None, description="for texts that none of them fits, in place of `Unclassified`"
+    )
+    query_title: str | None = Field(None, description="the heading above the text, in place of `User Query`")
+    use_default_structured_output: bool = structured_output(by_default=True)
 
 
 class Checker(TaskParameters):
     """Checks a function call."""
 
-    system_prompt: str | None = None
-    use_default_structured_output: bool = False
+    system_prompt: str | None = Field(None, description=OWN_SYSTEM_PROMPT)
+    use_default_structured_output: bool = structured_output()
 
 
 def _same_length(judged: str, *results: str) -> Callable[[Row, Any, list[str]], Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
@@ -14,7 +15,7 @@ from batchgen.tasks.table import TASKS
 def described(name: str, spec: TaskSpec) -> dict[str, Any]:
     """One entry: its parameters with defaults ("required" where there is none), columns, engine calls and paper.
 
-    Of parameters that take few values, these are there as well.
+    Of parameters that take few values, these are there as well; of all, what they mean.
     """
     parameters = spec.parameters.model_validate(dict(spec.example))
     fields = spec.parameters.model_fields
@@ -25,6 +26,7 @@ def described(name: str, spec: TaskSpec) -> dict[str, Any]:
             field: "required" if info.default is PydanticUndefined else info.default for field, info in fields.items()
         },
         "legal": {field: legal for field, info in fields.items() if (legal := _literals(info.annotation))},
+        "meaning": {field: info.description for field, info in fields.items()},
         "inputs": dict(spec.inputs(parameters)),
         "outputs": dict(spec.outputs(parameters)),
         "calls": spec.calls,
@@ -42,12 +44,22 @@ def text() -> str:
     """The table for a terminal."""
     lines = []
     for task in listing():
-        lines.append(f"{task['name']}: {task['summary']}")
-        lines.append(f"    reads   {_columns(task['inputs']) or 'nothing'}")
-        lines.append(f"    writes  {_columns(task['outputs']) or 'nothing'}")
-        if task["parameters"]:
-            lines.append(f"    set     {_parameters(task['parameters'], task['legal'])}")
-        lines.append(f"    calls   {task['calls']} a row" + (f"; {task['paper']}" if task["paper"] else ""))
+        head, *rest = _lines(task)
+        parameters = [_parameter(task, name) for name in task["parameters"]]
+        lines += [head, *rest[:2], *([f"    set     {', '.join(parameters)}"] if parameters else []), *rest[2:]]
+    return "\n".join([*lines, "", "what a task's parameters mean: batchgen tasks NAME"])
+
+
+def explained(names: Sequence[str]) -> str:
+    """Entries for a terminal, with what their parameters mean."""
+    return "\n\n".join(_explained(described(name, TASKS[name])) for name in names)
+
+
+def _explained(task: Mapping[str, Any]) -> str:
+    lines = _lines(task)
+    for parameter in task["parameters"]:
+        lines.append(f"    {_parameter(task, parameter)}")
+        lines += textwrap.wrap(task["meaning"][parameter], 100, initial_indent=" " * 8, subsequent_indent=" " * 8)
     return "\n".join(lines)
 
 
@@ -62,16 +74,23 @@ def markdown() -> str:
     return "\n".join(lines)
 
 
+def _lines(task: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{task['name']}: {task['summary']}",
+        f"    reads   {_columns(task['inputs']) or 'nothing'}",
+        f"    writes  {_columns(task['outputs']) or 'nothing'}",
+        f"    calls   {task['calls']} a row" + (f"; {task['paper']}" if task["paper"] else ""),
+    ]
+
+
 def _columns(kinds: Mapping[str, str]) -> str:
     return ", ".join(f"{name} ({kind})" if kind != "text" else name for name, kind in kinds.items())
 
 
-def _parameters(parameters: Mapping[str, Any], legal: Mapping[str, Sequence[Any]]) -> str:
-    return ", ".join(
-        (name if value is None else f"{name}={value}")
-        + (f" ({' | '.join(map(_written, legal[name]))})" if name in legal else "")
-        for name, value in parameters.items()
-    )
+def _parameter(task: Mapping[str, Any], name: str) -> str:
+    value, legal = task["parameters"][name], task["legal"].get(name)
+    written = name if value is None else f"{name}={str(value).lower() if isinstance(value, bool) else value}"
+    return f"{written} ({' | '.join(map(_written, legal))})" if legal else written
 
 
 def _written(value: Any) -> str:

@@ -15,8 +15,10 @@ from batchgen.tasks.spec import Row, TaskParameters, TaskSpec
 class GroupColumns(TaskParameters):
     """Makes one list of several columns."""
 
-    columns: list[str] = Field(min_length=1)
-    kind: Literal["text", "number", "boolean", "conversation", "list[text]", "list[number]"] = "text"
+    columns: list[str] = Field(min_length=1, description="the columns, in the order of the list")
+    kind: Literal["text", "number", "boolean", "conversation", "list[text]", "list[number]"] = Field(
+        "text", description="what they hold"
+    )
 
     @field_validator("columns")
     @classmethod
@@ -29,8 +31,12 @@ class GroupColumns(TaskParameters):
 class Preference(TaskParameters):
     """Makes a preference pair out of rated answers."""
 
-    min_difference: float = Field(default=0.0, ge=0.0)
-    name_models: bool = False
+    min_difference: float = Field(
+        default=0.0, ge=0.0, description="rejects a row whose best and worst rating are less apart"
+    )
+    name_models: bool = Field(
+        False, description="reads the answers' models from the column `generation_models`, and writes those of the pair"
+    )
 
     @field_validator("min_difference", mode="before")
     @classmethod

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from batchgen.errors import JobError
 
 Row = dict[str, Any]
 OPTIONAL = "?"
+# What a parameter `system_prompt` is where distilabel's task has one.
+OWN_SYSTEM_PROMPT = "in place of the task's own"
 # The kind of an input that goes along as it is, whatever its column holds.
 ANY = "any"
 # The kind of an input that is written into a text.
@@ -28,6 +30,11 @@ class TaskParameters(BaseModel):
     def for_distilabel(self) -> dict[str, Any]:
         """The parameters that were set, as the distilabel task takes them."""
         return self.model_dump(exclude_none=True)
+
+
+def structured_output(by_default: bool = False) -> Any:
+    """The parameter `use_default_structured_output`."""
+    return Field(by_default, description="holds completions to the form that the task reads, with structured outputs")
 
 
 class Gate(Protocol):

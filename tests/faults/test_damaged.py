@@ -127,7 +127,13 @@ def test_every_command_ends_with_an_answer(sound: Path, tmp_path: Path, capsys: 
         ("versions/0001.json", "{", "merge", 1, "remove it and merge again"),
         ("plan.json", {"rows": 41}, "status", 2, "plan.json was changed after it was written"),
         ("plan.json", "{", "status", 2, "plan.json cannot be read (JSONDecodeError)"),
-        ("plan.json", {"format": 2}, "status", 2, "plan.json is of another version of batchgen (format 2; this one reads 3)"),
+        (
+            "plan.json",
+            {"format": 2},
+            "status",
+            2,
+            "plan.json is of another version of batchgen (format 2; this one reads 3)",
+        ),
     ],
 )
 def test_what_is_damaged_is_named(

@@ -17,6 +17,7 @@ import yaml
 from batchgen.cli import build_parser, main
 from batchgen.engines import EngineSpec, build_engine
 from batchgen.errors import EngineStartError
+from batchgen.tasks.listing import listing
 
 CHAOS = """\
 name: test
@@ -420,8 +421,25 @@ def test_the_tasks_are_listed(capsys: pytest.CaptureFixture[str]):
     assert main(["tasks"]) == 0
     shown = capsys.readouterr().out
     assert "reads   system_prompt (text?)" in shown
-    assert "set     mode=required (absolute | relative), rubric=required, rubrics, reference=False" in shown
+    assert "set     mode=required (absolute | relative), rubric=required, rubrics, reference=false" in shown
     assert 'high_score ("4" | "4.5" | "5")' in shown
+
+
+def test_a_task_is_explained(capsys: pytest.CaptureFixture[str]):
+    assert main(["tasks", "magpie", "drop_duplicates"]) == 0
+    shown = capsys.readouterr().out
+    assert "n_turns=1\n        user turns; with more than one, the row is a `conversation`\n" in shown
+    assert "`[text, weight]`" in shown
+    assert "\n\ndrop_duplicates: " in shown
+    assert main(["tasks", "magpie", "--json"]) == 0
+    (task,) = json.loads(capsys.readouterr().out)
+    assert task["meaning"]["only_instruction"] == "ends with the first user turn"
+    assert "unknown task 'magpi'; did you mean 'magpie'?" in refused(capsys, "tasks", "magpi")
+
+
+def test_every_parameter_says_what_it_means():
+    silent = [(task["name"], name) for task in listing() for name, about in task["meaning"].items() if not about]
+    assert silent == []
 
 
 def test_vllm_that_is_not_installed_is_named_before_anything_starts(folder: Path, monkeypatch, capsys):

@@ -251,7 +251,9 @@ def test_a_torn_or_changed_plan_is_refused(tmp_path: Path):
         Plan.parse(plan.dump()[:-10])
     with pytest.raises(PlanMismatch, match="was changed"):
         Plan.parse(plan.dump().replace(b'"seed":0', b'"seed":1'))
-    with pytest.raises(PlanMismatch, match=r"is of another version of batchgen \(format 2; this one reads 3\); go on with that version"):
+    with pytest.raises(
+        PlanMismatch, match=r"is of another version of batchgen \(format 2; this one reads 3\); go on with that version"
+    ):
         Plan.parse(b'{"format": 2, "fingerprint": "0"}')
 
 
