@@ -16,6 +16,7 @@ from batchgen.card import _source, is_card, is_edited, render_card, render_confi
 from batchgen.cli import main
 from batchgen.job import Job
 from batchgen.merge import latest_version
+from batchgen.rows import CLUSTER_SIZE, MESSAGES, META_NAMES, SHARD_ONLY
 from batchgen.store import LocalStore
 from tests.helpers import chaos_job, planned
 
@@ -150,10 +151,38 @@ def test_a_partial_merge_is_told(tmp_path: Path):
 def test_a_column_with_any_name_is_one_row_of_the_card_s_table(tmp_path: Path):
     row = {"q": "a", "a|b": "x", "c\nd": "x", "`e`": "x", "\x1b[31mf": "x"}
     card = card_of(chaos_job(tmp_path / "run", source={"rows": [row]}))
-    table = card.partition("| column | type |\n| --- | --- |\n")[2].splitlines()
+    table = columns_of(card)
     for cell in (r"`a\|b`", "`c d`", "`` `e` ``", "`\ufffd[31mf`"):
-        assert f"| {cell} | `string` |" in table
-    assert all(line.startswith("| `") and line.endswith("` |") for line in table)
+        assert f"| {cell} | `string` | of the seed row |" in table
+    assert all(re.fullmatch(r"\| (`+).+\1 \| `\S.*` \| \w[^|]+ \|", line) for line in table)
+
+
+def columns_of(card: str) -> list[str]:
+    """The rows of the card's table of columns."""
+    return card.partition("| column | type | holds |\n| --- | --- | --- |\n")[2].splitlines()
+
+
+def test_what_a_column_holds_is_told_of_all(tmp_path: Path):
+    steps = [
+        {"task": "self_instruct", "input_mappings": {"input": "topic"}, "explode": "instructions -> a|question"},
+        {"task": "text_generation", "input_mappings": {"instruction": "a|question"}},
+        {"task": "clair", "input_mappings": {"task": "a|question", "student_solution": "generation"}},
+    ]
+    job = chaos_job(tmp_path / "run", source={"rows": [{"topic": "tides"}]}, steps=steps)
+    table = columns_of(card_of(job))
+    assert r"| `a\|question` | `string` | one of the list `instructions` of step 1, self_instruct |" in table
+    assert "| `generation` | `string` | written by step 2, text_generation |" in table
+    assert "| `revision` | `string` | written by step 3, clair |" in table
+    assert "| `topic` | `string` | of the seed row |" in table
+    assert "| `branch` | `string` | which of the rows that came of the seed row |" in table
+
+
+def test_what_batchgen_s_own_columns_hold_is_told_of_all(tmp_path: Path):
+    run(chaos_job(tmp_path / "run"), in_process=True)
+    table = columns_of((tmp_path / "run" / "dataset" / "README.md").read_text())
+    of_steps_and_seeds = [line for line in table if "| of the seed row |" in line or "written by step" in line]
+    names = {line.split("`")[1] for line in table} - {line.split("`")[1] for line in of_steps_and_seeds}
+    assert names == (META_NAMES - SHARD_ONLY) | {MESSAGES, CLUSTER_SIZE}
 
 
 @pytest.mark.parametrize(
