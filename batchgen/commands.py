@@ -134,6 +134,7 @@ def status(options: argparse.Namespace) -> int:
     from batchgen.commit import committed
     from batchgen.merge import latest_version
     from batchgen.plan import read_plan
+    from batchgen.reasons import NOTES, explained
     from batchgen.store import open_store
 
     store = open_store(options.run)
@@ -166,7 +167,7 @@ def status(options: argparse.Namespace) -> int:
         + (f" ({reasons})" * bool(reasons))
     )
     if progress.notes:
-        print(f"  notes: {', '.join(f'{note} {count:,}' for note, count in progress.notes.items())}")
+        print("\n    ".join(["  notes:", *map(one_line, explained(progress.notes, NOTES))]))
     print(f"  tokens: {progress.input_tokens:,} in, {progress.output_tokens:,} out")
     print(f"  dataset: version {version.number}, {version.kept:,} rows" if version else "  dataset: not merged yet")
     return 0
@@ -242,6 +243,7 @@ def rejected(options: argparse.Namespace) -> int:
     from batchgen.commit import committed
     from batchgen.display import describe_rejected
     from batchgen.plan import read_plan
+    from batchgen.reasons import REASONS, explained, most_first
     from batchgen.rejected import rejected_rows
     from batchgen.store import open_store
 
@@ -249,8 +251,7 @@ def rejected(options: argparse.Namespace) -> int:
     plan = read_plan(store)
     manifests = committed(store, plan)
     reasons = progress_of(manifests).reasons
-    most_first = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
-    counts = ", ".join(f"{one_line(reason)} {count:,}" for reason, count in most_first) or "none"
+    counts = ", ".join(f"{one_line(reason)} {count:,}" for reason, count in most_first(reasons)) or "none"
     if options.reason not in (None, *reasons):
         raise UserError(f"--reason {options.reason}: no row was rejected for that; rejected: {counts}")
     rows = rejected_rows(store, plan, manifests, options.reason, 0 if options.json else options.limit)
@@ -258,7 +259,7 @@ def rejected(options: argparse.Namespace) -> int:
         for row in rows:
             print(json.dumps(row, ensure_ascii=False, default=str))
         return 0
-    print(f"rejected: {counts}")
+    print("\n  ".join(["rejected:" if reasons else "rejected: none", *map(one_line, explained(reasons, REASONS))]))
     for row in rows:
         print("\n".join(["", *describe_rejected(row)]))
     return 0

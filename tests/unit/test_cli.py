@@ -17,6 +17,7 @@ import yaml
 from batchgen.cli import build_parser, main
 from batchgen.engines import EngineSpec, build_engine
 from batchgen.errors import EngineStartError
+from batchgen.reasons import REASONS
 from batchgen.tasks.listing import listing
 
 CHAOS = """\
@@ -328,7 +329,8 @@ def with_rejected(folder: Path) -> Path:
 def test_rejected_rows_are_shown_with_what_the_model_had_said(with_rejected: Path, capsys):
     assert main(["rejected", "run"]) == 0
     first, *rows = capsys.readouterr().out.split("\n\n")
-    assert first == "rejected: invalid_output 5, empty_completion 1, empty_input 1, truncated_output 1"
+    codes = {"invalid_output": 5, "empty_completion": 1, "empty_input": 1, "truncated_output": 1}
+    assert first.splitlines() == ["rejected:", *(f"  {code} {count}: {REASONS[code]}" for code, count in codes.items())]
     heads = [row.partition("\n")[0] for row in rows]
     assert heads[:2] == ["row 0: empty_completion", "row 1: truncated_output"]
     assert heads[2:] == [*(f"row {i}: invalid_output" for i in (2, 3, 4)), "row 7: empty_input"]

@@ -15,6 +15,7 @@ from batchgen import api
 from batchgen.cli import main
 from batchgen.errors import EngineStartError, Stopped
 from batchgen.job import Job
+from batchgen.reasons import NOTES
 from batchgen.store import LocalStore
 from tests.helpers import resealed
 
@@ -200,7 +201,9 @@ def test_how_a_run_stands(folder: Path, ran: Path, capsys: pytest.CaptureFixture
     lines = [
         f"{ran}: 3 of 3 shards committed",
         "  rows: 4 ok, 1 rejected, of 5 (empty_completion 1)",
-        "  notes: instruction_missing 4, truncated 1",
+        "  notes:",
+        f"    instruction_missing 4: {NOTES['instruction_missing']}",
+        f"    truncated 1: {NOTES['truncated']}",
         f"  tokens: {tokens['input']:,} in, {tokens['output']:,} out",
         "  dataset: version 1, 3 rows",
     ]

@@ -28,6 +28,7 @@ LAYERS = [
         "paths",
         "plaintext",
         "patience",
+        "reasons",
         "trees",
         "outage",
         "stopsignals",
