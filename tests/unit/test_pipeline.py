@@ -1102,6 +1102,31 @@ def test_a_leaf_may_end_in_a_conversation(tmp_path: Path):
     assert dataset["messages"] == dataset["conversation"]
 
 
+class Turns(Step):
+    """Reads a conversation, and does not go on with it."""
+
+    @property
+    def inputs(self):
+        return ["conversation"]
+
+    @property
+    def outputs(self):
+        return ["turns"]
+
+    def process(self, inputs):
+        yield [{**row, "turns": str(len(row["conversation"]))} for row in inputs]
+
+
+def test_a_conversation_that_a_step_looks_at_is_the_dataset_s(tmp_path: Path):
+    with Pipeline() as pipeline:
+        writer = vLLM(model="chaos", magpie_pre_query_template="qwen2")
+        MagpieGenerator(llm=writer, num_rows=3, n_turns=2) >> Turns(name="turns")
+    dataset = from_pipeline(pipeline, tmp_path / "out", in_process=True)["default"]["train"]
+    assert [[message["role"] for message in row["messages"]] for row in dataset] == [["user", "assistant"] * 2] * 3
+    assert dataset["messages"] == dataset["conversation"]
+    assert dataset["turns"] == ["4"] * 3
+
+
 def test_branches_go_on_from_conversations(tmp_path: Path):
     with Pipeline() as pipeline:
         writer = vLLM(model="chaos", magpie_pre_query_template="qwen2")
