@@ -33,6 +33,9 @@ def remarks(job: Job, plan: Plan) -> list[str]:
         told = [f"sampling.{line}" for line in _spelled_newlines(step.sampling)]
         if not isinstance(step.spec.distilabel, type):  # which may do what it likes with its parameters
             told += [*_unfilled(step, columns), *_spelled_newlines(step.parameters.model_dump())]
+            told += _alike(job, step, columns)
+        if step.sampling and not step.spec.calls_model:
+            told.append(f"sampling: means nothing, as {step.task} calls no model")
         lines += [f"steps[{index}].{line}" for line in told]
     return list(dict.fromkeys(lines))
 
@@ -47,6 +50,18 @@ def _unfilled(step: Step, columns: set[str]) -> Iterator[str]:
                 continue
             hint = f"a placeholder has two braces, {{{{ {column} }}}}" if is_template else _ELSEWHERE
             yield f"{field_name(path)}: {match[0]} goes to the model as it stands: {hint}"
+
+
+def _alike(job: Job, step: Step, columns: set[str]) -> Iterator[str]:
+    """Rows that are all the same, as a model without chance writes them to one prompt."""
+    sampling = job.step_sampling(step)
+    greedy = "temperature: 0" if sampling.get("temperature") == 0 else "top_k: 1" if sampling.get("top_k") == 1 else ""
+    if (
+        greedy
+        and step.spec.calls_model
+        and not (columns & {*step.reads.values()} or step.spec.chooses(step.parameters))
+    ):
+        yield f"sampling: {greedy} has every row say the same, as {step.task} reads nothing of a row here"
 
 
 def _spelled_newlines(parameters: Mapping[str, Any]) -> Iterator[str]:

@@ -92,7 +92,7 @@ class Urial(TaskParameters):
     )
 
 
-WeightedPrompt = str | Annotated[list[Any], Field(min_length=2, max_length=2)]
+WeightedPrompt = str | list[Any]
 
 
 class Magpie(TaskParameters):
@@ -126,7 +126,8 @@ class Magpie(TaskParameters):
             return prompts
         weighted = [value for value in prompts.values() if isinstance(value, list)]
         for value in weighted:
-            if not isinstance(value[0], str) or isinstance(value[1], bool) or not isinstance(value[1], int | float):
+            types = [type(part) for part in value]
+            if types not in ([str, int], [str, float]):
                 raise PydanticCustomError("weights", "a weighted system prompt reads [text, weight]")
             if not 0 <= value[1] < float("inf"):
                 raise PydanticCustomError("weights", "weights must be numbers of 0 or more")

@@ -99,6 +99,37 @@ def test_a_column_of_an_earlier_step_counts_and_own_tasks_fill_their_own(tmp_pat
     assert remarks(own, planned(own)[0]) == []
 
 
+SAME_ROWS = "sampling: temperature: 0 has every row say the same, as magpie reads nothing of a row here"
+
+
+@pytest.mark.parametrize(
+    ("step", "sampling", "noted"),
+    [
+        ({"task": "magpie"}, {"temperature": 0}, [SAME_ROWS]),
+        ({"task": "magpie"}, {"temperature": 0.0}, [SAME_ROWS]),
+        ({"task": "magpie"}, {"top_k": 1}, [SAME_ROWS.replace("temperature: 0", "top_k: 1")]),
+        ({"task": "magpie", "sampling": {"temperature": 0.7}}, {"temperature": 0}, []),
+        ({"task": "magpie", "system_prompt": "Be brief."}, {"temperature": 0}, [SAME_ROWS]),
+        ({"task": "magpie", "system_prompt": ["Be brief.", "Be kind."]}, {"temperature": 0}, []),
+        ({"task": "magpie", "input_mappings": {"system_prompt": "system"}}, {"temperature": 0}, []),
+        ({"task": "magpie"}, {"temperature": 0.1}, []),
+        ({"task": "magpie"}, {}, []),
+        ({"task": "text_generation"}, {"temperature": 0}, []),
+        (
+            {"task": "drop_duplicates", "sampling": {"temperature": 0.5}},
+            {"temperature": 0},
+            ["sampling: means nothing, as drop_duplicates calls no model"],
+        ),
+    ],
+)
+def test_sampling_that_makes_all_rows_the_same_or_means_nothing_is_told(
+    tmp_path: Path, step: dict, sampling: dict, noted: list[str]
+):
+    renamed = {"output_mappings": {"instruction": "asked"}} if step["task"] == "magpie" else {}
+    job = chaos_job(tmp_path, source={"rows": [ROW]}, sampling=sampling, steps=[step | renamed])
+    assert remarks(job, planned(job)[0]) == [f"steps[0].{line}" for line in noted]
+
+
 def test_a_remark_is_made_by_the_plan_and_as_the_run_begins(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     job = chaos_job("run", source={"rows": [ROW]}, steps=[{"task": "text_generation", "system_prompt": "{{ role }}"}])
