@@ -231,6 +231,16 @@ def test_the_words_of_transformers_mean_what_they_meant(given: dict[str, Any], e
     assert {name: sampling[name] for name in expected} == expected
 
 
+def test_what_vllm_s_own_sampling_takes_besides_comes_along():
+    given = {"max_new_tokens": 9, "stop": None, "extra_sampling_params": {"min_tokens": 2, "seed": None}}
+    with Pipeline() as pipeline:
+        LoadDataFromDicts(data=ROWS) >> TextGeneration(llm=llm(**given))
+    (job,) = translated(pipeline).values()
+    sampling = job.steps[0].sampling
+    assert (sampling["max_tokens"], sampling["min_tokens"]) == (9, 2)
+    assert not {"stop", "seed", "extra_sampling_params"} & sampling.keys()
+
+
 def test_the_revision_of_a_model_comes_along():
     with Pipeline() as pipeline:
         LoadDataFromDicts(data=ROWS) >> TextGeneration(llm=vLLM(model="org/model", revision="abc123"))
