@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,10 +29,16 @@ def resolved(path: str | Path) -> Path:
     Raises:
         UserError: it comes to none.
     """
+    loop = UserError(f"{path}: a symbolic link that leads to itself")
     try:
-        return expanded(path).resolve()
+        found = expanded(path).resolve()
+        found.stat()
     except RuntimeError as error:  # Python's name for it, until 3.13
-        raise UserError(f"{path}: a symbolic link that leads to itself") from error
+        raise loop from error
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise loop from error
+    return found
 
 
 @contextmanager
