@@ -1228,6 +1228,8 @@ def test_a_loader_of_one_s_own_makes_the_same_rows_again(tmp_path: Path, rows: i
     assert random.getstate() == before
     assert sorted(first["rank"]) == list(range(rows))
     assert len(set(first["instruction"])) == rows
+    random.seed(rows)  # another process has drawn other numbers
+    np.random.seed(rows)
     again = from_pipeline(load(), tmp_path / "out", in_process=True, parameters={"draw": {"rows": rows}})
     assert again["default"]["train"].to_list() == first.to_list()
     other = from_pipeline(load(), tmp_path / "other", in_process=True, seed=1)["default"]["train"]
