@@ -88,25 +88,30 @@ def _found_columns(job: Job, plan: Plan) -> ChatColumns | None:
         return Chat(job.merge.prompt, job.merge.answer)
     if _is_preference(plan):
         return Chat("prompt")
-    alternatives: set[str] = set()
+    # Where the items of lists are, and those of lists that are made of several columns; None where they are in no rows.
+    spread: dict[str | None, str] = {}
+    alternatives: dict[str | None, str | None] = {}
     for index, step in reversed(list(enumerate(job.steps))):
+        if step.exploded is not None:
+            spread[step.exploded[0]] = step.exploded[1]
         if step.spec.groups:
-            alternatives |= {_column(step, name) for name in step.inputs}
-        mapped = step.output_mappings.get("conversation", "conversation")
-        if step.outputs.get(mapped) == "conversation" and "conversation" in step.spec.outputs(step.parameters):
-            return mapped
+            (grouped,) = step.outputs
+            alternatives |= dict.fromkeys((_column(step, name) for name in step.inputs), spread.get(grouped))
+        if "conversation" in step.spec.outputs(step.parameters):
+            written = step.output_mappings.get("conversation", "conversation")
+            if kinds.get(whole := spread.get(written, written)) == "conversation":
+                return whole
         chat = step.spec.chat(step.parameters)
         if chat is None:
             continue
         prompt = _column(step, chat.prompt)
-        if step.exploded is not None and step.exploded[0] == prompt:
-            prompt = step.exploded[1]
+        prompt = spread.get(prompt, prompt)
         answer = _column(step, chat.answer) if chat.answer is not None else None
         system = _system_column(job.steps[: index + 1])
         # An answer may be a list of them, or go into one.
-        is_text = kinds.get(answer) == "text" and answer not in alternatives
-        if kinds.get(prompt) in ("text", "conversation") and (answer is None or is_text):
-            return Chat(prompt, job.merge.answer or answer, system if system in kinds else None)
+        answered = alternatives.get(answer, spread.get(answer, answer))
+        if kinds.get(prompt) in ("text", "conversation") and (answer is None or kinds.get(answered) == "text"):
+            return Chat(prompt, job.merge.answer or answered, system if system in kinds else None)
     if job.merge.answer:
         raise JobError("merge.answer is given, but no step has a prompt that it would answer; give merge.prompt")
     return None

@@ -602,6 +602,7 @@ LISTED = {"prompt": "instruction", "answer": "answer"}
         (["instruction"], [{**ANSWER, "num_generations": 2}], {}, "answers"),
         (["instruction"], [{**ANSWER, "sampling": {"n": 2}}], {}, "answers"),
         (["instruction"], [{**ANSWERS, "explode": "answers -> answer"}], LISTED, "answers"),
+        (["instruction"], [{**ANSWERS, "explode": "answers -> answer"}], {}, "answers"),
         (["instruction", "notes_"], [{**ANSWER, "explode": "notes_ -> note"}], {}, "answers"),
         # Each row has a question of its own by then.
         (["input"], [QUESTIONS, ANSWER], {}, "prompt"),
@@ -643,6 +644,48 @@ def test_a_list_of_questions_makes_conversations_once_it_is_spread(
 ):
     job = chaos_job(tmp_path, source={"rows": [dict.fromkeys(columns, "x")]}, steps=[step])
     assert chat_columns(job, make_plan(job, load_seeds(job.source))) == chat
+
+
+OF_TWO = [{**ANSWER, "output_mappings": {"generation": name}} for name in "ab"]
+JUDGE = {"task": "ultrafeedback", "input_mappings": {"generations": "answers"}}
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [{**ANSWERS, "explode": "answers -> answer"}],
+        [ANSWERS, {**JUDGE, "explode": "answers -> answer"}],
+        [*OF_TWO, {"task": "group_columns", "columns": ["a", "b"], "explode": "grouped -> answer"}],
+        [
+            *OF_TWO,
+            {"task": "group_columns", "columns": ["a", "b"], "output_mappings": {"grouped": "answers"}},
+            {**JUDGE, "explode": "answers -> answer"},
+        ],
+    ],
+)
+def test_a_list_of_answers_makes_conversations_once_it_is_spread(tmp_path: Path, steps: list[dict]):
+    job = chaos_job(tmp_path, source={"rows": [{"instruction": "x"}]}, steps=steps)
+    chat = chat_columns(job, make_plan(job, load_seeds(job.source)))
+    assert chat == Chat("instruction", "answer")
+    assert settled(job, chat).compare == "answers"
+
+
+def test_a_list_of_conversations_is_what_it_is_made_of_once_it_is_spread(tmp_path: Path):
+    step = {"task": "magpie", "n_turns": 2, "num_generations": 2, "group_generations": True}
+    step |= {"output_mappings": {"conversation": "all"}, "explode": "all -> one"}
+    dataset = load_dataset(run(chaos_job(tmp_path, source={"count": 3}, steps=[step]), in_process=True).dataset)
+    assert dataset["train"].num_rows == 6
+    for row in dataset["train"]:
+        assert [message["role"] for message in row["messages"]] == ["user", "assistant"] * 2
+
+
+def test_every_answer_of_a_list_that_is_spread_is_a_row_of_the_dataset(tmp_path: Path):
+    rows = [{"instruction": f"Say {word}."} for word in ("hello to the sea", "nothing at all", "what you think")]
+    steps = [{**ANSWERS, "explode": "answers -> answer"}]
+    dataset = load_dataset(run(chaos_job(tmp_path, source={"rows": rows}, steps=steps), in_process=True).dataset)
+    said = [[message["content"] for message in row["messages"]] for row in dataset["train"]]
+    assert said == [[row["instruction"], row["answer"]] for row in dataset["train"]]
+    assert len(said) == 6
 
 
 def test_a_merge_by_hand_finds_the_version_of_the_run_whatever_the_order_of_a_job_s_keys(tmp_path: Path, capsys):
