@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from batchgen.store.base import ObjectStore
 
 _PLAIN_EVERY = 10.0
-_NO_PROMPT = "the rows have no prompt; merge.prompt can name a column"
+_NO_PROMPT = "the rows have no prompt, and so no messages; merge.prompt and merge.answer can name columns"
 
 
 def _duration(seconds: float) -> str:

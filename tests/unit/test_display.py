@@ -213,6 +213,9 @@ def test_what_cannot_be_seen_and_belongs_to_a_text_stays_in_it():
         assert harmless(f"a{command}b") == "a\ufffdb"
 
 
+NO_PROMPT = "the rows have no prompt, and so no messages; merge.prompt and merge.answer can name columns"
+
+
 @pytest.mark.parametrize(
     ("merge", "chat", "line"),
     [
@@ -236,7 +239,11 @@ def test_what_cannot_be_seen_and_belongs_to_a_text_stays_in_it():
             "duplicates are told by instruction, and those with the same by generation",
         ),
         ({"compare": "answers"}, Chat("instruction"), "duplicates are told by instruction"),
-        ({"compare": None}, None, "duplicates stay: the rows have no prompt; merge.prompt can name a column"),
+        (
+            {"compare": None},
+            None,
+            f"duplicates stay: {NO_PROMPT}",
+        ),
         ({"compare": "prompt", "exact": False, "near": None}, Chat("instruction"), "duplicates stay"),
     ],
 )
@@ -253,7 +260,7 @@ def test_a_merge_that_has_nothing_to_compare_says_so():
         )
 
     kept = "merged 3 rows: 3 kept"
-    why = " (duplicates were not looked for: the rows have no prompt; merge.prompt can name a column)"
+    why = f" (duplicates were not looked for: {NO_PROMPT})"
     assert line() == line(exact=False, near={"threshold": 0.8}) == kept + why
     assert line(exact=False) == line(compare="prompt") == kept
     assert (
