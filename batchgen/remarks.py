@@ -32,12 +32,21 @@ def remarks(job: Job, plan: Plan) -> list[str]:
     for index, step in enumerate(job.steps):
         told = [f"sampling.{line}" for line in _spelled_newlines(step.sampling)]
         if not isinstance(step.spec.distilabel, type):  # which may do what it likes with its parameters
+            told += _without_messages(job, step)
             told += [*_unfilled(step, columns), *_spelled_newlines(step.parameters.model_dump())]
             told += _alike(job, step, columns)
         if step.sampling and not step.spec.calls_model:
             told.append(f"sampling: means nothing, as {step.task} calls no model")
         lines += [f"steps[{index}].{line}" for line in told]
     return list(dict.fromkeys(lines))
+
+
+def _without_messages(job: Job, step: Step) -> Iterator[str]:
+    """A prompt that is in no column, where no other step makes conversations either."""
+    chats = [each.spec.chat(each.parameters) for each in job.steps]
+    if getattr(step.parameters, "template", None) and not (any(chats) or job.merge.prompt):
+        kept = "keep_prompt: true adds it as `full_prompt`"
+        yield f"template: what it comes to is in no column, so that the rows have no messages; {kept}"
 
 
 def _unfilled(step: Step, columns: set[str]) -> Iterator[str]:

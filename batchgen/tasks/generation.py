@@ -12,6 +12,8 @@ from pydantic_core import PydanticCustomError
 from batchgen.errors import RowRejected
 from batchgen.tasks.spec import PRINTABLE, Chat, Row, TaskParameters, TaskSpec, columns
 
+# The column of a template with a row's values in it; TRL would take one called `prompt` for more than a column.
+FULL_PROMPT = "full_prompt"
 _PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_]\w*)\s*\}\}")
 
 
@@ -38,6 +40,9 @@ class TextGeneration(TaskParameters):
     template: str | None = Field(
         None, description="the prompt, with `{{ column }}` where a column's text goes; without it, `instruction` is it"
     )
+    keep_prompt: bool = Field(
+        False, description="writes what the template came to into `full_prompt`, of which `messages` are made then"
+    )
 
     @field_validator("template")
     @classmethod
@@ -50,6 +55,12 @@ class TextGeneration(TaskParameters):
             raise PydanticCustomError("template", "must hold at least one {{ column }} placeholder")
         return template
 
+    @model_validator(mode="after")
+    def _has_template(self) -> TextGeneration:
+        if self.keep_prompt and self.template is None:
+            raise PydanticCustomError("template", "keep_prompt is for a template; without one the prompt is a column")
+        return self
+
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns that the prompt is made of."""
@@ -57,7 +68,7 @@ class TextGeneration(TaskParameters):
 
     def for_distilabel(self) -> dict[str, Any]:
         """The template under another name: distilabel would run it as unsandboxed Jinja."""
-        given = self.model_dump(exclude_none=True)
+        given = self.model_dump(exclude_none=True, exclude={"keep_prompt"})
         return {("prompt_template" if name == "template" else name): value for name, value in given.items()}
 
 
@@ -158,6 +169,21 @@ class Magpie(TaskParameters):
         return given
 
 
+def _text_outputs(parameters: TextGeneration) -> Mapping[str, str]:
+    return {"generation": "text", **({FULL_PROMPT: "text"} if parameters.keep_prompt else {})}
+
+
+def _finish_text(row: Row, parameters: TextGeneration, notes: list[str]) -> Row:
+    if parameters.template is None or not parameters.keep_prompt:
+        return row
+    return {**row, FULL_PROMPT: render_template(parameters.template, row)}
+
+
+def _text_chat(parameters: TextGeneration) -> Chat | None:
+    prompt = FULL_PROMPT if parameters.keep_prompt else "instruction" if parameters.template is None else None
+    return Chat(prompt, "generation", "system_prompt") if prompt is not None else None
+
+
 def _finish_self_instruct(row: Row, parameters: SelfInstruct, notes: list[str]) -> Row:
     instructions = row["instructions"]
     if not instructions:
@@ -215,8 +241,9 @@ GENERATION: Mapping[str, TaskSpec] = {
         distilabel="TextGeneration",
         parameters=TextGeneration,
         inputs=lambda p: {**dict.fromkeys(p.columns, PRINTABLE if p.template else "text"), "system_prompt": "text?"},
-        outputs=columns(generation="text"),
-        chat=lambda p: Chat("instruction", "generation", "system_prompt") if p.template is None else None,
+        outputs=_text_outputs,
+        chat=_text_chat,
+        finish=_finish_text,
     ),
     "chat_generation": TaskSpec(
         summary="answers the last message of a conversation",

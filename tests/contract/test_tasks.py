@@ -87,7 +87,7 @@ def test_columns_are_those_of_distilabel(name: str):
 
 @pytest.mark.parametrize("name", CALLING)
 def test_parameters_are_those_of_distilabel(name: str):
-    ours = set(TASKS[name].parameters.model_fields) - {"template"}
+    ours = set(TASKS[name].parameters.model_fields) - {"template", "keep_prompt"}
     assert ours <= set(type(built(name)).model_fields)
 
 

@@ -670,6 +670,31 @@ def test_a_list_of_answers_makes_conversations_once_it_is_spread(tmp_path: Path,
     assert settled(job, chat).compare == "answers"
 
 
+def test_a_prompt_of_several_columns_begins_the_messages_where_it_is_kept(tmp_path: Path):
+    rows = [
+        {"topic": topic, "number": number, "system_prompt": "Be brief."}
+        for topic in ("tides", "moons")
+        for number in (1, 2)
+    ]
+    step = {"task": "text_generation", "template": "{{ number }} about {{ topic }} {{ topic }}", "keep_prompt": True}
+    dataset = load_dataset(
+        run(chaos_job(tmp_path / "one", source={"rows": rows}, steps=[step]), in_process=True).dataset
+    )
+    said = [[message["content"] for message in row["messages"]] for row in dataset["train"]]
+    asked = [f"{row['number']} about {row['topic']} {row['topic']}" for row in rows]
+    assert said == [
+        ["Be brief.", text, answer] for text, answer in zip(asked, dataset["train"]["generation"], strict=True)
+    ]
+    assert dataset["train"]["full_prompt"] == asked
+    step |= {"num_generations": 2, "output_mappings": {"full_prompt": "asked"}}
+    dataset = load_dataset(
+        run(chaos_job(tmp_path / "two", source={"rows": rows}, steps=[step]), in_process=True).dataset
+    )
+    assert dataset["train"]["asked"] == [text for text in asked for _ in range(2)]
+    with pytest.raises(JobError, match="keep_prompt is for a template"):
+        chaos_job(tmp_path, steps=[{"task": "text_generation", "keep_prompt": True}])
+
+
 def test_a_list_of_conversations_is_what_it_is_made_of_once_it_is_spread(tmp_path: Path):
     step = {"task": "magpie", "n_turns": 2, "num_generations": 2, "group_generations": True}
     step |= {"output_mappings": {"conversation": "all"}, "explode": "all -> one"}

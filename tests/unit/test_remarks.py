@@ -26,9 +26,9 @@ ROW = {"instruction": "a", "role": "cook", "system": "b"}
         ({"system_prompt": "You are a {{ role }}."}, [f"system_prompt: {{{{ role }}}} {ELSEWHERE}"]),
         ({"system_prompt": "You are a {role}, {{role}} or {role}."}, ["{role}", "{{role}}"]),
         ({"system_prompt": 'You are {{ nobody }}, {{ role }, { "role": 1 }.'}, []),
-        ({"template": "Be {{ role }}: {{ instruction }}"}, []),
+        ({"template": "Be {{ role }}: {{ instruction }}", "keep_prompt": True}, []),
         (
-            {"template": "Be {role}: {{ instruction }}"},
+            {"template": "Be {role}: {{ instruction }}", "keep_prompt": True},
             ["template: {role} goes to the model as it stands: a placeholder has two braces, {{ role }}"],
         ),
         (
@@ -67,7 +67,7 @@ SPELLED = ": holds a backslash and an n, where YAML reads a line break in double
     ],
 )
 def test_line_breaks_that_are_spelled_are_told(tmp_path: Path, text: str, noted: bool):
-    step = {"task": "text_generation", "template": text, "sampling": {"stop": ["x", text]}}
+    step = {"task": "text_generation", "template": text, "keep_prompt": True, "sampling": {"stop": ["x", text]}}
     structured = {"structured_outputs": {"regex": r"a\n"}}
     job = chaos_job(tmp_path, source={"rows": [ROW]}, steps=[step], sampling={"stop": text, **structured})
     fields = ["sampling.stop", "steps[0].sampling.stop[1]", "steps[0].template"]
@@ -97,6 +97,23 @@ def test_a_column_of_an_earlier_step_counts_and_own_tasks_fill_their_own(tmp_pat
     }
     own = Job.of({**tree, "steps": [{"task": "shout", "mark": "{{ word }}"}]}, tasks={"shout": ENTRY})
     assert remarks(own, planned(own)[0]) == []
+
+
+@pytest.mark.parametrize(
+    ("steps", "merge", "noted"),
+    [
+        ([{"template": "{{ role }}"}], {}, True),
+        ([{"template": "{{ role }}", "keep_prompt": True}], {}, False),
+        ([{"template": "{{ role }}"}], {"prompt": "role", "answer": "generation"}, False),
+        ([{"template": "{{ role }}"}, {"output_mappings": {"generation": "more"}}], {}, False),
+        ([{}], {}, False),
+    ],
+)
+def test_a_template_that_leaves_rows_without_messages_is_told(tmp_path: Path, steps: list, merge: dict, noted: bool):
+    steps = [{"task": "text_generation", **step} for step in steps]
+    job = chaos_job(tmp_path, source={"rows": [ROW]}, steps=steps, merge=merge)
+    line = "steps[0].template: what it comes to is in no column, so that the rows have no messages; "
+    assert remarks(job, planned(job)[0]) == [line + "keep_prompt: true adds it as `full_prompt`"] * noted
 
 
 SAME_ROWS = "sampling: temperature: 0 has every row say the same, as magpie reads nothing of a row here"
