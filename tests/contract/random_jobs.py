@@ -134,6 +134,8 @@ class Maker:
         if name == "magpie" and chance() < 0.5:
             prompts = ["Be kind.", ["Be kind.", "Be brief."], {"kind": ["Be kind.", 0.3], "brief": ["Be brief.", 0.7]}]
             given["system_prompt"] = self._random.choice(prompts)
+        if name == "text_generation" and chance() < 0.3:
+            given |= {"template": "Say {{ thing }}, {{ thing }}.", "keep_prompt": chance() < 0.5}
         if given.get("keep_shorter"):
             given |= {"n_turns": 2, "only_instruction": False}
         if name == "drop_duplicates" and chance() < 0.5:
