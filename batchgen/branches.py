@@ -88,11 +88,12 @@ class Generation:
     further: Sequence[Mapping[str, Any]] = ()
 
 
-def grouped(generations: Sequence[Generation], whole_only: bool = False) -> Generation:
+def grouped(generations: Sequence[Generation], whole_only: bool = False, common: Collection[str] = ()) -> Generation:
     """Several generations as one with lists; one that failed is noted and left out, and all of them fail together.
 
     Args:
         whole_only: leave out those that were cut at `max_tokens` too, unless all were.
+        common: columns that are the same in all of them, and make no list.
     """
     ended = [generation for generation in generations if generation.reason is None]
     good = [generation for generation in ended if not (whole_only and generation.log.cuts)] or ended
@@ -111,7 +112,8 @@ def grouped(generations: Sequence[Generation], whole_only: bool = False) -> Gene
     left_out = [each for each in generations if id(each) not in kept]
     log.notes += [f"generation_failed:{each.reason or 'truncated'}" for each in left_out]
     rows = [row for each in good for row in (each.added, *each.further)]
-    return Generation(log, {name: [row[name] for row in rows] for name in rows[0]}, None)
+    lists = {name: [row[name] for row in rows] for name in rows[0]}
+    return Generation(log, {name: each[0] if name in common else each for name, each in lists.items()}, None)
 
 
 def check_text(added: Mapping[str, Any]) -> None:

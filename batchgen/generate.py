@@ -319,7 +319,7 @@ class Worker:
             [self._generation(row, index, branch, number if many > 1 else None) for number in range(many)]
         )
         if step.group_generations:
-            branches = [branch.after(grouped(generations, self._job.merge.drop_truncated))]
+            branches = [branch.after(grouped(generations, self._job.merge.drop_truncated, step.common_columns))]
         else:
             parts = branch.split(many) if many > 1 else [branch]
             branches = [

@@ -139,8 +139,16 @@ class Step(Part):
         kinds = {name: bare(kind) for name, kind in self._task_outputs.items()}
         if self.group_generations:
             # All of them are one model's.
-            kinds = {name: kind if name == MODEL_NAME else f"list[{kind}]" for name, kind in kinds.items()}
+            common = (MODEL_NAME, *self.spec.common)
+            kinds = {name: kind if name in common else f"list[{kind}]" for name, kind in kinds.items()}
         return {self.output_mappings.get(name, name): kind for name, kind in kinds.items()}
+
+    @property
+    def common_columns(self) -> frozenset[str]:
+        """Columns of the step's own that all generations of a row have in common."""
+        return frozenset(
+            self.output_mappings.get(name, name) for name in self.spec.common if name in self._task_outputs
+        )
 
     @property
     def model_column(self) -> str | None:

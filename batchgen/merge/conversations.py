@@ -13,7 +13,6 @@ from batchgen.job import Job, Merge
 from batchgen.plan import Plan, check_merge_columns
 from batchgen.rows import CLUSTER_SIZE, CONVERSATION, MESSAGES, kind_of
 from batchgen.step import Step
-from batchgen.tasks.generation import FULL_PROMPT, TextGeneration
 from batchgen.tasks.spec import Chat
 
 # Rows that are worked on at a time. Texts as Python objects take several times their size, and no Arrow array of
@@ -69,18 +68,13 @@ def _repeats(job: Job, prompt: str) -> bool:
     """Whether rows with one prompt are asked for: several generations of its answer, or a list spread over rows."""
     there = all(prompt not in _written(step) for step in job.steps)
     for step in job.steps:
-        there = there or _fills(step, prompt)
+        there = there or prompt in step.common_columns
         if there and job.generations(step) > 1 and not step.group_generations:
             return True
         there = there or prompt in _written(step)
         if there and step.exploded is not None and step.exploded[1] != prompt:
             return True
     return False
-
-
-def _fills(step: Step, prompt: str) -> bool:
-    """Whether a step's prompt is made of a row's columns: the same for all generations, though the step writes it."""
-    return isinstance(step.parameters, TextGeneration) and prompt == _column(step, FULL_PROMPT)
 
 
 def _written(step: Step) -> set[str]:

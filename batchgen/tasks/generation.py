@@ -244,6 +244,7 @@ GENERATION: Mapping[str, TaskSpec] = {
         outputs=_text_outputs,
         chat=_text_chat,
         finish=_finish_text,
+        common=(FULL_PROMPT,),
     ),
     "chat_generation": TaskSpec(
         summary="answers the last message of a conversation",

@@ -113,6 +113,7 @@ class TaskSpec:
         generator: whether distilabel's class makes its prompts without any input.
         chooses: whether it draws from `random` or numpy's global generator, for given parameters. Seeding both for the
             row came to 18 of the 75 us that a call took here, besides the engine's own.
+        common: outputs that all generations of a row have in common, so that a group of them has no list of those.
         groups: whether its inputs are alternatives, none of which is a row's answer from then on.
         differing: its input list that has to hold two different texts: a row without them is rejected as
             `no_preference`.
@@ -136,6 +137,7 @@ class TaskSpec:
     stop: tuple[str, ...] = ()
     generator: bool = False
     chooses: Callable[[Any], bool] = _never
+    common: tuple[str, ...] = ()
     groups: bool = False
     differing: str | None = None
     gate: Callable[[Any], Gate] | None = None

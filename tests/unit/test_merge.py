@@ -691,6 +691,11 @@ def test_a_prompt_of_several_columns_begins_the_messages_where_it_is_kept(tmp_pa
         run(chaos_job(tmp_path / "two", source={"rows": rows}, steps=[step]), in_process=True).dataset
     )
     assert dataset["train"]["asked"] == [text for text in asked for _ in range(2)]
+    step |= {"group_generations": True, "output_mappings": {"generation": "answers"}, "explode": "answers -> answer"}
+    dataset = load_dataset(
+        run(chaos_job(tmp_path / "all", source={"rows": rows}, steps=[step]), in_process=True).dataset
+    )
+    assert [row["messages"][1]["content"] for row in dataset["train"]] == [text for text in asked for _ in range(2)]
     with pytest.raises(JobError, match="keep_prompt is for a template"):
         chaos_job(tmp_path, steps=[{"task": "text_generation", "keep_prompt": True}])
 
