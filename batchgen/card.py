@@ -16,6 +16,7 @@ from batchgen.engines.repository import is_hub_name
 from batchgen.job import Job, Model
 from batchgen.plaintext import one_line
 from batchgen.plan import Plan, text_arguments
+from batchgen.reasons import REASONS, meaning
 from batchgen.rows import CLUSTER_SIZE, MESSAGES, canonical_json
 from batchgen.step import Step
 
@@ -67,7 +68,7 @@ def render_card(
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
         "dataset_info": {"config_name": "default", "description": f"batchgen, data {digest}{_UNSIGNED}"},
     }
-    dropped = "".join(f"| {_cell(reason)} | {count} |\n" for reason, count in details["dropped"].items())
+    dropped = "".join(f"| {_cell(_explained(reason))} | {count} |\n" for reason, count in details["dropped"].items())
     columns = "".join(
         f"| {_cell(field.name, code=True)} | {_cell(str(field.type), code=True)} | {_held(job, field.name)} |\n"
         for field in schema
@@ -105,6 +106,12 @@ def render_card(
 | column | type | holds |
 | --- | --- | --- |
 {columns}""")
+
+
+def _explained(reason: str) -> str:
+    """Why rows were dropped, with what the code means for which they were rejected."""
+    said = meaning(reason.removeprefix("rejected: "), REASONS) if reason.startswith("rejected: ") else ""
+    return f"{reason} ({said})" if said else reason
 
 
 def _held(job: Job, column: str) -> str:

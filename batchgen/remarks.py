@@ -9,6 +9,7 @@ from typing import Any
 from batchgen.checks import field_name, texts
 from batchgen.job import Job
 from batchgen.plan import Plan
+from batchgen.rows import MESSAGES
 from batchgen.step import Step
 
 # One brace too few for a placeholder, and a whole one.
@@ -44,7 +45,8 @@ def remarks(job: Job, plan: Plan) -> list[str]:
 def _without_messages(job: Job, step: Step) -> Iterator[str]:
     """A prompt that is in no column, where no other step makes conversations either."""
     chats = [each.spec.chat(each.parameters) for each in job.steps]
-    if getattr(step.parameters, "template", None) and not (any(chats) or job.merge.prompt):
+    unwanted = job.merge.columns is not None and MESSAGES not in job.merge.columns
+    if getattr(step.parameters, "template", None) and not (any(chats) or job.merge.prompt or unwanted):
         kept = "keep_prompt: true adds it as `full_prompt`"
         yield f"template: what it comes to is in no column, so that the rows have no messages; {kept}"
 

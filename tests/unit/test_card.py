@@ -148,6 +148,14 @@ def test_a_partial_merge_is_told(tmp_path: Path):
     assert "of which 1 was kept." in alone
 
 
+def test_why_rows_were_dropped_is_told_in_words(tmp_path: Path):
+    dropped = {"exact duplicate": 3, "rejected: missing_input:a|b": 2, "rejected: later": 1, "truncated": 1}
+    card = card_of(chaos_job(tmp_path / "run"), dropped=dropped)
+    assert "\n| exact duplicate | 3 |\n" in card
+    assert r"| rejected: missing_input:a\|b (null in a column that the step needs) | 2 |" in card
+    assert "\n| rejected: later | 1 |\n| truncated | 1 |\n" in card
+
+
 def test_a_column_with_any_name_is_one_row_of_the_card_s_table(tmp_path: Path):
     row = {"q": "a", "a|b": "x", "c\nd": "x", "`e`": "x", "\x1b[31mf": "x"}
     card = card_of(chaos_job(tmp_path / "run", source={"rows": [row]}))

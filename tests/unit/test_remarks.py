@@ -105,6 +105,7 @@ def test_a_column_of_an_earlier_step_counts_and_own_tasks_fill_their_own(tmp_pat
         ([{"template": "{{ role }}"}], {}, True),
         ([{"template": "{{ role }}", "keep_prompt": True}], {}, False),
         ([{"template": "{{ role }}"}], {"prompt": "role", "answer": "generation"}, False),
+        ([{"template": "{{ role }}"}], {"columns": ["generation"]}, False),
         ([{"template": "{{ role }}"}, {"output_mappings": {"generation": "more"}}], {}, False),
         ([{}], {}, False),
     ],
