@@ -178,7 +178,7 @@ def test_what_a_column_holds_is_told_of_all(tmp_path: Path):
     ]
     job = chaos_job(tmp_path / "run", source={"rows": [{"topic": "tides"}]}, steps=steps)
     table = columns_of(card_of(job))
-    assert r"| `a\|question` | `string` | one of the list `instructions` of step 1, self_instruct |" in table
+    assert r"| `a\|question` | `string` | one of the list `instructions`, spread by step 1, self_instruct |" in table
     assert "| `generation` | `string` | written by step 2, text_generation |" in table
     assert "| `revision` | `string` | written by step 3, clair |" in table
     assert "| `topic` | `string` | of the seed row |" in table
