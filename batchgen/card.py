@@ -30,7 +30,7 @@ _HELD = {
     MESSAGES: "the conversation: what was asked, and what was answered",
     "row_id": "id of the seed row, from its place and its content",
     "branch": "which of the rows that came of the seed row",
-    "model": "what generated it",
+    "model": "the job's own, on which its steps ran that name no other",
     "finish_reason": "why the last completion ended; `length` where a text of the row was cut",
     "input_tokens": "of all prompts for the row; what several rows have in common counts at the first",
     "output_tokens": "of all completions for the row, likewise",

@@ -54,9 +54,8 @@ class _MathShepherd(TaskParameters):
 
     system_prompt: str | None = Field(
         None,
-        description=OWN_SYSTEM_PROMPT
-        + ", with `{{ extra_rules }}`, `{{ few_shots }}` and `{{ structured_prompt }}` where "
-        "they go",
+        description=f"{OWN_SYSTEM_PROMPT}; it has places for "
+        "`{{ extra_rules }}`, `{{ few_shots }}` and `{{ structured_prompt }}`",
     )
     extra_rules: str | None = Field(None, description="in place of the task's own, which are for GSM8K")
     few_shots: str | None = Field(None, description="examples, in place of the task's own")

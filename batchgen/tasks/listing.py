@@ -44,9 +44,9 @@ def text() -> str:
     """The table for a terminal."""
     lines = []
     for task in listing():
-        head, *rest = _lines(task)
-        parameters = [_parameter(task, name) for name in task["parameters"]]
-        lines += [head, *rest[:2], *([f"    set     {', '.join(parameters)}"] if parameters else []), *rest[2:]]
+        lines += _lines(task)
+        if task["parameters"]:
+            lines.append(f"    set     {', '.join(_parameter(task, name) for name in task['parameters'])}")
     return "\n".join([*lines, "", "what a task's parameters mean: batchgen tasks NAME"])
 
 

@@ -66,6 +66,13 @@ def test_each_place_of_a_row_is_found(killer: int):
     assert len(tried) <= 7
 
 
+def test_in_the_largest_shard_of_a_plan_a_row_costs_13_engines():
+    shard = Shard(0, 0, 512)
+    # Two before it runs alone; of what runs alone all that has the row in it, but for the whole shard without it.
+    deaths = [2 + sum(row in range(*(rows or (0, 512))) for rows in found({row}, shard)[0]) - 1 for row in range(512)]
+    assert max(deaths) == 13
+
+
 @pytest.mark.parametrize("killers", [{40, 47}, {41, 42, 43}, set(range(40, 48))])
 def test_several_rows_that_kill_are_all_found(killers: set[int]):
     assert found(killers)[1] == killers
