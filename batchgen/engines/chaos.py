@@ -2,7 +2,7 @@
 
 It needs no model and starts at once; `model: {path: chaos, engine: {...}}` takes the fields of `ChaosScript`. Text
 depends on the prompt and the request's seed alone, so a run that was interrupted ends in the same bytes as one that
-was not.
+was not; so does the time that it takes, so that a test has the same rows in flight whenever it runs.
 """
 
 from __future__ import annotations
@@ -125,9 +125,10 @@ class ChaosEngine:
             if _in(script.error_on, prompt):
                 # Real ones quote the prompt as well; whoever catches this must not pass its text on.
                 raise ValueError(f"chaos: scripted failure of one request: {prompt}")
-            text = "" if _in(script.empty_on, prompt) else self._text(random.Random(f"{request.seed}\n{prompt}"))
+            rng = random.Random(f"{request.seed}\n{prompt}")
+            text = "" if _in(script.empty_on, prompt) else self._text(rng)
             words = len(text.split())
-            await self._write(words, random.expovariate(1 / script.latency) if script.latency else 0)
+            await self._write(words, rng.expovariate(1 / script.latency) if script.latency else 0)
         truncated = _in(script.truncate_on, prompt)
         return Completion(
             text,

@@ -137,7 +137,7 @@ def test_lower_priorities_go_first(engine: Engine, loop_thread):
 
 def test_tokens_are_told_before_their_completions_end(engine: Engine, loop_thread):
     if isinstance(engine, ChaosEngine):
-        engine = ChaosEngine(EngineSpec("chaos", arguments={"latency": 0.5, "tokens": 400}))
+        engine = ChaosEngine(EngineSpec("chaos", arguments={"latency": 2.0, "tokens": 400}))
     prompt = engine.chat.prompt(QUESTION).token_ids
 
     async def go() -> tuple[list[int], int]:
