@@ -53,7 +53,9 @@ class Source(Part):
         None, ge=1, le=100_000_000, description="this many numbered, empty rows, for tasks that need no input"
     )
     rows: list[dict[str, Any]] | None = Field(None, min_length=1, description="rows written in the job")
-    path: str | list[str] | None = Field(None, description="JSON, csv or parquet files or objects; * and ** match")
+    path: str | list[str] | None = Field(
+        None, description="JSON, csv or parquet files or objects, also compressed; * and ** match"
+    )
     dataset: str | None = Field(None, description="a dataset saved with save_to_disk, or a Hub dataset")
     config: str | None = Field(None, description="of a dataset that has several")
     revision: str | None = Field(None, min_length=1, description="of a Hub dataset")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import io
 import itertools
 import json
 import os
@@ -13,8 +14,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
@@ -24,7 +25,10 @@ from batchgen.paths import expanded, scratch_folder
 from batchgen.store import is_remote
 from batchgen.store.matching import find_objects
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+_LINES = (".jsonl", ".ndjson")
+_SUFFIXES = (*_LINES, ".json", ".csv", ".parquet")
+# By suffixes behind those; Parquet compresses by itself.
+_CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 _BOM, _NEWLINE = b"\xef\xbb\xbf", b"\n"
 # Of a file's beginning, for the first sign in it.
 _LOOK = 4096
@@ -86,7 +90,7 @@ def _in_folder(pattern: str, base: Path) -> Iterator[tuple[str, Path]]:
     for name in names:
         if (base / name).is_dir():
             raise SeedError(f"source.path: {name} is a folder; name its files, as in {name.rstrip('/')}/*.jsonl")
-        _check_suffix(name)
+        _form(name)
         yield name, base / name
 
 
@@ -96,9 +100,9 @@ def _in_bucket(pattern: str) -> Iterator[tuple[str, Path]]:
         store, keys = find_objects(pattern)
     found = False
     for key in keys:
-        _check_suffix(key)
+        _form(key)
         with _readable(pattern), scratch_folder() as scratch:
-            path = scratch / f"seeds{Path(key).suffix}"
+            path = scratch / "seeds"
             if (data := store.read(key)) is None:
                 continue
             path.write_bytes(data)
@@ -118,9 +122,24 @@ def _readable(pattern: str) -> Iterator[None]:
         raise SeedError(f"source.path: {pattern!r}: {error}") from error
 
 
-def _check_suffix(name: str) -> None:
-    if Path(name).suffix not in SUFFIXES:
-        raise SeedError(f"source.path: {name}: not one of {', '.join(SUFFIXES)}")
+def _form(name: str) -> tuple[str, str | None]:
+    """The suffix by which a file is read, and the codec of what it is compressed with.
+
+    Raises:
+        SeedError: there is none such.
+    """
+    last = PurePosixPath(name).suffix
+    suffix = PurePosixPath(name.removesuffix(last)).suffix if last in _CODECS else last
+    if suffix not in _SUFFIXES or (suffix == ".parquet" and suffix != last):
+        legal = f"{', '.join(_SUFFIXES)} ({', '.join(_CODECS)} may follow any but .parquet)"
+        raise SeedError(f"source.path: {name}: not one of {legal}")
+    return suffix, _CODECS.get(last)
+
+
+def _opened(path: Path, codec: str | None) -> BinaryIO:
+    """What is in a file once it is unpacked."""
+    file = path.open("rb")
+    return file if codec is None else cast(BinaryIO, io.BufferedReader(pa.CompressedInputStream(file, codec)))
 
 
 def check_wanted(wanted: Sequence[str] | None, columns: Sequence[str], where: str) -> None:
@@ -177,11 +196,19 @@ def _odd_column(schema: pa.Schema, part: Part) -> str:
 
 def _read_file(path: Path, name: str, wanted: Sequence[str] | None) -> tuple[list[Part], list[str]]:
     """The rows of a file, and the names of all its columns."""
+    suffix, codec = _form(name)
     try:
-        if path.suffix in (".jsonl", ".json"):
+        if suffix in (*_LINES, ".json"):
             columns: dict[str, None] = {}
-            return list(_read_json(path, name, wanted, columns)), list(columns)
-        table = _read_csv(path) if path.suffix == ".csv" else read_parquet(path)
+            with _opened(path, codec) as file:
+                is_list = suffix == ".json" and file.read(_LOOK).removeprefix(_BOM).lstrip().startswith(b"[")
+            with _opened(path, codec) as file:
+                return list(_read_json(file, name, is_list, wanted, columns)), list(columns)
+        if suffix == ".csv":
+            with _opened(path, codec) as file:
+                table = _read_csv(file.read())
+        else:
+            table = read_parquet(path)
         names = [field.name for field in table.schema]
     except UnicodeDecodeError as error:
         raise SeedError(f"source.path: {name}: the name of a column is not UTF-8") from error
@@ -194,18 +221,18 @@ def _read_file(path: Path, name: str, wanted: Sequence[str] | None) -> tuple[lis
         raise SeedError(f"source.path: {name}: it has two columns {twice[0]!r}")
     if wanted is not None:
         table = table.select([column for column in wanted if column in names])
-    if path.suffix == ".csv":
+    if suffix == ".csv":
         _check_utf8(table, name)
     return [Part(table, lambda row: f"{name}: row {row + 1}")], names
 
 
-def _read_csv(path: Path) -> pa.Table:
+def _read_csv(data: bytes) -> pa.Table:
     from pyarrow import csv
 
     # One block: a row has to end in the block after the one in which it begins, and texts may be long.
-    block = min(max(path.stat().st_size, 1), 2**31 - 1)
+    block = min(max(len(data), 1), 2**31 - 1)
     return csv.read_csv(
-        path,
+        pa.BufferReader(data),
         csv.ReadOptions(use_threads=False, block_size=block),
         csv.ParseOptions(newlines_in_values=True),
         # Arrow would take "NA", "null" and others like them for no text.
@@ -224,14 +251,13 @@ def _check_utf8(table: pa.Table, name: str) -> None:
                     raise SeedError(f"{name}: row {row}: column {column!r} is not UTF-8") from None
 
 
-def _read_json(path: Path, name: str, wanted: Sequence[str] | None, columns: dict[str, None]) -> Iterator[Part]:
-    with path.open("rb") as file:
-        is_list = path.suffix == ".json" and file.read(_LOOK).removeprefix(_BOM).lstrip().startswith(b"[")
-        file.seek(0)
-        rows = _listed_rows(file.read(), name) if is_list else _json_rows(file, name)
-        while batch := list(itertools.islice(rows, _BATCH_ROWS)):
-            numbers = array("Q", (number for number, _ in batch))
-            yield from_records([row for _, row in batch], _place_of(name, numbers, is_list), wanted, columns)
+def _read_json(
+    file: BinaryIO, name: str, is_list: bool, wanted: Sequence[str] | None, columns: dict[str, None]
+) -> Iterator[Part]:
+    rows = _listed_rows(file.read(), name) if is_list else _json_rows(file, name)
+    while batch := list(itertools.islice(rows, _BATCH_ROWS)):
+        numbers = array("Q", (number for number, _ in batch))
+        yield from_records([row for _, row in batch], _place_of(name, numbers, is_list), wanted, columns)
 
 
 def _place_of(name: str, numbers: Sequence[int], is_list: bool) -> Callable[[int], str]:
@@ -264,7 +290,7 @@ def _json_rows(file: Iterable[bytes], name: str) -> Iterator[tuple[int, dict[str
         except UnicodeDecodeError as error:
             raise SeedError(f"{name}:{number}: not UTF-8 (byte {error.start + 1} of the line)") from error
         except (ValueError, RecursionError) as error:
-            hint = " (a .json file is a list of objects, or has one a line)" * name.endswith(".json")
+            hint = " (a .json file is a list of objects, or has one a line)" * (_form(name)[0] == ".json")
             raise SeedError(f"{name}:{number}: not JSON: {error}{hint}") from error
         if not isinstance(record, dict):
             raise SeedError(f"{name}:{number}: a seed row is a JSON object, not a {type(record).__name__}")

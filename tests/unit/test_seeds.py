@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import errno
+import gzip
 import hashlib
 import json
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from datetime import datetime, time
 from pathlib import Path
 
@@ -45,6 +48,27 @@ def test_the_same_row_text_in_every_format_gives_the_same_ids(tmp_path: Path):
     ]
     assert ids[0] == ids[1] == ids[2]
     assert len(ids[3]) == 2
+
+
+def zstd(data: bytes) -> bytes:
+    return pa.Codec("zstd").compress(data, asbytes=True)
+
+
+@pytest.mark.parametrize(("end", "packed"), [(".gz", gzip.compress), (".zst", zstd), (".bz2", bz2.compress)])
+@pytest.mark.parametrize("suffix", [".jsonl", ".ndjson", ".json", ".csv"])
+def test_files_may_be_compressed(tmp_path: Path, suffix: str, end: str, packed: Callable[[bytes], bytes]):
+    lines = [b'{"x": "%d", "y": "two\\nlines"}\n' % number for number in range(20_000)]
+    if suffix == ".json":
+        lines = [b"[", *(line.rstrip() + b"," for line in lines[:-1]), lines[-1], b"]"]
+    if suffix == ".csv":
+        lines = [b"x,y\n", *(b'%d,"two\nlines"\n' % number for number in range(20_000))]
+    plain = b"".join(lines)
+    (tmp_path / f"plain{suffix}").write_bytes(plain)
+    # As tools that work in parallel write them, and `cat`: one after the other.
+    (tmp_path / f"v1.packed{suffix}{end}").write_bytes(packed(plain[:100_000]) + packed(plain[100_000:]))
+    one, other = (load_seeds(Source(path=name), tmp_path) for name in (f"plain{suffix}", f"v1.packed{suffix}{end}"))
+    assert (one.count, one.fingerprint) == (20_000, other.fingerprint)
+    assert other.place(7) == one.place(7).replace("plain", "v1.packed").replace(suffix, suffix + end)
 
 
 def test_patterns_match_in_order_and_rows_are_named_by_file_and_line(tmp_path: Path):
@@ -120,7 +144,17 @@ def test_limit_keeps_the_first_rows_and_their_ids():
         ("a.csv", b"x,y\n1,2\n1,2,3\n", "a.csv: "),
         ("a.csv", b"x\nfine\n\xff\xfe\n", "a.csv: row 2: column 'x' is not UTF-8"),
         ("a.csv", b"x,\xff\nfine,1\n", "a.csv: the name of a column is not UTF-8"),
-        ("a.txt", b"x", "a.txt: not one of .jsonl, .json, .csv, .parquet"),
+        ("a.txt", b"x", "a.txt: not one of .jsonl, .ndjson, .json, .csv, .parquet (.gz, .zst, .bz2 may follow any but"),
+        ("a.gz", b"", "a.gz: not one of .jsonl"),
+        ("a.txt.gz", b"", "a.txt.gz: not one of .jsonl"),
+        ("a.parquet.gz", b"", "a.parquet.gz: not one of .jsonl"),
+        ("a.jsonl.gz", b'{"x": "1"}\n', "a.jsonl.gz: cannot be read: zlib inflate failed"),
+        ("a.jsonl.gz", gzip.compress(b'{"x": "1"}\n')[:-1], "a.jsonl.gz: cannot be read: Truncated"),
+        ("a.csv.gz", gzip.compress(b"x\n1\n")[:-1], "a.csv.gz: cannot be read: Truncated"),
+        ("a.jsonl.gz", gzip.compress(b'{"x": "1"}\n{'), "a.jsonl.gz:2: not JSON"),
+        ("a.json.bz2", bz2.compress(b'[{"x": "1"}, 2]'), "a.json.bz2[1]: a seed row is a JSON object"),
+        ("a.json.gz", gzip.compress(b'{\n "x": 1}'), "a.json.gz:1: not JSON: .*(a .json file is a list of objects"),
+        ("a.jsonl.zst", b"", "a.jsonl.zst: the file has no rows"),
         ("a.json", b"[]", "a.json: the file has no rows"),
         ("a.json", b"", "a.json: the file has no rows"),
         ("a.json", b'[{"x": "1"},\n 2]', "a.json[1]: a seed row is a JSON object, not a int"),
@@ -394,8 +428,19 @@ def test_a_bucket_has_the_rows_that_files_have(server: S3Server, tmp_path: Path,
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    for name in ("b.jsonl", "a.jsonl", "deep/er/c.jsonl", "deep/d.csv", "other.txt", "b[1].jsonl", "b1.jsonl"):
+    names = (
+        "b.jsonl",
+        "a.jsonl",
+        "deep/er/c.jsonl",
+        "deep/d.csv",
+        "other.txt",
+        "b[1].jsonl",
+        "b1.jsonl",
+        "f.ndjson.gz",
+    )
+    for name in names:
         data = b"x\r\n%s\r\n" % name.encode() if name.endswith("csv") else b'\n{"x": "%s"}\n' % name.encode()
+        data = gzip.compress(data) if name.endswith(".gz") else data
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(data)
         server.objects[f"bucket/seeds/{name}"] = data
@@ -409,6 +454,7 @@ def test_a_bucket_has_the_rows_that_files_have(server: S3Server, tmp_path: Path,
         "deep/**/*.[cj]*",
         "?.jsonl",
         "e.parquet",
+        "f.*",
         "d*/d.csv",
         "b[1].jsonl",
     ):
@@ -432,7 +478,7 @@ def test_a_bucket_without_rows_is_named(server: S3Server, monkeypatch: pytest.Mo
         "s3://bucket/seeds/bad.jsonl": "s3://bucket/seeds/bad.jsonl:2: not JSON",
         "s3://bucket/seeds/empty.jsonl": "source.path: s3://bucket/seeds/empty.jsonl: the file has no rows",
         "s3://bucket/seeds/*.txt*": "source.path: no object matches",
-        "s3://bucket/seeds": "source.path: seeds: not one of .jsonl, .json, .csv, .parquet",
+        "s3://bucket/seeds": "source.path: seeds: not one of .jsonl, .ndjson, .json, .csv, .parquet",
         "s3://bucket/a//b.jsonl": "source.path: 's3://bucket/a//b.jsonl': not a key of a store",
         "s3://B/x.jsonl": "source.path: 's3://B/x.jsonl': 's3://B' is not an S3 location",
     }.items():
