@@ -85,6 +85,10 @@ def find_files(pattern: str, base: Path = Path()) -> list[str]:
 def _in_folder(pattern: str, base: Path) -> Iterator[tuple[str, Path]]:
     """Names and paths of the files that match."""
     names = find_files(pattern, base)
+    if not names and "://" in pattern:
+        scheme = pattern.partition("://")[0]
+        legal = "legal: files here and s3://bucket/key; a dataset of the Hub is source.dataset"
+        raise SeedError(f"source.path: {pattern!r}: nothing is read from {scheme!r}; {legal}")
     if not names:
         raise SeedError(f"source.path: no file matches {pattern!r} (looked in {base.resolve()})")
     for name in names:

@@ -145,6 +145,10 @@ def _from_dataset(source: Source, base: Path) -> pa.Table:
     folder = base / expanded(name)
     if folder.is_dir() and source.revision is not None:
         raise SeedError(f"source.revision: {name!r} is a folder here, and has none")
+    if (folder / "plan.json").is_file() and (folder / "attempts").is_dir():
+        # Of whatever Parquet is in there the library would make one dataset, with rows that were rejected or dropped.
+        made = name.rstrip("/") + "/dataset"
+        raise SeedError(f"source.dataset: {name!r} is a run's folder; the dataset that came of it is {made!r}")
     try:
         if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
             if config is not None:

@@ -20,10 +20,12 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
+from batchgen.api import run
 from batchgen.errors import SeedError, StoreError
 from batchgen.job import Source
 from batchgen.rows import is_publishable, kind_of
 from batchgen.seeds import load_seeds
+from tests.helpers import chaos_job
 from tests.s3server import S3Server
 
 
@@ -102,6 +104,15 @@ def test_a_dataset_of_several_configs(tmp_path: Path, monkeypatch: pytest.Monkey
         load_seeds(Source(dataset="many"), tmp_path)
     with pytest.raises(SeedError, match=r"config 'odd', split 'train'\) cannot be loaded: .*'odd' not found"):
         load_seeds(Source(dataset="many", config="odd"), tmp_path)
+
+
+def test_a_run_s_folder_is_not_taken_for_its_dataset(tmp_path: Path):
+    """Its shards hold what was rejected, too, and a version and the dataset the same rows again."""
+    run(chaos_job(tmp_path / "run", source={"count": 8}, merge={"near": None}), in_process=True)
+    for name in ("run", "run/"):
+        with pytest.raises(SeedError, match=r"'run/?' is a run's folder; the dataset that came of it is 'run/dataset'"):
+            load_seeds(Source(dataset=name, columns=["instruction"]), tmp_path)
+    assert load_seeds(Source(dataset="run/dataset", columns=["instruction"]), tmp_path).count == 8
 
 
 def test_limit_keeps_the_first_rows_and_their_ids():
@@ -217,6 +228,14 @@ def test_odd_text_is_read_as_it_is(tmp_path: Path):
 def test_a_missing_file_is_named_with_the_folder(tmp_path: Path):
     with pytest.raises(SeedError, match=r"no file matches 'seeds/\*\.jsonl' \(looked in /"):
         load_seeds(Source(path="seeds/*.jsonl"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["https://example.org/a.jsonl", "hf://datasets/ORG/NAME/*.parquet", "gs://bucket/a.csv"]
+)
+def test_places_that_nothing_is_read_from_are_told(tmp_path: Path, pattern: str):
+    with pytest.raises(SeedError, match=r"nothing is read from '(https|hf|gs)'; legal: files here and s3://bucket/key"):
+        load_seeds(Source(path=pattern), tmp_path)
 
 
 def test_a_file_of_just_that_name_is_meant_before_those_that_match(tmp_path: Path):
