@@ -25,6 +25,8 @@ POLL_SECONDS = 1.0
 _PLACE_SECONDS = 60.0
 # Of the time for which an engine could not go on.
 _MOST = 0.75
+# So many rows are named that had not ended where an engine hangs.
+_NAMED_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -335,10 +337,13 @@ class Driver:
             self._events.put_nowait(lambda: self._scheduler.grow(room))
 
     def _lose_hung(self, engine: int, pulse: Pulse) -> None:
+        open_rows = pulse.open_rows
+        left = f" (seed rows that have not ended: {', '.join(map(str, open_rows))})"
         reason = f"nothing came of it for {self._stall_seconds:.0f} s: taken for hung"
+        reason += left * (0 < len(open_rows) <= _NAMED_ROWS)
         self._note(f"engine {engine}: {reason}")
         pulse.moved = time.monotonic()
-        self._events.put_nowait(lambda: self._scheduler.engine_lost(engine, reason))
+        self._events.put_nowait(lambda: self._scheduler.engine_lost(engine, reason, open_rows=open_rows))
 
     def _note(self, text: str) -> None:
         self._notes.append(text)

@@ -32,6 +32,8 @@ Result = TypeVar("Result")
 # Rows in flight per engine slot. A row between two of its calls holds no slot; at 1.1 the engine ran at 0.77 of its
 # speed for that reason, from 1.5 on at 0.98.
 ROWS_PER_SLOT = 2.0
+# So few rows in flight are told one by one: where an engine hangs, one of them is to blame.
+_TOLD_ROWS = 64
 
 
 @dataclass
@@ -155,12 +157,22 @@ class Worker:
         self._software = installed_for(job)
         self._outage = Outage(job.outage_seconds)
         self._tally = Tally()
-        self.in_flight = 0
+        self._open: set[int] = set()
 
     @property
     def progress(self) -> Progress:
         """What came of the shards that it was given."""
         return self._tally.progress
+
+    @property
+    def in_flight(self) -> int:
+        """How many rows have begun and not ended."""
+        return len(self._open)
+
+    @property
+    def open_rows(self) -> Sequence[int]:
+        """Which ones, where they are few."""
+        return sorted(self._open) if len(self._open) <= _TOLD_ROWS else ()
 
     @property
     def waiting(self) -> str:
@@ -283,11 +295,11 @@ class Worker:
         row = _Begun(seed, held, next(self._numbers))
         if held.first is None:
             held.first = row.number
-        self.in_flight += 1
+        self._open.add(seed.index)
         try:
             return await self._advance(row, 0, Branch("", dict(seed.data)))
         finally:
-            self.in_flight -= 1
+            self._open.discard(seed.index)
             self._rows.release()
 
     def _count(self, row: _Begun, completion: Completion) -> None:

@@ -117,7 +117,8 @@ class EngineHost:
         waiting = next(filter(None, [self._worker.waiting, *reasons]), "")
         done = self._worker.progress
         tokens = done.output_tokens + sum(engine.tokens_in_flight for engine in self._engines.values())
-        return replace(done, output_tokens=tokens, waiting=waiting, in_flight=self._worker.in_flight)
+        rows, told = self._worker.in_flight, self._worker.open_rows
+        return replace(done, output_tokens=tokens, waiting=waiting, in_flight=rows, open_rows=told)
 
     async def stop(self) -> None:
         """Ends the engines."""

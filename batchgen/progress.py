@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 # The note of a good row with a text that was cut at max_tokens; reasons for which others are rejected begin with it.
@@ -24,6 +24,7 @@ class Progress:
         notes: what happened to rows without rejecting them, by code.
         waiting: what it waits for that is out of reach; "" where it works.
         in_flight: rows that it works on, which is nothing that it has done.
+        open_rows: positions of these; none where they are many.
     """
 
     ok: int = 0
@@ -35,6 +36,7 @@ class Progress:
     ended_tokens: int = 0
     waiting: str = ""
     in_flight: int = field(default=0, compare=False)
+    open_rows: Sequence[int] = field(default=(), compare=False)
 
     def __add__(self, other: Progress) -> Progress:
         return Progress(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from batchgen.progress import Progress
@@ -18,6 +19,7 @@ class Pulse:
         live: what it says that it has done; None before it has said anything.
         receipted: what its committed shards hold of that.
         informed: whether its gates are to be told what rows of others have brought.
+        open_rows: on which it works, by its last word; none where it said nothing when it was asked last.
     """
 
     moved: float
@@ -25,6 +27,7 @@ class Pulse:
     live: Progress | None = None
     receipted: Progress = field(default_factory=Progress)
     informed: bool = False
+    open_rows: Sequence[int] = ()
 
     @property
     def waiting(self) -> str:
@@ -38,6 +41,7 @@ class Pulse:
 
     def felt(self, progress: Progress | None, now: float) -> None:
         """Takes in what the engine says; one that says nothing has not moved, one that waits does not hang."""
+        self.open_rows = progress.open_rows if progress is not None else ()
         if progress is not None and (progress.waiting or progress != self.live):
             self.live, self.moved = progress, now
 

@@ -116,13 +116,16 @@ class Scheduler:
             return kill + self._finish(end)
         return kill + self._top_up()
 
-    def engine_lost(self, engine: int, error: str, machine: bool = False, stopped: bool = False) -> list[Action]:
+    def engine_lost(
+        self, engine: int, error: str, machine: bool = False, stopped: bool = False, open_rows: Collection[int] = ()
+    ) -> list[Action]:
         """An engine died or hangs: it is never used again, and what it held goes back or under suspicion.
 
         Args:
             machine: it went with the machine that it was on. No row is to blame, and preemption is no crash: it does
                 not count towards `max_engine_deaths`.
             stopped: somebody ended it. So it is then, if it has done anything; else it may be like that for ever.
+            open_rows: of one that hangs, had begun and not ended; none where it is not known.
         """
         if self.finished or engine not in self._engines:
             return []
@@ -140,9 +143,9 @@ class Scheduler:
         names += f" and {len(held) - 3} more shards" * (len(held) > 3)
         self._deaths.append(f"engine {engine}, with {names or 'no shard'}: {error}")
         if lost.alone is not None:
-            self._suspects.died_alone(lost.alone)
+            self._suspects.died_alone(lost.alone, open_rows)
         else:
-            self._pending.extendleft(reversed(self._suspects.died_among(held)))
+            self._pending.extendleft(reversed(self._suspects.died_among(held, open_rows)))
         if len(self._deaths) >= self._max_engine_deaths:
             return actions + self._finish(EngineDead(_listed(self._deaths)))
         return actions + self._top_up() + self._fill()

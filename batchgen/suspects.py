@@ -6,12 +6,15 @@ bisected: parts of its rows run alone, to see whether the engine survives. A row
 is quarantined, which rejects it with `engine_crash`; the rest of its shard is generated as ever. One death, even
 alone, may be chance: somebody killed the process. Once an engine has died, each new one shows first that it survives
 rows which another one did: it may be a machine that kills.
+
+Of an engine that hangs it may be known which rows had begun and not ended. No other row is to blame, and the search
+begins among those; where it is one alone, at once.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from batchgen.plan import Shard
@@ -68,31 +71,40 @@ class Suspects:
         if not work.trial:
             self._waiting.appendleft(work)
 
-    def died_among(self, shards: Sequence[Shard]) -> list[Shard]:
-        """An engine died that held several shards; returns those that go on among others."""
+    def died_among(self, shards: Sequence[Shard], open_rows: Collection[int] = ()) -> list[Shard]:
+        """An engine died that held several shards; returns those that go on among others.
+
+        Args:
+            open_rows: had begun and not ended; none where it is not known.
+        """
         free = []
         for shard in shards:
+            span = _span(open_rows, shard.start, shard.stop)
+            if open_rows and span is None:
+                free.append(shard)
+                continue
             self._deaths[shard.index] = self._deaths.get(shard.index, 0) + 1
-            if self._deaths[shard.index] < DEATHS_AMONG_OTHERS:
+            if span is not None and span[1] - span[0] == 1:
+                self._waiting.append(self._part(shard, span))
+            elif self._deaths[shard.index] < DEATHS_AMONG_OTHERS:
                 free.append(shard)
             else:
                 self._waiting.append(Isolated(shard))
         return free
 
-    def died_alone(self, work: Isolated) -> None:
-        """An engine died that held nothing else."""
-        start, stop = work.rows or (work.shard.start, work.shard.stop)
-        if stop - start == 1 and start not in self._accused:
-            self._accused.add(start)
+    def died_alone(self, work: Isolated, open_rows: Collection[int] = ()) -> None:
+        """An engine died that held nothing else; of `open_rows`, see `died_among`."""
+        ran = work.rows or (work.shard.start, work.shard.stop)
+        rows = _span(open_rows, *ran) or ran
+        if rows != ran or rows[1] - rows[0] > 1:
+            self._waiting.appendleft(self._part(work.shard, rows))
+        elif rows[0] not in self._accused:
+            self._accused.add(rows[0])
             self._waiting.appendleft(work)
-            return
-        if stop - start == 1:
-            self._quarantined.setdefault(work.shard.index, set()).add(start)
+        else:
+            self._quarantined.setdefault(work.shard.index, set()).add(rows[0])
             self._ranges.pop(work.shard.index, None)
             self._waiting.appendleft(Isolated(work.shard))
-            return
-        self._ranges[work.shard.index] = (start, stop)
-        self._waiting.appendleft(Isolated(work.shard, (start, (start + stop) // 2)))
 
     def survived(self, work: Isolated) -> None:
         """An engine outlived what it held alone."""
@@ -106,9 +118,18 @@ class Suspects:
         rest = (work.rows[1], stop)
         if rest[0] < rest[1]:
             # One row that is left is tried as well: none is quarantined that has not killed an engine alone.
-            self._ranges[work.shard.index] = rest
-            middle = rest[1] if rest[1] - rest[0] == 1 else sum(rest) // 2
-            self._waiting.appendleft(Isolated(work.shard, (rest[0], middle)))
+            self._waiting.appendleft(self._part(work.shard, rest))
         else:
             # No part of the shard kills an engine by itself: it was chance, or rows that do it together.
             self._waiting.append(Isolated(work.shard))
+
+    def _part(self, shard: Shard, rows: tuple[int, int]) -> Isolated:
+        """The first half of the rows among which a shard's killer is."""
+        self._ranges[shard.index] = rows
+        return Isolated(shard, (rows[0], rows[1] if rows[1] - rows[0] == 1 else sum(rows) // 2))
+
+
+def _span(rows: Collection[int], start: int, stop: int) -> tuple[int, int] | None:
+    """[first, last + 1) of those rows that are in [start, stop); None where none is."""
+    within = [row for row in rows if start <= row < stop]
+    return (min(within), max(within) + 1) if within else None

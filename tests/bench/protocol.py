@@ -31,7 +31,9 @@ from tests.bench.workload import CPU, ROWS, SLOTS
 MEAN_LENGTH = statistics.mean(map(CPU.lengths.of, range(10_000)))
 
 
-def _no_commit(store: Any, plan: Any, shard: Any, attempt: str, seeds: Any, results: Any) -> tuple[Manifest, bool]:
+def no_commit(
+    store: Any, plan: Any, shard: Any, attempt: str, seeds: Any, results: Any, software: Any
+) -> tuple[Manifest, bool]:
     """Counts the rows and writes nothing."""
     ok = len({result.seed.id for result in results if result.outcome == OK})
     tokens = (sum(result.input_tokens for result in results), sum(result.output_tokens for result in results))
@@ -88,7 +90,7 @@ def measure(repeats: int) -> dict[str, Any]:
         for number, world in enumerate(worlds[1:]):
             # Both sides of a pair, in turns: AB BA AB ...
             side = "full protocol" if number % 4 in (0, 3) else "without commits"
-            with mock.patch.object(generate, "commit_shard", commit_shard if side == "full protocol" else _no_commit):
+            with mock.patch.object(generate, "commit_shard", commit_shard if side == "full protocol" else no_commit):
                 wall, at_stake = await _one_run(host, *world)
             seconds[side].append(wall)
             if side == "full protocol":

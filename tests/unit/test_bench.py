@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from batchgen.commit import committed
+from batchgen import generate
+from batchgen.commit import commit_shard, committed
 from batchgen.distributed.cluster import connected
 from batchgen.engines import build_engine
 from batchgen.engines.base import EngineSpec
@@ -16,12 +17,16 @@ from batchgen.fleet import HostConfig
 from tests.bench.fill import Actor, BenchHost, _pairs
 from tests.bench.gate import wasted
 from tests.bench.order import _Ordered, _rows
-from tests.bench.protocol import _one_run
+from tests.bench.protocol import _one_run, no_commit
 from tests.bench.workload import Lengths, Workload
 from tests.helpers import chaos_job, planned
 
 
-def test_a_run_on_an_engine_that_is_up_already_commits_every_shard(tmp_path: Path):
+@pytest.mark.parametrize("commit", [commit_shard, no_commit])
+def test_a_run_on_an_engine_that_is_up_already_commits_every_shard_or_none(
+    tmp_path: Path, commit: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(generate, "commit_shard", commit)
     job = chaos_job(tmp_path)
     plan, seeds, store = planned(job)
     config = HostConfig(job, plan, store.location, 0)
@@ -32,7 +37,7 @@ def test_a_run_on_an_engine_that_is_up_already_commits_every_shard(tmp_path: Pat
         await _one_run(host, config, seeds)
 
     asyncio.run(go())
-    assert len(committed(store, plan)) == len(plan.shards)
+    assert len(committed(store, plan)) == (len(plan.shards) if commit is commit_shard else 0)
 
 
 def test_a_gate_is_measured_by_the_answers_that_it_did_not_save():

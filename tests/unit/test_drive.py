@@ -522,6 +522,23 @@ def test_a_row_that_hangs_engines_is_quarantined_too(tmp_path: Path):
     ledger.record("row that hangs its engine", 1, tmp_path, 4)
 
 
+def test_a_row_that_hangs_while_all_others_end_costs_three_engines(tmp_path: Path):
+    job = chaos_job(
+        tmp_path,
+        source={"rows": [{"instruction": "stuck" if i == 77 else f"row {i}"} for i in range(256)]},
+        shard_rows=128,
+        model={"path": "chaos", "engine": {"hang_on": "stuck", "slots": 8}},
+        steps=[{"task": "text_generation"}],
+    )
+    manifests, plan, statuses = drive(job, stall_seconds=1.0)
+    rows = [row for m in manifests.values() for row in read_shard(LocalStore(job.output), plan, m).to_pylist()]
+    assert {row["row_index"]: row["reason"] for row in rows if row["outcome"] == "rejected"} == {77: "engine_crash"}
+    assert len({row["row_index"] for row in rows}) == 256
+    notes = [note for status in statuses for note in status.notes]
+    assert sum("taken for hung (seed rows that have not ended: 77)" in note for note in notes) == 3
+    ledger.record("row that hangs its engine", 1, tmp_path, 256)
+
+
 def test_a_run_that_loses_too_many_engines_fails_with_a_list_of_them(tmp_path: Path):
     job = Job.of({**deadly(tmp_path, 8, *range(8)).tree(), "max_engine_deaths": 7})
     with pytest.raises(

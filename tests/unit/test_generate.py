@@ -282,6 +282,44 @@ def test_a_shard_whose_rows_are_all_quarantined_cannot_be_given_back_any_more(tm
     assert not worker.give_back(0)
 
 
+@pytest.mark.parametrize("slots", [4, 40])
+def test_rows_in_flight_are_told_one_by_one_where_they_are_few(tmp_path: Path, slots: int):
+    script = {"slots": slots, "latency": 10}
+    job = chaos_job(tmp_path, source={"count": 100}, shard_rows=50, model={"path": "chaos", "engine": script})
+    worker, plan, seeds, _ = worker_on(ChaosEngine(EngineSpec("chaos", arguments=script)), job)
+
+    async def go() -> tuple[int, list[int]]:
+        second = plan.shards[1]
+        running = asyncio.create_task(
+            worker.shard(second, new_attempt(), seeds.slice(second.start, second.stop), quarantined=(51,))
+        )
+        await asyncio.sleep(0.01)
+        told = worker.in_flight, list(worker.open_rows)
+        running.cancel()
+        await asyncio.wait([running])
+        await asyncio.sleep(0)
+        assert (worker.in_flight, list(worker.open_rows)) == (0, [])
+        return told
+
+    many = [50, *range(52, 100)][: 2 * slots]
+    assert asyncio.run(go()) == (len(many), many)
+
+
+def test_so_many_rows_in_flight_are_not_told(tmp_path: Path):
+    script = {"slots": 50, "latency": 10}
+    job = chaos_job(tmp_path, source={"count": 100}, shard_rows=100, model={"path": "chaos", "engine": script})
+    worker, plan, seeds, _ = worker_on(ChaosEngine(EngineSpec("chaos", arguments=script)), job)
+
+    async def go() -> None:
+        running = asyncio.create_task(worker.shard(plan.shards[0], new_attempt(), seeds.slice(0, 100)))
+        await asyncio.sleep(0.01)
+        assert (worker.in_flight, list(worker.open_rows)) == (100, [])
+        running.cancel()
+        await asyncio.wait([running])
+
+    asyncio.run(go())
+
+
 def test_a_shard_that_is_cancelled_and_was_not_given_back_does_not_say_so(tmp_path: Path):
     job = chaos_job(tmp_path, source={"count": 4}, model={"path": "chaos", "engine": {"latency": 10}})
     worker, plan, seeds, _ = worker_on(ChaosEngine(EngineSpec("chaos", arguments=job.model.engine)), job)

@@ -18,6 +18,15 @@ def test_an_engine_moves_as_long_as_what_it_says_changes():
     assert pulse.hangs(50.1, seconds=30.0)
 
 
+def test_rows_that_it_works_on_are_known_only_from_its_last_word():
+    pulse = Pulse(moved=0.0, held=1)
+    pulse.felt(Progress(ok=3, open_rows=(4, 5)), 10.0)
+    pulse.felt(Progress(ok=3, open_rows=(5, 6)), 20.0)
+    assert (pulse.open_rows, pulse.moved) == ((5, 6), 10.0)
+    pulse.felt(None, 30.0)
+    assert pulse.open_rows == ()
+
+
 def test_one_without_work_does_not_hang():
     assert not Pulse(moved=0.0).hangs(1e6, seconds=1.0)
     assert Pulse(moved=0.0, held=2).hangs(1e6, seconds=1.0)

@@ -73,6 +73,71 @@ def test_in_the_largest_shard_of_a_plan_a_row_costs_13_engines():
     assert max(deaths) == 13
 
 
+def found_of_hung(
+    killers: Collection[int], told: int = 64, shard: Shard = SHARD
+) -> tuple[list[tuple[int, int] | None], frozenset[int], int]:
+    """As `found`, where engines hang and it is known which rows have not ended; and how many of them hang.
+
+    Args:
+        told: at how many of the hangs it is known, from the first on.
+    """
+    suspects, tried, hangs = Suspects(), [], 0
+    working = [Isolated(shard)]
+    while working or suspects:
+        among = bool(working)
+        work = working.pop() if among else suspects.next()
+        if not among:
+            tried.append(work.rows)
+        rows = range(*(work.rows or (shard.start, shard.stop)))
+        left = (set(rows) & set(killers)) - suspects.quarantined(shard)
+        hangs += bool(left)
+        open_rows = left if hangs <= told else ()
+        if left and among:
+            working = [Isolated(each) for each in suspects.died_among([shard], open_rows)]
+        elif left:
+            suspects.died_alone(work, open_rows)
+        elif not among:
+            suspects.survived(work)
+    return tried, suspects.quarantined(shard), hangs
+
+
+def test_a_row_that_alone_has_not_ended_where_an_engine_hangs_is_tried_at_once():
+    shard = Shard(0, 0, 512)
+    for row in (0, 1, 255, 511):
+        assert found_of_hung({row}, shard=shard) == ([(row, row + 1), (row, row + 1), None], {row}, 3)
+
+
+def test_of_several_that_have_not_ended_the_first_is_looked_for_among_them():
+    tried, quarantined, hangs = found_of_hung({41, 46})
+    assert tried == [None, (41, 44), (41, 42), (41, 42), None, (46, 47), (46, 47), None]
+    assert (quarantined, hangs) == ({41, 46}, 2 + 7)
+
+
+@pytest.mark.parametrize("told", range(8))
+@pytest.mark.parametrize("killers", [{40}, {45}, {47}, {40, 47}, {41, 42, 43}])
+def test_whenever_it_is_known_and_whenever_not_the_rows_are_found(killers: set[int], told: int):
+    assert found_of_hung(killers, told)[1] == killers
+
+
+def test_rows_that_had_not_ended_and_are_not_to_blame_are_cleared_and_their_shard_goes_on():
+    suspects = Suspects()
+    assert suspects.died_among([SHARD, OTHER], [45]) == [OTHER], "which had none: it counts for nothing there"
+    probe = suspects.next()
+    assert probe == Isolated(SHARD, (45, 46))
+    suspects.survived(probe)
+    assert suspects.next() == Isolated(SHARD)
+    suspects.died_alone(Isolated(SHARD))
+    assert suspects.next() == Isolated(SHARD, (40, 44)), "all of its rows are looked at again"
+    assert suspects.died_among([OTHER]) == [OTHER]
+    assert suspects.died_among([OTHER], [49, 51]) == []
+
+
+def test_rows_of_other_shards_say_nothing_of_one_that_runs_alone():
+    suspects = Suspects()
+    suspects.died_alone(Isolated(SHARD), [3, 99])
+    assert suspects.next() == Isolated(SHARD, (40, 44))
+
+
 @pytest.mark.parametrize("killers", [{40, 47}, {41, 42, 43}, set(range(40, 48))])
 def test_several_rows_that_kill_are_all_found(killers: set[int]):
     assert found(killers)[1] == killers
