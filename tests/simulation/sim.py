@@ -211,9 +211,11 @@ class Simulation:
             engines = sorted({process.engine for process in self.processes if process.engine is not None})
             if engines:
                 number, engine = self.rng.choice(engines)
-                self.count("engine killed")
+                # Of one that hangs some rows have not ended, be they to blame or not.
+                open_rows = self.rng.sample(range(self.plan.rows), self.rng.choice((0, 0, 1, 1, 3)))
+                self.count("engine hangs" if open_rows else "engine killed")
                 driver = next(driver for driver in self.drivers if driver.number == number)
-                driver.perform(driver.scheduler.engine_lost(engine, "sim"))
+                driver.perform(driver.scheduler.engine_lost(engine, "sim", open_rows=open_rows))
         elif kind == "kill driver" and self.drivers:
             driver = self.drivers.pop(self.rng.randrange(len(self.drivers)))
             driver.alive = False

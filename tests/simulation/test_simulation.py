@@ -46,6 +46,7 @@ def test_no_seed_breaks_a_promise(whole_world):
         injected = sum(parts, Counter[str]())
     wanted = {
         "engine killed",
+        "engine hangs",
         "driver killed",
         "second driver",
         "zombie",
