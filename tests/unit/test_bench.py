@@ -14,11 +14,12 @@ from batchgen.distributed.cluster import connected
 from batchgen.engines import build_engine
 from batchgen.engines.base import EngineSpec
 from batchgen.fleet import HostConfig
+from tests.bench import bridge, merge, resume
 from tests.bench.fill import Actor, BenchHost, _pairs
 from tests.bench.gate import wasted
 from tests.bench.order import _Ordered, _rows
 from tests.bench.protocol import _one_run, no_commit
-from tests.bench.workload import Lengths, Workload
+from tests.bench.workload import FixedLengths, Lengths, Workload
 from tests.helpers import chaos_job, planned
 
 
@@ -59,6 +60,41 @@ def test_a_pair_of_the_fill_benchmark_does_the_same_calls_on_both_sides(tmp_path
         figures = asyncio.run(go())
     assert figures["workload"].startswith("16 rows, 2 turns, 4 slots, 8 rows in flight, chaos model")
     assert len(figures["ratio_of_each_pair"]) == 2 and figures["ratio"] > 0
+
+
+def test_a_run_that_goes_on_is_timed_in_a_folder_and_in_a_bucket(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(resume, "COMMITTED", 20)
+    monkeypatch.setattr(resume, "OPEN", 3)
+    figures = resume.measure(1)
+    assert figures["workload"].startswith("20 committed shards, 3 open")
+    assert 0 < figures["median"]["folder"] < 120 and 0 < figures["median"]["bucket"] < 120
+
+
+def test_a_merge_is_measured_of_rows_that_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(merge, "ROWS", 300)
+    size = merge._commit_rows(str(tmp_path / "run"))
+    seconds, memory, kept = merge._merge(str(tmp_path / "run"))
+    assert kept == 300 and size > 300 * 140 * 3
+    assert seconds > 0 and memory > 0
+
+
+def test_both_ways_to_find_duplicates_find_about_as_many(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(merge, "TEXTS", 400)
+    texts = merge._texts()
+    assert abs(merge._ours(texts) - merge._datasketch(texts)) < 20
+    assert len(texts) == 400
+
+
+@pytest.mark.parametrize("variant", [bridge.greenlets, bridge.threads, bridge.batches])
+def test_every_way_to_run_a_row_asks_the_engine(variant: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bridge, "ROWS", 8)
+
+    async def tokens() -> int:
+        engine = FixedLengths(build_engine(EngineSpec("chaos")))
+        await variant(engine)
+        return engine.output_tokens
+
+    assert asyncio.run(tokens()) > 0
 
 
 def test_both_orders_do_the_same_work():
