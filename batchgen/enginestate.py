@@ -12,7 +12,7 @@ from batchgen.suspects import Isolated
 # rows of their shards, and the rest are at hand when a slot falls free.
 HELD_ROWS_PER_SLOT = 6
 HELD_SHARDS = 2
-# With fewer an engine runs short: that many the worker has in flight (`generate.ROWS_PER_SLOT`).
+# With fewer an engine runs short: that many the worker has in flight (`inflight.ROWS_PER_SLOT`).
 BUSY_ROWS_PER_SLOT = 2
 
 

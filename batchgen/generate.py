@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import Counter
-from collections.abc import Collection, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Coroutine, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ from batchgen.branches import Branch, Generation, check_text, explode, grouped, 
 from batchgen.commit import commit_shard, new_attempt
 from batchgen.engines.base import Completion, Engine
 from batchgen.errors import RowRejected
+from batchgen.inflight import ROWS_PER_SLOT, Begun, Held, InFlight
 from batchgen.job import Job
 from batchgen.known import Texts, describe, gate_columns
 from batchgen.outage import Outage
@@ -28,45 +28,6 @@ from batchgen.tasks.llm import CallLog
 from batchgen.tasks.runner import TaskRunner
 
 Result = TypeVar("Result")
-
-# Rows in flight per engine slot. A row between two of its calls holds no slot; at 1.1 the engine ran at 0.77 of its
-# speed for that reason, from 1.5 on at 0.98.
-ROWS_PER_SLOT = 2.0
-# So few rows in flight are told one by one: where an engine hangs, one of them is to blame.
-_TOLD_ROWS = 64
-
-
-@dataclass
-class _Held:
-    """A shard that a worker holds.
-
-    Args:
-        attempt: at it.
-        rows: of which each gives its results.
-        first: the number of the first of its rows that began; None before one has.
-        worked: whether something has come of one of them: a completion, a text at a gate, its end.
-    """
-
-    attempt: str
-    rows: Sequence[asyncio.Task[list[ResultRow]]] = ()
-    first: int | None = None
-    worked: bool = False
-
-
-@dataclass(eq=False)
-class _Begun:
-    """A seed row that runs.
-
-    Args:
-        held: its shard, or what stands for one where it is only tried.
-        number: of rows that this engine began before it.
-        calls: completions that it has had.
-    """
-
-    seed: SeedRow
-    held: _Held
-    number: int
-    calls: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,8 +51,7 @@ class Worker:
         others: of the job's further models, by name, started.
 
     Attributes:
-        draining: whether, as things are, no shard is to come and none to be given back; for whoever hands them out to
-            set.
+        in_flight: its rows; `draining` is for whoever hands out shards to set.
     """
 
     def __init__(
@@ -142,37 +102,20 @@ class Worker:
             for index, column in gate_columns(job).items()
             if (gate := self._runners[index].gate) is not None
         ]
-        # First come, first served: a shard begins when all that came before it have.
-        self._most_rows = max(2, int(self.slots * ROWS_PER_SLOT)) + sum(step.spec.threads for step in job.steps)
-        self._rows = asyncio.Semaphore(self._most_rows)
-        self._to_begin = 0
-        self._numbers = itertools.count()
-        self.draining = False
-        # How often each row in flight waits for that engine.
-        self._waits = Counter[_Begun]()
-        self._held: dict[int, _Held] = {}
+        most = max(2, int(self.slots * ROWS_PER_SLOT)) + sum(step.spec.threads for step in job.steps)
+        self.in_flight = InFlight(most, self._first.slots)
+        self._held: dict[int, Held] = {}
         self._done: set[int] = set()
         # Shards that were given back: they have not ended yet, or not come.
         self._returned: set[int] = set()
         self._software = installed_for(job)
         self._outage = Outage(job.outage_seconds)
         self._tally = Tally()
-        self._open: set[int] = set()
 
     @property
     def progress(self) -> Progress:
         """What came of the shards that it was given."""
         return self._tally.progress
-
-    @property
-    def in_flight(self) -> int:
-        """How many rows have begun and not ended."""
-        return len(self._open)
-
-    @property
-    def open_rows(self) -> Sequence[int]:
-        """Which ones, where they are few."""
-        return sorted(self._open) if len(self._open) <= _TOLD_ROWS else ()
 
     @property
     def waiting(self) -> str:
@@ -189,34 +132,12 @@ class Worker:
         One that has not come yet, as its way may be longer than that of the question, ends as it comes.
         """
         held = self._held.get(shard)
-        if shard in self._done or shard in self._returned or (held is not None and self._works_on(held)):
+        if shard in self._done or shard in self._returned or (held is not None and self.in_flight.works_on(held)):
             return False
         self._returned.add(shard)
         for row in held.rows if held is not None else ():
             row.cancel()
         return True
-
-    def _works_on(self, held: _Held) -> bool:
-        """Whether something has come of a shard, or may come of it soon.
-
-        Until then all of its requests are their rows' first ones. As long as requests of rows before it are as many
-        as the engine of those has slots, its own are waiting.
-        """
-        if held.worked or held.first is None:
-            return held.worked
-        before = sum(waits for row, waits in self._waits.items() if self._priority(row) < held.first)
-        return before < self._first.slots
-
-    def _priority(self, row: _Begun) -> int:
-        """Of a row's next request.
-
-        What began earlier goes first: the next turn of a conversation then comes while the engine still has the turns
-        before it, and shards end one by one, where all rows in flight would otherwise take turns. Once the last rows
-        have begun, those go first that have come least far: else they would run through all their calls while more and
-        more slots are empty.
-        """
-        last = self.draining and not self._to_begin
-        return row.number + row.calls * self._most_rows * last
 
     def learn(self, texts: Texts) -> None:
         """Tells the gates what rows that ran elsewhere have brought."""
@@ -225,7 +146,7 @@ class Worker:
 
     async def probe(self, seeds: Sequence[SeedRow]) -> list[list[ResultRow]]:
         """Runs rows to see whether the engine survives them; what they give counts as nothing."""
-        return await self._all([asyncio.create_task(self._through(seed, _Held(new_attempt()))) for seed in seeds])
+        return await self._all([asyncio.create_task(self._through(seed, Held(new_attempt()))) for seed in seeds])
 
     async def shard(
         self, shard: Shard, attempt: str, seeds: Sequence[SeedRow], quarantined: Collection[int] = ()
@@ -242,7 +163,7 @@ class Worker:
         if shard.index in self._returned:
             self._returned.discard(shard.index)
             return None
-        self._held[shard.index] = held = _Held(attempt)
+        self._held[shard.index] = held = Held(attempt)
         try:
             done = await self._shard(shard, held, seeds, quarantined)
         except asyncio.CancelledError:
@@ -255,7 +176,7 @@ class Worker:
         self._done.add(shard.index)
         return done
 
-    async def _shard(self, shard: Shard, held: _Held, seeds: Sequence[SeedRow], quarantined: Collection[int]) -> Done:
+    async def _shard(self, shard: Shard, held: Held, seeds: Sequence[SeedRow], quarantined: Collection[int]) -> Done:
         held.rows = [asyncio.create_task(self._row(seed, held)) for seed in seeds if seed.index not in quarantined]
         groups = await self._all(held.rows)
         held.worked = True
@@ -285,31 +206,22 @@ class Worker:
             for task in tasks:
                 task.cancel()
 
-    async def _through(self, seed: SeedRow, held: _Held) -> list[ResultRow]:
+    async def _through(self, seed: SeedRow, held: Held) -> list[ResultRow]:
         """One seed row through all steps: at least one result, whatever happens to it."""
-        self._to_begin += 1
-        try:
-            await self._rows.acquire()
-        finally:
-            self._to_begin -= 1
-        row = _Begun(seed, held, next(self._numbers))
-        if held.first is None:
-            held.first = row.number
-        self._open.add(seed.index)
+        row = await self.in_flight.begin(seed, held)
         try:
             return await self._advance(row, 0, Branch("", dict(seed.data)))
         finally:
-            self._open.discard(seed.index)
-            self._rows.release()
+            self.in_flight.end(row)
 
-    def _count(self, row: _Begun, completion: Completion) -> None:
+    def _count(self, row: Begun, completion: Completion) -> None:
         """Tokens are progress as they come: a row of many calls may take minutes."""
         row.held.worked = True
         row.calls += 1
         self._tally.input_tokens += completion.input_tokens
         self._tally.output_tokens += completion.output_tokens
 
-    async def _row(self, seed: SeedRow, held: _Held) -> list[ResultRow]:
+    async def _row(self, seed: SeedRow, held: Held) -> list[ResultRow]:
         """A row of a shard, with its outcome added to the progress."""
         results = await self._through(seed, held)
         held.worked = True
@@ -321,7 +233,7 @@ class Worker:
         )
         return results
 
-    async def _advance(self, row: _Begun, index: int, branch: Branch) -> list[ResultRow]:
+    async def _advance(self, row: Begun, index: int, branch: Branch) -> list[ResultRow]:
         if index == len(self._job.steps):
             return [self._result(row.seed, branch)]
         step = self._job.steps[index]
@@ -351,33 +263,22 @@ class Worker:
         )
         return [result for group in groups for result in group]
 
-    async def _generation(self, row: _Begun, index: int, branch: Branch, number: int | None) -> Generation:
+    async def _generation(self, row: Begun, index: int, branch: Branch, number: int | None) -> Generation:
         seed = row.seed
         parts = (seed.id, branch.path, index) if number is None else (seed.id, branch.path, index, number)
         key = f"{seed.id}-{branch.path}-{index}-{row.held.attempt[:8]}" + (f"-g{number}" if number is not None else "")
         seeded = random_seed(self._job.seed, *parts)
-        log = CallLog(key, seeded, partial(self._priority, row), watch=partial(self._count, row))
+        log = CallLog(key, seeded, partial(self.in_flight.priority, row), watch=partial(self._count, row))
         if self._runners[index].gate is not None:
             row.held.worked = True
         try:
-            with self._waiting_of(row) if index in self._steps_of_first else nullcontext():
+            with self.in_flight.waiting(row) if index in self._steps_of_first else nullcontext():
                 added = await self._runners[index].run(dict(branch.data), log)
             for each in added:
                 check_text(each)
         except RowRejected as rejection:
             return Generation(log, {}, rejection.reason)
         return Generation(log, added[0], None, added[1:])
-
-    @contextmanager
-    def _waiting_of(self, row: _Begun) -> Iterator[None]:
-        """Counts a row among those that wait for the engine of first requests."""
-        self._waits[row] += 1
-        try:
-            yield
-        finally:
-            self._waits[row] -= 1
-            if not self._waits[row]:
-                del self._waits[row]
 
     def _result(self, seed: SeedRow, branch: Branch) -> ResultRow:
         # Said as rows come: the merger drops these, unless it is told not to.

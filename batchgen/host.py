@@ -106,7 +106,7 @@ class EngineHost:
     def drain(self, draining: bool) -> None:
         """Tells whether, as things are, no shard is to come and none to be given back."""
         if self._worker is not None:
-            self._worker.draining = draining
+            self._worker.in_flight.draining = draining
 
     @property
     def progress(self) -> Progress:
@@ -117,8 +117,8 @@ class EngineHost:
         waiting = next(filter(None, [self._worker.waiting, *reasons]), "")
         done = self._worker.progress
         tokens = done.output_tokens + sum(engine.tokens_in_flight for engine in self._engines.values())
-        rows, told = self._worker.in_flight, self._worker.open_rows
-        return replace(done, output_tokens=tokens, waiting=waiting, in_flight=rows, open_rows=told)
+        rows = self._worker.in_flight
+        return replace(done, output_tokens=tokens, waiting=waiting, in_flight=len(rows), open_rows=rows.told)
 
     async def stop(self) -> None:
         """Ends the engines."""

@@ -230,7 +230,7 @@ class ToldFleet(LocalFleet):
         progress = await super().progress(engine, draining)
         worker = self._hosts[engine]._worker if engine in self._hosts else None
         if worker is not None:
-            assert worker.draining == draining
+            assert worker.in_flight.draining == draining
             self.told.append((draining, len(worker._held)))
         return progress
 

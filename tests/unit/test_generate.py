@@ -294,11 +294,11 @@ def test_rows_in_flight_are_told_one_by_one_where_they_are_few(tmp_path: Path, s
             worker.shard(second, new_attempt(), seeds.slice(second.start, second.stop), quarantined=(51,))
         )
         await asyncio.sleep(0.01)
-        told = worker.in_flight, list(worker.open_rows)
+        told = len(worker.in_flight), list(worker.in_flight.told)
         running.cancel()
         await asyncio.wait([running])
         await asyncio.sleep(0)
-        assert (worker.in_flight, list(worker.open_rows)) == (0, [])
+        assert (len(worker.in_flight), list(worker.in_flight.told)) == (0, [])
         return told
 
     many = [50, *range(52, 100)][: 2 * slots]
@@ -313,7 +313,7 @@ def test_so_many_rows_in_flight_are_not_told(tmp_path: Path):
     async def go() -> None:
         running = asyncio.create_task(worker.shard(plan.shards[0], new_attempt(), seeds.slice(0, 100)))
         await asyncio.sleep(0.01)
-        assert (worker.in_flight, list(worker.open_rows)) == (100, [])
+        assert (len(worker.in_flight), list(worker.in_flight.told)) == (100, [])
         running.cancel()
         await asyncio.wait([running])
 
@@ -566,7 +566,7 @@ def test_the_last_rows_take_turns_so_that_slots_are_not_left_empty(
 
     async def go() -> None:
         worker, plan, seeds, _ = worker_on(engine, job)
-        worker.draining = draining
+        worker.in_flight.draining = draining
         serving = asyncio.create_task(engine.serve())
         await worker.shard(plan.shards[0], new_attempt(), seeds.slice(0, rows))
         serving.cancel()
@@ -592,9 +592,9 @@ def test_a_shard_of_last_rows_goes_first_and_is_kept_therefore(tmp_path: Path):
         serving.cancel()
         while len(engine.waiting) < 4:
             await asyncio.sleep(0)
-        worker.draining = True
+        worker.in_flight.draining = True
         assert not worker.give_back(1), "the two rows of the first shard have had a call each"
-        worker.draining = False
+        worker.in_flight.draining = False
         assert worker.give_back(1)
         shards[0].cancel()
         await asyncio.gather(*shards, return_exceptions=True)
@@ -620,14 +620,14 @@ def test_a_slow_engine_of_one_step_is_full_beside_a_quick_one_with_few_slots(tmp
         slices = ((shard, seeds.slice(shard.start, shard.stop)) for shard in plan.shards)
         running = [asyncio.create_task(worker.shard(shard, new_attempt(), part)) for shard, part in slices]
         while not all(each.done() for each in running):
-            in_flight.append(worker.in_flight)
+            in_flight.append(len(worker.in_flight))
             await asyncio.sleep(0.01)
 
     asyncio.run(go())
     assert worker.slots == 42
     assert slow.most >= 40
-    assert (max(in_flight), worker.in_flight) == (84, 0)
-    assert not worker._waits, "rows that have ended wait for nothing"
+    assert (max(in_flight), len(worker.in_flight)) == (84, 0)
+    assert not worker.in_flight._waits, "rows that have ended wait for nothing"
 
 
 def test_generations_are_rows_of_their_own_and_a_bad_one_is_rejected_alone(tmp_path: Path):

@@ -46,7 +46,7 @@ LAYERS = [
     ["seeds"],
     ["plan", "translation"],
     ["actions", "branches", "commit", "models", "remarks", "starts", "suspects"],
-    ["enginestate", "known", "software"],
+    ["enginestate", "inflight", "known", "software"],
     ["schedule"],
     ["generate", "fleet"],
     ["host", "drive"],

@@ -8,7 +8,7 @@ import pytest
 
 from batchgen.enginestate import BUSY_ROWS_PER_SLOT
 from batchgen.errors import EngineStartError, ShardFailed, Stopped, StoreError
-from batchgen.generate import ROWS_PER_SLOT
+from batchgen.inflight import ROWS_PER_SLOT
 from batchgen.plan import Shard
 from batchgen.schedule import Dispatch, Finish, KillEngine, Recall, Scheduler, StartEngine
 
