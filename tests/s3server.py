@@ -7,6 +7,7 @@ multipart uploads. Signatures are not checked.
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from xml.sax.saxutils import escape
 # What to do with a request: nothing special, an error status, or one of the words below.
 Fault = int | str | None
 LOSE_ANSWER = "do it, then hang up"
+TEAR_ANSWER = "do it, then hang up in the midst of the answer"
 SLOW = "wait a moment"
 
 
@@ -104,7 +106,8 @@ def _handler(server: S3Server) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(body)
+                self.wfile.write(body[: len(body) // 2] if self.tear else body)
+            self.close_connection = self.close_connection or self.tear
 
         def error(self, status: int, code: str) -> None:
             self.answer(status, f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode())
@@ -114,15 +117,16 @@ def _handler(server: S3Server) -> type[BaseHTTPRequestHandler]:
             self.key = unquote(parts.path).lstrip("/")
             self.query = {name: values[0] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
             self.data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            self.lose = False
+            self.lose = self.tear = False
             server.requests.append((self.command, self.key))
             fault = server.fault(self.command, self.key)
             if isinstance(fault, int):
-                self.error(fault, "InjectedFault")
+                # As S3 says of a body that came too slowly; every other 400 is the client's own fault.
+                self.error(fault, "RequestTimeout" if fault == 400 else "InjectedFault")
                 return
             if fault == SLOW:
                 time.sleep(0.3)
-            self.lose = fault == LOSE_ANSWER
+            self.lose, self.tear = fault == LOSE_ANSWER, fault == TEAR_ANSWER
             getattr(self, f"serve_{self.command.lower()}")()
 
         do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = serve
@@ -190,7 +194,13 @@ def _handler(server: S3Server) -> type[BaseHTTPRequestHandler]:
                 self.error(404, "NoSuchKey")
                 return
             etag = f'"{hashlib.md5(data).hexdigest()}"'
-            self.answer(200, data, ETag=etag, Last_Modified="Mon, 01 Jan 2024 00:00:00 GMT")
+            dated = {"ETag": etag, "Last_Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
+            part = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+            if part is None:
+                self.answer(200, data, **dated)
+            else:
+                first, last = int(part[1]), min(int(part[2]), len(data) - 1)
+                self.answer(206, data[first : last + 1], Content_Range=f"bytes {first}-{last}/{len(data)}", **dated)
 
         def serve_list(self) -> None:
             bucket, prefix = self.key.rstrip("/"), self.query.get("prefix", "")

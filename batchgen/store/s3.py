@@ -12,22 +12,29 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from batchgen.errors import StoreError, UserError
+
+T = TypeVar("T")
 
 _LOCATION = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?")
 # A conditional write that meets another one to the same key may be refused without either having been done.
 _CONFLICTS = 6
 _RETRY_SECONDS = 60
+# Seconds before a request that the client gave up at once, though AWS's own clients send it again, is sent again.
+_PAUSES = (0.1, 0.5, 2.0, 5.0)
 _READERS = 32
 # Signs in the client's errors of why a server was not reached, and words that hold nothing of a request.
 _NO_HOST = "there is no such host"
+_TORN = "the answer ended before its time"
+# A server's word for a body that came too slowly: a 400, which would else mean that the request is wrong.
+_SLOW_BODY = "RequestTimeout\\b"
 _CAUSES = {
     "dns error": _NO_HOST,
     "kind: ConnectionRefused": "connection refused",
@@ -35,8 +42,12 @@ _CAUSES = {
     "kind: HostUnreachable": "no route to the host",
     "kind: NetworkUnreachable": "the network is unreachable",
     "kind: Timeout": "no answer in time",
+    "kind: Interrupted": _TORN,
 }
-_PASSING = re.compile("|".join([r"\b429 ", r"\b5\d\d ", *(words for words in _CAUSES.values() if words != _NO_HOST)]))
+_PASSING = re.compile(
+    "|".join([r"\b429 ", r"\b5\d\d ", _SLOW_BODY, *(words for words in _CAUSES.values() if words != _NO_HOST)])
+)
+_SENT_AGAIN = re.compile(f"{_TORN}|{_SLOW_BODY}")
 
 
 class S3Store:
@@ -85,36 +96,40 @@ class S3Store:
         import obstore
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-        with self._translated("write", key):
-            for attempt in range(_CONFLICTS):
-                try:
-                    obstore.put(self._store, _checked(key), data, mode="create", use_multipart=False)
-                except (AlreadyExistsError, PreconditionError):
-                    existing = self.read(key)
-                    if existing is not None:
-                        return existing == data
-                    time.sleep(0.05 * 2**attempt)
-                else:
-                    return True
+        def create() -> bool:
+            try:
+                obstore.put(self._store, _checked(key), data, mode="create", use_multipart=False)
+            except (AlreadyExistsError, PreconditionError):
+                return False
+            return True
+
+        for attempt in range(_CONFLICTS):
+            if self._asked("write", key, create):
+                return True
+            existing = self.read(key)
+            if existing is not None:
+                return existing == data
+            time.sleep(0.05 * 2**attempt)
         raise StoreError(f"cannot write {self.location}/{key}: another writer keeps getting in the way", busy=True)
 
     def put(self, key: str, data: bytes) -> None:
         """Creates or replaces an object, all at once."""
         import obstore
 
-        with self._translated("write", key):
-            obstore.put(self._store, _checked(key), data)
+        self._asked("write", key, lambda: obstore.put(self._store, _checked(key), data))
 
     def read(self, key: str) -> bytes | None:
         """An object's bytes, or None where there is none."""
         import obstore
         from obstore.exceptions import NotFoundError
 
-        with self._translated("read", key):
+        def get() -> bytes | None:
             try:
                 return bytes(obstore.get(self._store, _checked(key)).bytes())
             except (NotFoundError, FileNotFoundError):
                 return None
+
+        return self._asked("read", key, get)
 
     def read_many(self, keys: Sequence[str]) -> Iterator[bytes | None]:
         """What `read` gives for each key, in order; some are under way at once, and no more are held than those."""
@@ -131,9 +146,8 @@ class S3Store:
         """Moves a finished local file to a key that is the caller's alone."""
         import obstore
 
-        with self._translated("write", key):
-            obstore.put(self._store, _checked(key), path)
-            path.unlink()
+        self._asked("write", key, lambda: obstore.put(self._store, _checked(key), path))
+        path.unlink()
 
     def open(self, key: str) -> BinaryIO:
         """An object for reading; raises FileNotFoundError where there is none."""
@@ -147,47 +161,56 @@ class S3Store:
         import obstore
         from obstore.exceptions import NotFoundError
 
-        with self._translated("read", key):
+        def head() -> int:
             try:
                 return int(obstore.head(self._store, _checked(key))["size"])
             except (NotFoundError, FileNotFoundError):
                 return 0
 
+        return self._asked("read", key, head)
+
     def list(self, prefix: str) -> Iterator[str]:
         """Keys under a folder, in order; all of them where it has no name."""
         import obstore
 
-        with self._translated("list", prefix):
+        def every() -> list[str]:
             pages = obstore.list(self._store, prefix=_checked(prefix.rstrip("/")) if prefix else None)
-            found = sorted(str(item["path"]) for page in pages for item in page)
-        yield from found
+            return sorted(str(item["path"]) for page in pages for item in page)
+
+        yield from self._asked("list", prefix, every)
 
     def delete(self, key: str) -> None:
         """Removes an object; nothing happens where there is none."""
         import obstore
         from obstore.exceptions import NotFoundError
 
-        with self._translated("delete", key):
-            try:
+        def remove() -> None:
+            with suppress(NotFoundError, FileNotFoundError):
                 obstore.delete(self._store, _checked(key))
-            except (NotFoundError, FileNotFoundError):
-                return
+
+        self._asked("delete", key, remove)
 
     def unfinished(self, prefix: str) -> Iterator[str]:
         """None: an object is there whole, or not at all."""
         return iter(())
 
-    @contextmanager
-    def _translated(self, what: str, key: str) -> Iterator[None]:
-        """The client's errors, as the store's: their texts may hold request headers, so only the kind is told."""
+    def _asked(self, what: str, key: str, ask: Callable[[], T]) -> T:
+        """What a server answers, asked again where that may help and does no harm twice.
+
+        The client's errors become the store's: their texts may hold request headers, so only the kind is told.
+        """
         from obstore.exceptions import BaseError
 
-        try:
-            yield
-        except (BaseError, OSError) as error:
-            kind = _kind(error)
-            denied, busy = re.search(r"\b40[13] ", kind) is not None, _PASSING.search(kind) is not None
-            raise StoreError(f"cannot {what} {self.location}/{key}: {kind}", denied, busy) from None
+        for pause in (*_PAUSES, None):
+            try:
+                return ask()
+            except (BaseError, OSError) as error:
+                kind = _kind(error)
+                if pause is None or not _SENT_AGAIN.search(kind):
+                    denied, busy = re.search(r"\b40[13] ", kind) is not None, _PASSING.search(kind) is not None
+                    raise StoreError(f"cannot {what} {self.location}/{key}: {kind}", denied, busy) from None
+            time.sleep(pause)
+        raise AssertionError
 
 
 def _kind(error: BaseException) -> str:

@@ -17,7 +17,7 @@ import pytest
 
 from batchgen.errors import StoreError, UserError
 from batchgen.store import LocalStore, ObjectStore, open_store, probe
-from tests.s3server import LOSE_ANSWER, SLOW, S3Server, environment, s3_server
+from tests.s3server import LOSE_ANSWER, SLOW, TEAR_ANSWER, S3Server, environment, s3_server
 
 ROUNDS = 200
 RACERS = 16
@@ -389,6 +389,43 @@ def test_a_store_that_fails_now_and_then_or_is_slow_is_asked_again(server: S3Ser
         server.fault = first_time(fault, method)
         store.put("a", b"one") if method == "PUT" else None
         assert store.read("a") == b"one"
+
+
+@pytest.mark.parametrize("fault", [400, TEAR_ANSWER], ids=["a body too slow", "a torn answer"])
+def test_what_the_client_gives_up_at_once_is_asked_again(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: int | str
+):
+    """A 400 RequestTimeout, and an answer that ends in its midst: AWS's own clients send either again."""
+    monkeypatch.setattr("batchgen.store.s3._PAUSES", (0.01, 0.01))
+    store = open_store("s3://bucket/run")
+    large = bytes(range(256)) * 50_000
+
+    def upload() -> None:
+        (tmp_path / "large").write_bytes(large)
+        store.upload("attempts/x", tmp_path / "large")
+
+    for method, ask, expected in (
+        ("PUT", lambda: store.put("a", b"one two three"), None),
+        ("PUT", lambda: store.put_if_absent("commits/1", b"mine"), True),
+        ("PUT", upload, None),
+        ("POST", upload, None),
+        ("GET", lambda: store.read("a"), b"one two three"),
+        ("GET", lambda: store.read("attempts/x") == large, True),
+        ("GET", lambda: list(store.list("")), ["a", "attempts/x", "commits/1"]),
+        ("POST", lambda: store.delete("a"), None),
+    ):
+        server.fault = first_time(fault, method)
+        assert ask() == expected
+    assert sorted(server.objects) == ["bucket/run/attempts/x", "bucket/run/commits/1"]
+    assert server.objects["bucket/run/attempts/x"] == large
+    assert not any(server.uploads.values()), "an upload whose number was never told has no parts that cost anything"
+
+    server.fault = lambda method, key: fault if method == "GET" else None
+    server.requests.clear()
+    with pytest.raises(StoreError, match="cannot list s3://bucket/run/: ") as caught:
+        list(store.list(""))
+    assert caught.value.busy, "it may pass"
+    assert len(server.requests) == 3
 
 
 @pytest.mark.parametrize("status", [403, 507])

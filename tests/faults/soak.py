@@ -29,7 +29,7 @@ import psutil
 import yaml
 from ray.cluster_utils import Cluster
 
-from tests.s3server import LOSE_ANSWER, SLOW, Fault, environment, s3_server
+from tests.s3server import LOSE_ANSWER, SLOW, TEAR_ANSWER, Fault, environment, s3_server
 
 ROWS, SHARD_ROWS, NODES = 4000, 8, 3
 SHARDS = ROWS // SHARD_ROWS
@@ -230,7 +230,8 @@ class Soak:
         if self._outage == "away":
             return 503
         share = random.random() if self._outage == "flaky" else 1.0
-        return 500 if share < 0.05 else LOSE_ANSWER if share < 0.08 else SLOW if share < 0.12 else None
+        steps = ((0.05, 500), (0.06, 400), (0.08, LOSE_ANSWER), (0.10, TEAR_ANSWER), (0.14, SLOW))
+        return next((fault for bound, fault in steps if share < bound), None)
 
     # What users do meanwhile; a store that is away, or a plan that is not there yet, is told by the exit code.
 

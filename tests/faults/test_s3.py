@@ -30,7 +30,7 @@ from batchgen.seeds import load_seeds
 from batchgen.store import open_store
 from batchgen.upkeep import verify
 from tests.faults import ledger
-from tests.s3server import LOSE_ANSWER, SLOW, Fault, S3Server, environment, s3_server
+from tests.s3server import LOSE_ANSWER, SLOW, TEAR_ANSWER, Fault, S3Server, environment, s3_server
 
 pytestmark = pytest.mark.cluster
 RUN = "s3://bucket/night/run"
@@ -144,9 +144,17 @@ def test_a_bucket_that_is_away_as_a_run_starts_is_waited_for(
 def test_a_bucket_that_fails_now_and_then_and_is_slow(server: S3Server, job: Path):
     rng = random.Random(0)
     injected: Counter[Fault] = Counter()
+    names: dict[Fault, str] = {
+        503: "answers 503",
+        500: "answers 500",
+        400: "says RequestTimeout",
+        LOSE_ANSWER: "loses an answer",
+        TEAR_ANSWER: "tears an answer",
+        SLOW: "is slow",
+    }
 
     def fault(method: str, key: str) -> Fault:
-        kind = rng.choices((None, 503, 500, LOSE_ANSWER, SLOW), (80, 6, 6, 4, 4))[0]
+        kind = rng.choices((None, *names), (80, 5, 5, 4, 3, 3, 3))[0]
         injected[kind] += 1
         return kind
 
@@ -157,11 +165,11 @@ def test_a_bucket_that_fails_now_and_then_and_is_slow(server: S3Server, job: Pat
             run(str(job), in_process=True)
             break
     server.fault = lambda method, key: None
-    assert all(injected[kind] > 0 for kind in (503, 500, LOSE_ANSWER, SLOW))
+    assert all(injected[kind] > 0 for kind in names)
     store = open_store(RUN)
     found = verify(store, read_plan(store))
     assert (found.good, found.ok + found.rejected, found.missing, found.twice) == (True, 120, 0, 0)
-    for kind, name in ((503, "answers 503"), (500, "answers 500"), (LOSE_ANSWER, "loses an answer"), (SLOW, "is slow")):
+    for kind, name in names.items():
         ledger.record(f"store {name}", injected[kind], objects(server), 120)
 
 
