@@ -19,6 +19,27 @@ EXAMPLES: Mapping[str, str] = {
     "Merge": "{near: {threshold: 0.8}}",
     "Near": "{threshold: 0.8}; or false",
 }
+# What is told of names that distilabel's steps and generation arguments have, and a job has not.
+_OF_STEPS: Mapping[str, str] = {
+    "add_raw_input": "no prompts are kept; batchgen plan JOB --prompt ROW shows them",
+    "add_raw_output": "batchgen rejected shows the last completion of a row that was rejected",
+    "batch_size": "rows do not wait for each other",
+    "columns": "a text_generation reads those that its template's {{ placeholders }} name",
+    "flatten_tasks": "explode: tasks -> task spreads them over rows",
+    "generation_kwargs": "its name here is sampling",
+    "input_batch_size": "rows do not wait for each other",
+    "llm": "the job's model answers, or the one of the job's models that the step's model names",
+    "name": "a step has none",
+    "resources": "engines, and model.engine: {tensor_parallel_size: N}, say how many GPUs are used",
+    "seed": "it is for all steps",
+    "use_cache": "the same command goes on with a run",
+    "use_system_prompt": "a row's system_prompt is used where it has one",
+}
+_OF_SAMPLING: Mapping[str, str] = {
+    "do_sample": "temperature: 0 is what do_sample: false was",
+    "max_new_tokens": "its name here is max_tokens",
+    "num_return_sequences": "a step has num_generations",
+}
 # Tasks that are worth naming.
 _FEW = 3
 
@@ -43,6 +64,11 @@ class Keys:
         for index, part in enumerate(path):
             at = self._parts["model"] if index and path[index - 1] == "models" else self._parts.get(str(part), at)
         return list(at.model_fields)
+
+    def familiar(self, path: Path) -> str | None:
+        """What does here what a key of that name does in distilabel; None where it has none there."""
+        names = _OF_SAMPLING if "sampling" in path[:-1] else _OF_STEPS if path[0] == "steps" and len(path) == 3 else {}
+        return names.get(str(path[-1]))
 
     def elsewhere(self, path: Path) -> list[str]:
         """The parts of a job, other than the one that it is in, which have a key of that name."""

@@ -97,8 +97,12 @@ def _is_tag(part: str | int) -> bool:
 
 
 def _message(item: Any, path: FieldPath, keys: Keys) -> str:
-    if item["type"] in ("extra_forbidden", "unknown_key") and (places := keys.elsewhere(path)):
-        return f"unknown key; {str(path[-1])!r} belongs to {' or '.join(places)}"
+    if item["type"] in ("extra_forbidden", "unknown_key"):
+        key, places, told = repr(str(path[-1])), keys.elsewhere(path), keys.familiar(path)
+        if places:
+            return f"unknown key; {key} belongs to {' or '.join(places)}{f'; {told}' if told else ''}"
+        if told:
+            return f"unknown key {key}: {told}"
     if item["type"] == "extra_forbidden":
         legal = keys.legal(path[:-1])
         near = difflib.get_close_matches(str(path[-1]), legal, n=1)

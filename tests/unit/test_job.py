@@ -14,10 +14,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from batchgen import keys
+from batchgen.engines.arguments import sampling_arguments
 from batchgen.errors import JobError
 from batchgen.job import Job, Merge, Model, Near, Source
 from batchgen.keys import EXAMPLES
 from batchgen.step import Step
+from batchgen.tasks.table import TASKS
 
 GOOD = """\
 name: magpie-math
@@ -322,7 +325,7 @@ def test_a_bad_override_is_named(tmp_path: Path, override: str, message: str):
         ("model.engine.lora=x", "model"),
         ("model.base_url='http://x/v1'", "model.engine, with backend: openai"),
         ("model.engine.engines=2", "the job itself"),
-        ("steps.0.seed=2", "the job itself"),
+        ("steps.0.seed=2", "the job itself; it is for all steps"),
         ("merge.near.exact=false", "merge"),
         ("path=x", "source or model"),
         ("explode=a -> b", "a step"),
@@ -336,6 +339,36 @@ def test_a_key_that_stands_in_the_wrong_place_is_told_the_right_one(tmp_path: Pa
     key = override.partition("=")[0].rpartition(".")[2].replace("models", "dtype")
     complaint = refused(tmp_path, GOOD, override)
     assert complaint.endswith(f": unknown key; {key!r} belongs to {place}"), complaint
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        (
+            "steps.0.llm=x",
+            "key 'llm': the job's model answers, or the one of the job's models that the step's model names",
+        ),
+        ("steps.0.input_batch_size=50", "key 'input_batch_size': rows do not wait for each other"),
+        ("steps.0.sampling.max_new_tokens=64", "key 'max_new_tokens': its name here is max_tokens"),
+        ("sampling.num_return_sequences=2", "key 'num_return_sequences': a step has num_generations"),
+        ("steps.0.columns=[a]", "; a text_generation reads those that its template's {{ placeholders }} name"),
+    ],
+)
+def test_a_key_of_distilabel_s_is_told_what_does_the_same_here(tmp_path: Path, override: str, told: str):
+    complaint = refused(tmp_path, GOOD, override)
+    assert "unknown key" in complaint
+    assert complaint.endswith(told)
+
+
+def test_only_keys_that_distilabel_has_and_a_job_has_not_are_told_so():
+    from distilabel.steps.tasks import EmbeddingTaskGenerator, EvolInstruct, StructuredGeneration, TextGeneration
+
+    fields = {*Step.model_fields, *(name for spec in TASKS.values() for name in spec.parameters.model_fields)}
+    assert keys._OF_STEPS.keys() & fields == {"columns"}
+    assert not keys._OF_SAMPLING.keys() & sampling_arguments()
+    distilabel = {name for task in (TextGeneration, EvolInstruct, StructuredGeneration) for name in task.model_fields}
+    distilabel |= {*EmbeddingTaskGenerator.model_fields}
+    assert keys._OF_STEPS.keys() - distilabel == {"generation_kwargs"}, "a field of its LLMs"
 
 
 def test_a_key_that_stands_nowhere_is_told_what_is_legal_there(tmp_path: Path):
