@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import platform
-import sys
 import uuid
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -26,6 +24,7 @@ from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 from batchgen.distributed.cluster import ask, fate_of, gpus_of_machines, usable_cores
 from batchgen.distributed.guard import guard_this_process
 from batchgen.distributed.parcel import Parcel
+from batchgen.distributed.process import allow_open_files, collect_less, redirect_output, set_threads
 from batchgen.errors import ClusterLost, EngineDead, EngineStartError
 from batchgen.fleet import Answer, HostConfig, Placement, Work
 from batchgen.known import Texts
@@ -38,8 +37,6 @@ _FATE_SECONDS = 90.0
 # Answers that an actor keeps at least, to give them again: more than an engine is asked for at a time.
 _KEPT = 1000
 _GRACE_SECONDS = 3
-# New ones, from one garbage collection to the next.
-_OBJECTS = 20_000
 _MACHINE_GONE = "the engine's machine left the cluster"
 
 
@@ -56,8 +53,9 @@ class _Actor:
 
     def __init__(self, parcel: Parcel, log: str | None, threads: int | None, local: bool) -> None:
         if log is not None:
-            _redirect_output(log)
-        _set_threads(threads)
+            redirect_output(log)
+        set_threads(threads)
+        allow_open_files()
         guard_this_process()
         self._calls: dict[str, asyncio.Task[Any]] = {}
         self._where = "" if local else f"on {platform.node()}: "
@@ -94,7 +92,7 @@ class _Actor:
             if self._refused is not None:
                 raise self._refused
             slots = await self._host.start()
-            _collect_less()
+            collect_less()
             return slots
         except Exception as error:
             message = f"{self._where}{str(error) or type(error).__name__}"
@@ -122,45 +120,6 @@ class _Actor:
         for call in self._calls.values():
             call.cancel()
         await self._host.stop()
-
-
-def _set_threads(threads: int | None) -> None:
-    """Sets how many threads OpenMP has, which reads it when torch is imported.
-
-    Ray says 1 for an actor of one CPU or none. vLLM loads weights with as many as it is given, by itself with all
-    cores, and goes down to 1 on a GPU as it begins to work.
-    """
-    if threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-    elif os.environ.get("OMP_NUM_THREADS") == "1":
-        del os.environ["OMP_NUM_THREADS"]
-
-
-def _collect_less() -> None:
-    """Keeps what is loaded by now out of every later garbage collection, and has those come when there is something.
-
-    vLLM, distilabel and transformers come to 750,000 objects: a full collection went through them in 0.45 seconds, in
-    which neither rows nor the engine's outputs went on, three times in 16,000 calls. By Python's own threshold a
-    collection comes with every 700 objects, and goes through those of all rows in flight: 1.25 of the 7.0 seconds that
-    this process worked for 12,288 calls with 512 slots, against 0.06 of 6.0 (embedded model; by hand, of three each).
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_OBJECTS, *gc.get_threshold()[1:])
-
-
-def _redirect_output(log: str) -> None:
-    """Sends everything that this process and its children print to a log file."""
-    try:
-        Path(log).parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644)
-    except OSError:
-        return  # the run's folder is not on this machine: Ray's own worker logs have it
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    os.close(handle)
 
 
 class RayFleet:

@@ -12,7 +12,7 @@ import platform
 import time
 from pathlib import Path
 
-from tests.bench import bridge, fill, gate, merge, order, protocol, resume
+from tests.bench import bridge, fill, gate, merge, order, protocol, resume, server
 
 BENCHMARKS = {
     "fill": fill.measure,
@@ -22,6 +22,7 @@ BENCHMARKS = {
     "merge": merge.measure,
     "protocol": protocol.measure,
     "resume": resume.measure,
+    "server": server.measure,
     "fill_gpu": fill.measure_gpu,
 }
 DEFAULT = [name for name in BENCHMARKS if name != "fill_gpu"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,16 +17,20 @@ from tests.faults import ledger
 from tests.faults import test_kill as kill
 
 pytestmark = pytest.mark.cluster
+_FILES = 4096
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A head without room for engines, and two nodes with room for one each."""
+    """A head without room for engines, and two nodes with room for one each, started by a shell that limits files."""
+    before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(_FILES, before), most))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(2):
         cluster.add_node(num_cpus=1, num_gpus=1)
     yield cluster
     cluster.shutdown()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
 
 
 def job(folder: Path, rows: int) -> Path:
@@ -70,6 +75,9 @@ def test_nodes_are_removed_three_times_and_others_are_added(cluster: Cluster, tm
     # The engine of the last node works: commits go on while all others stand still.
     others = [actor for node in cluster.worker_nodes if node is not added for actor in actors(node)]
     assert others
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    allowed = 65_536 if most == resource.RLIM_INFINITY else min(65_536, most)
+    assert all(actor.rlimit(psutil.RLIMIT_NOFILE)[0] == allowed for actor in others)
     for actor in others:
         actor.suspend()
     wait_for_commits(run, 10)

@@ -14,7 +14,7 @@ from batchgen.distributed.cluster import connected
 from batchgen.engines import build_engine
 from batchgen.engines.base import EngineSpec
 from batchgen.fleet import HostConfig
-from tests.bench import bridge, merge, resume
+from tests.bench import bridge, merge, resume, server
 from tests.bench.fill import Actor, BenchHost, _pairs
 from tests.bench.gate import wasted
 from tests.bench.order import _Ordered, _rows
@@ -95,6 +95,13 @@ def test_every_way_to_run_a_row_asks_the_engine(variant: Any, monkeypatch: pytes
         return engine.output_tokens
 
     assert asyncio.run(tokens()) > 0
+
+
+def test_requests_to_a_server_are_measured_with_both_transports():
+    with server.served() as url:
+        found = server.sides(url, 4, 8)
+    assert found.keys() == {"aiohttp", "default"}
+    assert all(0 < rate <= 4 / server.ANSWER_SECONDS and spent > 0 for rate, spent in found.values())
 
 
 def test_both_orders_do_the_same_work():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import socket
 import threading
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RaySystemError
 
 from batchgen.commit import committed
 from batchgen.distributed import fleet as fleets
+from batchgen.distributed import process
 from batchgen.distributed.cluster import _start, ask, connected, usable_cores
 from batchgen.errors import BatchgenError, ClusterLost, EngineDead, EngineStartError, Stopped, UserError
 from batchgen.fleet import Answer, HostConfig, Placement, Work
@@ -86,8 +88,29 @@ def test_an_engine_has_its_share_of_the_cores_or_chooses_itself(
     monkeypatch.setenv("OMP_NUM_THREADS", there or "")
     if there is None:
         monkeypatch.delenv("OMP_NUM_THREADS")
-    fleets._set_threads(threads)
+    process.set_threads(threads)
     assert os.environ.get("OMP_NUM_THREADS") == then
+
+
+@pytest.mark.parametrize(
+    ("now", "most", "then"),
+    [
+        (1024, 4096, 4096),
+        (1024, 524_288, 65_536),
+        (1024, resource.RLIM_INFINITY, 65_536),
+        (100_000, 524_288, 100_000),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, resource.RLIM_INFINITY),
+        (4096, 4096, 4096),
+    ],
+)
+def test_an_engine_may_have_as_many_files_open_as_it_may_allow_itself(
+    monkeypatch: pytest.MonkeyPatch, now: int, most: int, then: int
+):
+    limits = {resource.RLIMIT_NOFILE: (now, most)}
+    monkeypatch.setattr(resource, "getrlimit", limits.__getitem__)
+    monkeypatch.setattr(resource, "setrlimit", limits.__setitem__)
+    process.allow_open_files()
+    assert limits == {resource.RLIMIT_NOFILE: (then, most)}
 
 
 def test_what_is_loaded_once_an_engine_is_up_stays_out_of_garbage_collections_which_are_rare():

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import json
+import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +15,15 @@ from typing import Any
 import pytest
 
 from batchgen import Job, Stopped, run
+from batchgen.distributed.process import allow_open_files
 from batchgen.engines.base import Completion, EngineSpec, Request
-from batchgen.engines.openai import OpenAIEngine
+from batchgen.engines.openai import OpenAIEngine, _cause
 from batchgen.errors import EngineDead, EngineStartError, EngineUnavailable, RowRejected
 from tests.faults import ledger
 from tests.helpers import chaos_job, untimed
 from tests.openaiserver import SECRET, OpenAIServer, openai_server
+
+_SILENCE = b"nothing"
 
 
 @pytest.fixture
@@ -299,6 +306,47 @@ def test_requests_keep_to_the_limit(server: OpenAIServer):
     assert server.most <= 3
 
 
+def test_as_many_requests_as_the_limit_says_are_asked_at_once():
+    """The client library has 1,000 connections by itself."""
+    allow_open_files()
+    count = 1100
+    asked = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                body = {"object": "list", "data": [{"id": "judge", "object": "model"}]}
+                if head.startswith(b"POST"):
+                    asked += 1
+                    if asked == count:
+                        all_there.set()
+                    await all_there.wait()
+                    body = {"choices": [{"finish_reason": "stop", "message": {"role": "assistant", "content": "Yes."}}]}
+                data = json.dumps(body).encode()
+                head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
+                writer.write(head + str(len(data)).encode() + b"\r\n\r\n" + data)
+        writer.close()
+
+    async def go() -> list[Completion]:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0, backlog=count)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        arguments = {"base_url": url, "max_concurrency": count, "max_retries": 0, "timeout": 60}
+        engine = OpenAIEngine(EngineSpec("judge", backend="openai", arguments=arguments))
+        await engine.start()
+        request = Request((), {"max_tokens": 5}, seed=1, messages=[{"role": "user", "content": "Is it good?"}])
+        try:
+            return await asyncio.gather(*(engine.generate(request) for _ in range(count)))
+        finally:
+            await engine.stop()
+            server.close()
+
+    all_there = asyncio.Event()
+    assert {completion.text for completion in asyncio.run(go())} == {"Yes."}
+    assert asked == count
+
+
 @pytest.mark.parametrize("status", [400, 404, 422])
 @pytest.mark.parametrize(("models", "served"), [(["judge"], "judge"), ([], "none that it lists")])
 def test_a_model_that_the_server_does_not_have_is_named(
@@ -327,12 +375,69 @@ def test_a_gateway_that_refuses_a_wrong_key_with_400_is_told_so(server: OpenAISe
         ask(server)
 
 
-def test_a_server_that_is_not_there_is_named():
-    engine = OpenAIEngine(
-        EngineSpec("judge", backend="openai", arguments={"base_url": "http://127.0.0.1:9/v1", "max_retries": 0})
-    )
-    with pytest.raises(EngineUnavailable, match=r"127\.0\.0\.1:9/v1 cannot be reached"):
-        asyncio.run(engine.start())
+@pytest.mark.parametrize(
+    ("scheme", "answer", "cause"),
+    [
+        ("http", None, "connection refused"),
+        ("http", b"", "connection reset by peer"),
+        ("http", b"SSH-2.0-OpenSSH_9.7\r\n\r\n", "it does not speak HTTP"),
+        ("https", b"HTTP/1.1 400 Bad Request\r\n\r\n", "TLS: wrong version number"),
+        ("http", _SILENCE, "no answer in time"),
+    ],
+    ids=["nobody", "hangs up", "another protocol", "no TLS", "silence"],
+)
+@pytest.mark.parametrize("at", ["its start", "a row"])
+def test_why_a_server_is_not_reached_is_told(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, answer: bytes | None, cause: str, at: str
+):
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if answer == _SILENCE:
+            await reader.read()
+        elif answer:
+            writer.write(answer)
+        else:
+            reset = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+        writer.close()
+        talked.set()
+
+    async def go() -> None:
+        there = await asyncio.start_server(talk, "127.0.0.1", 0)
+        url = f"{scheme}://127.0.0.1:{there.sockets[0].getsockname()[1]}/v1"
+        if answer is None:
+            there.close()
+        options = {"base_url": url, "max_retries": 0, "timeout": 0.5}
+        engine = OpenAIEngine(EngineSpec("judge", backend="openai", arguments=options))
+        late = f"{url} has not answered within 0.5 s" if (at, answer) == ("a row", _SILENCE) else None
+        with monkeypatch.context() as patch:
+            if at == "a row":
+                patch.setattr(OpenAIEngine, "_look", _nothing)
+            with pytest.raises(EngineUnavailable) as caught:
+                await engine.start()
+                await engine.generate(Request((), {}, seed=1, messages=[{"role": "user", "content": "Hi"}]))
+        await engine.stop()
+        if answer is not None:
+            await talked.wait()
+        there.close()
+        assert str(caught.value) == (late or f"{url} cannot be reached ({cause})")
+
+    talked = asyncio.Event()
+    asyncio.run(go())
+
+
+async def _nothing(_: object) -> None: ...
+
+
+def test_a_host_that_does_not_exist_is_told_and_what_has_no_known_cause_by_its_kind():
+    def raised(cause: Exception) -> Exception:
+        try:
+            raise RuntimeError("quoting") from cause
+        except RuntimeError as error:
+            return error
+
+    assert _cause(raised(socket.gaierror(-2, "Name or service not known"))) == "there is no such host"
+    assert _cause(raised(ValueError("quoting"))) == "RuntimeError"
+    assert _cause(raised(OSError(errno.EMFILE, "quoting"))) == "too many open files"
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -373,7 +478,7 @@ def test_a_server_that_takes_connections_and_is_not_up_yet_is_waited_for(
     notes: list[str] = []
     result = run(judged(server, tmp_path), in_process=True, watch=lambda status: notes.extend(status.notes))
     assert result.progress.ok == 20
-    assert [untimed(note) for note in notes] == [f"engine 0 waits: {server.url} cannot be reached (APITimeoutError)"]
+    assert [untimed(note) for note in notes] == [f"engine 0 waits: {server.url} cannot be reached (no answer in time)"]
 
 
 @pytest.mark.usefixtures("often")
