@@ -133,15 +133,19 @@ class EngineUnavailable(EngineError):
         final: whether it is no use to ask again.
         perhaps_row: how the server failed while it worked on the request, a short code, where that may be the request's
             own doing.
+        limited: whether it only says that it is asked too often: which requests have to wait is a matter of chance.
     """
 
     # Seconds for which it was so and was waited for.
     waited = 0.0
 
-    def __init__(self, message: str, final: bool = False, perhaps_row: str | None = None) -> None:
+    def __init__(
+        self, message: str, final: bool = False, perhaps_row: str | None = None, limited: bool = False
+    ) -> None:
         super().__init__(message)
         self.final = final
         self.perhaps_row = perhaps_row
+        self.limited = limited
 
 
 class ShardFailed(BatchgenError):

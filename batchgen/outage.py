@@ -94,7 +94,8 @@ class Outage:
                 try:
                     result = await call()
                 except (StoreError, EngineUnavailable) as error:
-                    first = min(first, time.monotonic())
+                    # One that has to wait while others are let in waits on, until none is.
+                    first = float("inf") if getattr(error, "limited", False) else min(first, time.monotonic())
                     self._failed(error, first)
                     self._waiting.add(me)
                 else:

@@ -10,6 +10,7 @@ import re
 import socket
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ _ROW_STATUSES = (400, 413, 422)
 _ANY_REFUSAL = ("BadRequestError", "invalid_request_error")
 _LASTING_STATUSES = (401, 403, 404)
 _PASSING_STATUSES = (408, 409, 429)
+_LIMITED = 429
 # How servers say that they did not finish a completion, for no fault of its own: vLLM's that is being stopped says
 # "abort", DeepSeek's the last. What there is of the text is no answer.
 _BROKEN_OFF = ("abort", "error", "insufficient_system_resource")
@@ -38,6 +40,9 @@ _CUT = ("max_tokens", "model_length")
 _LIST_SECONDS = 30.0
 _MOST_TOKENS = 2**31
 Value = TypeVar("Value")
+
+# Whether this task's request waits as the server said that it is asked too often.
+_limited: ContextVar[bool] = ContextVar("limited")
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,9 @@ class OpenAIEngine:
             base_url=options.base_url,
             api_key=key,
             max_retries=options.max_retries,
-            http_client=openai.DefaultAioHttpClient(limits=limits),
+            http_client=openai.DefaultAioHttpClient(
+                limits=limits, event_hooks={"request": [_asks], "response": [_answers]}
+            ),
         )
         try:
             await self._look()
@@ -151,6 +158,7 @@ class OpenAIEngine:
     async def generate(self, request: Request) -> Completion:
         """Completes one conversation."""
         seconds = self.options.timeout or request_seconds(request.sampling.get("max_tokens"))
+        _limited.set(False)
         async with self._free.held(request.priority):
             try:
                 # Around all retries: a server that takes requests and never answers is to be known before the engine
@@ -158,6 +166,8 @@ class OpenAIEngine:
                 async with asyncio.timeout(seconds):
                     answer = await self._answer(request, self._dialect, seconds)
             except TimeoutError:
+                if _limited.get():
+                    raise EngineUnavailable(f"{self.options.base_url} answers {_LIMITED}", limited=True) from None
                 late = f"has not answered within {seconds:g} s"
                 raise EngineUnavailable(f"{self.options.base_url} {late}", perhaps_row="timeout") from None
         return self._completion(answer)
@@ -211,8 +221,12 @@ class OpenAIEngine:
                 return await self._answer(request, other, seconds)
             if error.status_code in _ROW_STATUSES:
                 raise RowRejected(_refusal(error, body.get("extra_body", ()))) from None
-            lasting = error.status_code in _LASTING_STATUSES
-            raise EngineUnavailable(self._told(error), lasting, "500" if error.status_code == 500 else None) from None
+            raise EngineUnavailable(
+                self._told(error),
+                final=error.status_code in _LASTING_STATUSES,
+                perhaps_row="500" if error.status_code == 500 else None,
+                limited=error.status_code == _LIMITED,
+            ) from None
         except (openai.OpenAIError, aiohttp.ClientError) as error:
             raise EngineUnavailable(self._told(error)) from None
         except ValueError:
@@ -231,6 +245,14 @@ class OpenAIEngine:
         hint = f"; is {self.options.api_key_env} set and right?" if status in (400, 401, 403) else ""
         what = f"answers {status}" if status else f"cannot be reached ({_cause(error)})"
         return f"{self.options.base_url} {what}{hint}"
+
+
+async def _asks(_: Any) -> None:
+    _limited.set(False)
+
+
+async def _answers(response: Any) -> None:
+    _limited.set(response.status_code == _LIMITED)
 
 
 def _cause(error: BaseException) -> str:

@@ -61,6 +61,9 @@ class PatientEngine:
             try:
                 return await self._engine.generate(request)
             except EngineUnavailable as error:
+                if error.limited:
+                    how = None
+                    raise
                 # What began while the server was away may fail after it has come back: once is no proof.
                 alone += seen is not None and self._outage.successes > seen
                 seen, how = self._outage.successes, error.perhaps_row

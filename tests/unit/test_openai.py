@@ -547,6 +547,16 @@ def test_a_server_that_takes_requests_and_does_not_answer_is_waited_for(server: 
     assert [untimed(note) for note in notes] == [f"engine 0 waits: {server.url} has not answered within 0.5 s"]
 
 
+@pytest.mark.parametrize("last", [429, 0], ids=["limited to the end", "no answer in the end"])
+def test_a_request_that_ran_out_of_time_because_it_was_not_let_in_says_so(server: OpenAIServer, last: int):
+    server.statuses = [429, 429, *[last] * 100]
+    with pytest.raises(EngineUnavailable) as caught:
+        ask(server, timeout=4, max_retries=8)
+    what = "has not answered within 4 s" if last == 0 else "answers 429"
+    assert (str(caught.value), caught.value.limited) == (f"{server.url} {what}", last == 429)
+    assert caught.value.perhaps_row == ("timeout" if last == 0 else None)
+
+
 def test_a_key_that_is_refused_on_the_way_is_not_waited_for(server: OpenAIServer, tmp_path: Path):
     server.statuses = [200] * 5 + [401] * 1000
     with pytest.raises(Stopped, match="answers 401; is OPENAI_API_KEY set and right"):

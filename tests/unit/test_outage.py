@@ -109,6 +109,32 @@ def test_a_call_that_fails_for_itself_alone_gives_up_too():
     asyncio.run(go())
 
 
+def test_a_call_that_is_not_let_in_waits_for_as_long_as_others_are():
+    async def go() -> None:
+        outage, loop = Outage(0.1), asyncio.get_running_loop()
+
+        async def well() -> None:
+            while loop.time() < began + 0.4:
+                await outage.outlast(answers(["done"]))
+                await asyncio.sleep(0.01)
+
+        async def not_let_in() -> str:
+            await asyncio.sleep(0)
+            if loop.time() < until:
+                raise EngineUnavailable("http://judge answers 429", limited=True)
+            return "done"
+
+        began = loop.time()
+        others, until = asyncio.create_task(well()), began + 0.3
+        assert await outage.outlast(not_let_in) == "done"
+        until = began + 60
+        with pytest.raises(EngineUnavailable, match="answers 429; it has been like this"):
+            await asyncio.wait_for(outage.outlast(not_let_in), 5)
+        assert others.done()
+
+    asyncio.run(go())
+
+
 def test_patience_can_be_ended(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("batchgen.outage._PAUSES", (60,))
 
@@ -253,6 +279,27 @@ def test_a_row_at_which_a_server_fails_alone_is_rejected(monkeypatch: pytest.Mon
     assert rejected.reason == f"refused_by_server:{how}"
     assert isinstance(answer, Completion)
     assert times <= judge.failed <= times + 1  # one may fall between two answers to others
+
+
+def test_a_row_that_is_not_let_in_again_and_again_is_not_to_blame():
+    limited, late = EngineUnavailable("429", limited=True), EngineUnavailable("late", perhaps_row="timeout")
+    answer = answers([*[limited] * 10, late, limited, late, "fine"])
+
+    class Limited(ScriptedEngine):
+        async def generate(self, request: Request) -> Completion:
+            if request.key == "unlucky":
+                await answer()
+            return await super().generate(request)
+
+    async def go() -> None:
+        engine = PatientEngine(Limited(lambda prompt, number: "fine"), Outage(60))
+        asking = asyncio.create_task(engine.generate(Request([1], {}, seed=0, key="unlucky")))
+        while not asking.done():
+            await engine.generate(Request([1], {}, seed=0, key="good"))
+            await asyncio.sleep(0.01)
+        assert (await asking).text == "fine"
+
+    asyncio.run(go())
 
 
 @pytest.mark.parametrize(("gives_up", "kind"), [(False, RowRejected), (True, EngineUnavailable)])
