@@ -20,9 +20,10 @@ class OpenAIServer:
     """An OpenAI-compatible server.
 
     `statuses` are given to the next requests (0: no answer), then 200, and `listing` to those for its models; `raw`
-    is what it answers in place of either; `models` are those that it lists; `unknown` is a parameter that it
-    refuses, `refusal` what it says with a status that is not 200, `loose` whether it refuses schemas that are to be
-    followed to the letter, and `poison` a text at which it fails; `answers` makes a text of messages.
+    is what it answers in place of either; `headers` are those of a 429; `models` are those that it lists; `unknown` is
+    a parameter that it refuses, `refusal` what it says with a status that is not 200, `loose` whether it refuses
+    schemas that are to be followed to the letter, and `poison` a text at which it fails; `answers` makes a text of
+    messages.
     """
 
     def __init__(self) -> None:
@@ -39,6 +40,7 @@ class OpenAIServer:
         self.answers: Callable[[list[Any]], str] = lambda messages: "A fine answer."
         self.finish: str | None = "stop"
         self.raw: tuple[str, bytes] | None = None
+        self.headers: dict[str, str] = {}
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.at_once = self.most = 0
@@ -107,6 +109,8 @@ class OpenAIServer:
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(raw)))
+                for name, value in server.headers.items() if status == 429 else ():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(raw)
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 import os
 import re
-import socket
-import ssl
 from collections.abc import Iterable, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from batchgen.engines.base import Completion, EngineSpec, Request
 from batchgen.engines.options import OpenAIOptions
 from batchgen.engines.slots import Slots
+from batchgen.engines.transport import LIMITED, cause_of, client_of, kept_out
 from batchgen.errors import EngineDead, EngineStartError, EngineUnavailable, RowRejected
 from batchgen.patience import request_seconds
 
@@ -30,7 +27,6 @@ _ROW_STATUSES = (400, 413, 422)
 _ANY_REFUSAL = ("BadRequestError", "invalid_request_error")
 _LASTING_STATUSES = (401, 403, 404)
 _PASSING_STATUSES = (408, 409, 429)
-_LIMITED = 429
 # How servers say that they did not finish a completion, for no fault of its own: vLLM's that is being stopped says
 # "abort", DeepSeek's the last. What there is of the text is no answer.
 _BROKEN_OFF = ("abort", "error", "insufficient_system_resource")
@@ -40,9 +36,6 @@ _CUT = ("max_tokens", "model_length")
 _LIST_SECONDS = 30.0
 _MOST_TOKENS = 2**31
 Value = TypeVar("Value")
-
-# Whether this task's request waits as the server said that it is asked too often.
-_limited: ContextVar[bool] = ContextVar("limited")
 
 
 @dataclass(frozen=True)
@@ -97,16 +90,11 @@ class OpenAIEngine:
         options = self.options
         # Without a key none is sent that any server would take: the client library insists on one.
         key = os.environ.get(options.api_key_env) or "none"
-        # Its own has 1,000 connections at most, and looks at all of them for each request: with 500 that took 5 ms of
-        # this process's time, with aiohttp's it takes 1 ms however many there are.
-        limits = type(openai.DEFAULT_CONNECTION_LIMITS)(max_connections=self.slots + 1)
         self._client = openai.AsyncOpenAI(
             base_url=options.base_url,
             api_key=key,
             max_retries=options.max_retries,
-            http_client=openai.DefaultAioHttpClient(
-                limits=limits, event_hooks={"request": [_asks], "response": [_answers]}
-            ),
+            http_client=client_of(self.slots),
         )
         try:
             await self._look()
@@ -158,7 +146,7 @@ class OpenAIEngine:
     async def generate(self, request: Request) -> Completion:
         """Completes one conversation."""
         seconds = self.options.timeout or request_seconds(request.sampling.get("max_tokens"))
-        _limited.set(False)
+        kept_out.set(False)
         async with self._free.held(request.priority):
             try:
                 # Around all retries: a server that takes requests and never answers is to be known before the engine
@@ -166,8 +154,8 @@ class OpenAIEngine:
                 async with asyncio.timeout(seconds):
                     answer = await self._answer(request, self._dialect, seconds)
             except TimeoutError:
-                if _limited.get():
-                    raise EngineUnavailable(f"{self.options.base_url} answers {_LIMITED}", limited=True) from None
+                if kept_out.get():
+                    raise EngineUnavailable(f"{self.options.base_url} answers {LIMITED}", limited=True) from None
                 late = f"has not answered within {seconds:g} s"
                 raise EngineUnavailable(f"{self.options.base_url} {late}", perhaps_row="timeout") from None
         return self._completion(answer)
@@ -225,7 +213,7 @@ class OpenAIEngine:
                 self._told(error),
                 final=error.status_code in _LASTING_STATUSES,
                 perhaps_row="500" if error.status_code == 500 else None,
-                limited=error.status_code == _LIMITED,
+                limited=error.status_code == LIMITED,
             ) from None
         except (openai.OpenAIError, aiohttp.ClientError) as error:
             raise EngineUnavailable(self._told(error)) from None
@@ -243,39 +231,8 @@ class OpenAIEngine:
         status = getattr(error, "status_code", None)
         # Some gateways say 400 to a wrong key; a row's own 400 is told as its rejection.
         hint = f"; is {self.options.api_key_env} set and right?" if status in (400, 401, 403) else ""
-        what = f"answers {status}" if status else f"cannot be reached ({_cause(error)})"
+        what = f"answers {status}" if status else f"cannot be reached ({cause_of(error)})"
         return f"{self.options.base_url} {what}{hint}"
-
-
-async def _asks(_: Any) -> None:
-    _limited.set(False)
-
-
-async def _answers(response: Any) -> None:
-    _limited.set(response.status_code == _LIMITED)
-
-
-def _cause(error: BaseException) -> str:
-    """Why a server was not reached, in words that hold nothing of a request."""
-    from aiohttp.http_exceptions import HttpProcessingError
-
-    causes: list[BaseException] = []
-    following: BaseException | None = error
-    while following is not None:
-        causes.append(following)
-        following = following.__cause__ or following.__context__
-    for cause in reversed(causes):  # what came of it has its number, and may be of another kind
-        if isinstance(cause, socket.gaierror):
-            return "there is no such host"
-        if isinstance(cause, ssl.SSLError):
-            return f"TLS: {(cause.reason or type(cause).__name__).replace('_', ' ').lower()}"
-        if isinstance(cause, OSError) and (number := cause.errno or 0) in errno.errorcode:
-            return os.strerror(number).lower()
-        if isinstance(cause, TimeoutError):
-            return "no answer in time"
-        if isinstance(cause, HttpProcessingError):
-            return "it does not speak HTTP"
-    return type(error).__name__
 
 
 def _refusal(error: Any, extra: Iterable[str]) -> str:

@@ -96,11 +96,12 @@ async def requests(url: str, in_flight: int, count: int) -> tuple[float, float]:
 def sides(url: str, in_flight: int, count: int) -> dict[str, tuple[float, float]]:
     """What `requests` gives for each side."""
 
-    def unlimited(limits: Any) -> Any:
-        return openai.DefaultAsyncHttpxClient(limits=type(limits)(max_connections=None))
+    class Unlimited(openai.DefaultAsyncHttpxClient):
+        def __init__(self, limits: Any) -> None:
+            super().__init__(limits=type(limits)(max_connections=None))
 
     ours = asyncio.run(requests(url, in_flight, count))
-    with mock.patch("openai.DefaultAioHttpClient", unlimited):
+    with mock.patch("openai.DefaultAioHttpClient", Unlimited):
         return {"aiohttp": ours, "default": asyncio.run(requests(url, in_flight, count))}
 
 

@@ -8,6 +8,7 @@ import errno
 import json
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import pytest
 from batchgen import Job, Stopped, run
 from batchgen.distributed.process import allow_open_files
 from batchgen.engines.base import Completion, EngineSpec, Request
-from batchgen.engines.openai import OpenAIEngine, _cause
+from batchgen.engines.openai import OpenAIEngine
+from batchgen.engines.transport import cause_of
 from batchgen.errors import EngineDead, EngineStartError, EngineUnavailable, RowRejected
 from tests.faults import ledger
 from tests.helpers import chaos_job, untimed
@@ -97,6 +99,39 @@ def test_sampling_parameters_go_where_the_server_reads_them(server: OpenAIServer
     assert server.requests[2]["response_format"]["json_schema"]["schema"] == schema, "a schema may be given as text"
     ask(server, sampling={"structured_outputs": {"json_object": True}})
     assert server.requests[3]["response_format"] == {"type": "json_object"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After-Ms": "400"}, 0.4),
+        ({"Retry-After": "0.4"}, 0.4),
+        ({"Retry-After": "Mon, 30 Nov 2026 12:00:00 GMT"}, 0.3),
+        ({"Retry-After": "nan"}, 0.3),
+        ({"Retry-After": "-1"}, 0.3),
+        ({}, 0.3),
+    ],
+)
+def test_no_request_is_made_for_a_while_after_one_too_many(
+    server: OpenAIServer, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], seconds: float
+):
+    monkeypatch.setattr("batchgen.engines.pace._PAUSE", 0.3)
+    server.statuses, server.headers = [429], headers
+    arguments = {"base_url": server.url, "max_retries": 0}
+    engine = OpenAIEngine(EngineSpec("judge", backend="openai", arguments=arguments))
+    request = Request((), {}, seed=1, messages=[{"role": "user", "content": "Hi"}])
+
+    async def go() -> float:
+        await engine.start()
+        with pytest.raises(EngineUnavailable, match="answers 429") as caught:
+            await engine.generate(request)
+        refused = time.monotonic()
+        assert caught.value.limited
+        await engine.generate(request)
+        await engine.stop()
+        return time.monotonic() - refused
+
+    assert seconds * 0.9 <= asyncio.run(go()) < seconds + 2
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
@@ -435,9 +470,9 @@ def test_a_host_that_does_not_exist_is_told_and_what_has_no_known_cause_by_its_k
         except RuntimeError as error:
             return error
 
-    assert _cause(raised(socket.gaierror(-2, "Name or service not known"))) == "there is no such host"
-    assert _cause(raised(ValueError("quoting"))) == "RuntimeError"
-    assert _cause(raised(OSError(errno.EMFILE, "quoting"))) == "too many open files"
+    assert cause_of(raised(socket.gaierror(-2, "Name or service not known"))) == "there is no such host"
+    assert cause_of(raised(ValueError("quoting"))) == "RuntimeError"
+    assert cause_of(raised(OSError(errno.EMFILE, "quoting"))) == "too many open files"
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -1,0 +1,187 @@
+"""How many requests a server is asked at once, and when."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from batchgen.engines.pace import Pace
+
+AT_ONCE = 0.0
+
+
+def paced(test: Callable[[Pace], Coroutine[Any, Any, None]], most: int = 8) -> None:
+    async def go() -> None:
+        async with asyncio.timeout(10):
+            await test(Pace(most))
+
+    asyncio.run(go())
+
+
+async def refuse(pace: Pace, beside: int = 0, told: float | None = AT_ONCE) -> None:
+    """One request that is refused, with others under way."""
+    async with AsyncExitStack() as others:
+        began = [await others.enter_async_context(pace.turn()) for _ in range(beside + 1)]
+        pace.refused(began[-1], told)
+
+
+async def answer(pace: Pace, times: int) -> None:
+    for _ in range(times):
+        async with pace.turn():
+            pace.answered()
+
+
+def test_as_many_as_there_may_be_are_let_in_at_once_and_one_more_as_soon_as_one_is_over():
+    async def test(pace: Pace) -> None:
+        async with AsyncExitStack() as stack:
+            for _ in range(8):
+                await stack.enter_async_context(pace.turn())
+            late = asyncio.create_task(answer(pace, 1))
+            await asyncio.sleep(0.01)
+            assert not late.done()
+        await late
+        assert (pace.allowed, pace.slowed) == (8, False)
+
+    paced(test)
+
+
+def test_half_as_many_are_let_in_after_a_refusal_and_one_more_with_each_round_of_answers():
+    async def test(pace: Pace) -> None:
+        async with AsyncExitStack() as stack:
+            began = [await stack.enter_async_context(pace.turn()) for _ in range(8)]
+            for each in began:
+                pace.refused(each, AT_ONCE)
+            assert (pace.allowed, pace.slowed) == (4, True), "of a burst one refusal counts"
+            waiting = [asyncio.create_task(answer(pace, 1)) for _ in range(3)]
+            await asyncio.sleep(0.01)
+            assert not any(task.done() for task in waiting), "the eight are still under way"
+        await asyncio.gather(*waiting)
+        found = []
+        for _ in range(30):
+            await answer(pace, 1)
+            found.append(pace.allowed)
+        assert found == sorted(found)
+        assert (found[0], found[-1], pace.slowed) == (4, 8, False)
+        assert all(abs(found.count(number) - number) <= 1 for number in (5, 6, 7)), found
+
+    paced(test)
+
+
+def test_one_is_always_let_in():
+    async def test(pace: Pace) -> None:
+        for _ in range(4):
+            await refuse(pace)
+            await asyncio.sleep(0.001)
+        assert pace.allowed == 1
+        await answer(pace, 1)
+
+    paced(test)
+
+
+def test_where_few_are_asked_at_once_half_of_those_are_let_in():
+    async def test(pace: Pace) -> None:
+        await refuse(pace, beside=3)
+        assert pace.allowed == 2
+
+    paced(test, most=100)
+
+
+@pytest.mark.parametrize(("told", "pauses"), [(None, (0.1, 0.2, 0.4, 0.4)), (0.05, (0.05, 0.05, 0.05, 0.05))])
+def test_nobody_is_let_in_for_a_while_after_a_refusal(
+    monkeypatch: pytest.MonkeyPatch, told: float | None, pauses: tuple[float, ...]
+):
+    monkeypatch.setattr("batchgen.engines.pace._PAUSE", 0.1)
+    monkeypatch.setattr("batchgen.engines.pace._LONGEST_PAUSE", 0.4)
+
+    async def test(pace: Pace) -> None:
+        loop = asyncio.get_running_loop()
+        for pause in pauses:
+            await refuse(pace, told=told)
+            refused = loop.time()
+            async with pace.turn() as began:
+                assert pause * 0.9 <= began - refused < pause + 1
+
+    paced(test)
+
+
+def test_a_server_s_word_is_taken_for_a_minute_at_most(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("batchgen.engines.pace._LONGEST_TOLD", 0.1)
+
+    async def test(pace: Pace) -> None:
+        await refuse(pace, told=86_400)
+        await answer(pace, 1)
+
+    paced(test)
+
+
+def test_an_answer_ends_a_row_of_refusals(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("batchgen.engines.pace._PAUSE", 0.01)
+
+    async def test(pace: Pace) -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(3):
+            await refuse(pace, told=None)
+            await answer(pace, 1)
+        await refuse(pace, told=None)
+        refused = loop.time()
+        async with pace.turn() as began:
+            assert began - refused < 0.05, "not the fourth in a row"
+
+    paced(test)
+
+
+def test_where_nobody_is_let_in_all_may_see_that():
+    """Then it is not there for the time being, which is waited for elsewhere."""
+
+    async def test(pace: Pace) -> None:
+        for _ in range(4):
+            await refuse(pace)
+            await asyncio.sleep(0.001)
+        assert pace.slowed
+        await refuse(pace, told=60)
+        assert not pace.slowed
+        async with AsyncExitStack() as stack:
+            for _ in range(8):
+                await stack.enter_async_context(pace.turn())
+            pace.answered()
+        assert pace.allowed == 2, "it begins anew"
+
+    paced(test)
+
+
+def test_those_who_wait_see_it_too():
+    async def test(pace: Pace) -> None:
+        await refuse(pace)
+        for _ in range(3):
+            await asyncio.sleep(0.001)
+            await refuse(pace)
+        await asyncio.sleep(0.001)
+        async with pace.turn() as began:
+            waiting = [asyncio.create_task(answer(pace, 1)) for _ in range(3)]
+            await asyncio.sleep(0.01)
+            assert not any(task.done() for task in waiting)
+            pace.refused(began, 60)
+            await asyncio.gather(*waiting)
+
+    paced(test)
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["while it waits", "as its turn comes"])
+def test_who_is_cancelled_takes_nobody_s_turn(given: bool):
+    async def test(pace: Pace) -> None:
+        async with pace.turn():
+            gone, stays = (asyncio.create_task(answer(pace, 1)) for _ in range(2))
+            await asyncio.sleep(0.01)
+            if not given:
+                gone.cancel()
+        if given:
+            gone.cancel()
+        await stays
+        await answer(pace, 3)
+        assert gone.cancelled()
+
+    paced(test, most=1)
