@@ -136,8 +136,9 @@ class EngineUnavailable(EngineError):
         limited: whether it only says that it is asked too often: which requests have to wait is a matter of chance.
     """
 
-    # Seconds for which it was so and was waited for.
+    # Seconds for which it was so and was waited for; whether other requests were answered at the end of that time.
     waited = 0.0
+    alone = False
 
     def __init__(
         self, message: str, final: bool = False, perhaps_row: str | None = None, limited: bool = False

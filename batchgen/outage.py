@@ -118,5 +118,7 @@ class Outage:
         if now - min(first, self._since) >= self._patience:
             last = type(error)(f"{error}; it has been like this for {self._patience:g} s (outage_seconds)")
             last.waited = self._patience
+            if isinstance(last, EngineUnavailable):
+                last.alone = now - self._since < self._patience / 2
             raise last from None
         self._reason = str(error)

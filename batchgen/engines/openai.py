@@ -26,6 +26,8 @@ _ROW_STATUSES = (400, 413, 422)
 # What they call every one of these.
 _ANY_REFUSAL = ("BadRequestError", "invalid_request_error")
 _LASTING_STATUSES = (401, 403, 404)
+# By which some say that what is in a request is not allowed, and others that nothing is.
+_FORBIDDEN = 403
 _PASSING_STATUSES = (408, 409, 429)
 # How servers say that they did not finish a completion, for no fault of its own: vLLM's that is being stopped says
 # "abort", DeepSeek's the last. What there is of the text is no answer.
@@ -35,6 +37,7 @@ _CUT = ("max_tokens", "model_length")
 # A list of models takes no thinking: a server that does not give it is not there yet, which is to be told.
 _LIST_SECONDS = 30.0
 _MOST_TOKENS = 2**31
+_GREETING = {"role": "user", "content": "Hi"}
 Value = TypeVar("Value")
 
 
@@ -134,8 +137,7 @@ class OpenAIEngine:
         import openai
 
         try:
-            messages = [{"role": "user", "content": "Hi"}]
-            await client.chat.completions.create(model=self.model_name, messages=messages, max_tokens=1)
+            await client.chat.completions.create(model=self.model_name, messages=[_GREETING], max_tokens=1)
         except openai.APIStatusError as error:
             # Of other statuses, and of other parameters, the first row's request will tell more.
             return error.status_code not in (400, 404, 422) or error.param == "max_tokens"
@@ -209,16 +211,33 @@ class OpenAIEngine:
                 return await self._answer(request, other, seconds)
             if error.status_code in _ROW_STATUSES:
                 raise RowRejected(_refusal(error, body.get("extra_body", ()))) from None
+            if error.status_code == _FORBIDDEN and await self._takes_others(request, dialect):
+                raise RowRejected(f"refused_by_server:{_FORBIDDEN}") from None
             raise EngineUnavailable(
                 self._told(error),
                 final=error.status_code in _LASTING_STATUSES,
-                perhaps_row="500" if error.status_code == 500 else None,
+                perhaps_row=str(error.status_code) if error.status_code >= 500 else None,
                 limited=error.status_code == LIMITED,
             ) from None
         except (openai.OpenAIError, aiohttp.ClientError) as error:
             raise EngineUnavailable(self._told(error)) from None
         except ValueError:
             raise self._failed("answers with what is no JSON", "no_completion") from None
+
+    async def _takes_others(self, request: Request, dialect: _Dialect) -> bool:
+        """Whether the server answers a request that differs from one only in that nobody could mind what is said."""
+        import aiohttp
+        import openai
+
+        shortest = {name: value for name, value in request.sampling.items() if name != "min_tokens"} | {"max_tokens": 1}
+        once = self._client.with_options(max_retries=0, timeout=_LIST_SECONDS)
+        try:
+            await once.chat.completions.create(
+                model=self.model_name, messages=[_GREETING], **_body(shortest, dialect, self._template)
+            )
+        except (openai.OpenAIError, aiohttp.ClientError, ValueError):
+            return False
+        return True
 
     async def stop(self) -> None:
         """Closes the connections."""

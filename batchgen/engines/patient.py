@@ -8,9 +8,15 @@ from batchgen.outage import Outage
 
 # Failures at a request, each with answers to others since the one before, after which its row is to blame. What the
 # client library tries again itself, or what takes ten minutes, need not be seen as often: a gateway that has no
-# completion for one in ten requests is to cost no row.
+# completion for one in ten requests is to cost no row. What a gateway says of its server (502, 503, 504) does, as a
+# rule, not come of a row: only one for which it is all that came in the whole time of an outage, while others are
+# answered.
 _TIMES_ALONE = {"500": 2, "timeout": 2}
 _TIMES_OTHERWISE = 4
+
+
+def _times_alone(how: str) -> float:
+    return _TIMES_ALONE.get(how, float("inf") if how.isdigit() else _TIMES_OTHERWISE)
 
 
 class PatientEngine:
@@ -67,14 +73,14 @@ class PatientEngine:
                 # What began while the server was away may fail after it has come back: once is no proof.
                 alone += seen is not None and self._outage.successes > seen
                 seen, how = self._outage.successes, error.perhaps_row
-                if how and alone >= _TIMES_ALONE.get(how, _TIMES_OTHERWISE):
+                if how and alone >= _times_alone(how):
                     raise RowRejected(f"refused_by_server:{how}") from None
                 raise
 
         try:
             return await self._outage.outlast(ask)
-        except EngineUnavailable:
-            if how and alone and self._outage.patient:
+        except EngineUnavailable as error:
+            if how and error.alone and self._outage.patient:
                 raise RowRejected(f"refused_by_server:{how}") from None
             raise
 

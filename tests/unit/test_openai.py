@@ -592,6 +592,25 @@ def test_a_request_that_ran_out_of_time_because_it_was_not_let_in_says_so(server
     assert caught.value.perhaps_row == ("timeout" if last == 0 else None)
 
 
+def test_a_row_that_a_server_s_moderation_forbids_is_rejected_alone(server: OpenAIServer, tmp_path: Path):
+    """By the same status as a key that has no right to the model."""
+    server.poison, server.poisoned = "question 7", 403
+    result = run(judged(server, tmp_path), in_process=True)
+    assert (result.progress.ok, dict(result.progress.reasons)) == (19, {"refused_by_server:403": 1})
+    (tried,) = [body for body in server.requests if body["messages"] == [{"role": "user", "content": "Hi"}]]
+    assert tried["max_tokens"] == 1
+
+
+def test_parameters_that_a_server_forbids_are_no_row_s_fault(server: OpenAIServer):
+    server.poison, server.poisoned = "Hi", 403
+    server.statuses = [403]
+    with pytest.raises(EngineUnavailable, match="answers 403; is OPENAI_API_KEY set and right") as caught:
+        ask(server, sampling={"max_tokens": 5, "min_tokens": 3, "temperature": 0.5})
+    assert caught.value.final
+    tried = server.requests[-1]
+    assert (tried["temperature"], tried["max_tokens"], "min_tokens" in tried) == (0.5, 1, False)
+
+
 def test_a_key_that_is_refused_on_the_way_is_not_waited_for(server: OpenAIServer, tmp_path: Path):
     server.statuses = [200] * 5 + [401] * 1000
     with pytest.raises(Stopped, match="answers 401; is OPENAI_API_KEY set and right"):

@@ -281,6 +281,36 @@ def test_a_row_at_which_a_server_fails_alone_is_rejected(monkeypatch: pytest.Mon
     assert times <= judge.failed <= times + 1  # one may fall between two answers to others
 
 
+def test_what_a_gateway_says_of_its_server_is_a_row_s_fault_only_at_the_end_of_all_patience():
+    judge = Judge("poison", how="502")
+
+    async def go() -> float:
+        engine, loop = PatientEngine(judge, Outage(0.5)), asyncio.get_running_loop()
+        began = loop.time()
+        asking = asyncio.create_task(engine.generate(Request([1], {}, seed=0, key="poison")))
+        while not asking.done():
+            await engine.generate(Request([1], {}, seed=0, key="good"))
+            await asyncio.sleep(0.01)
+        with pytest.raises(RowRejected, match="refused_by_server:502"):
+            await asking
+        return loop.time() - began
+
+    assert asyncio.run(go()) >= 0.5
+    assert judge.failed > 8
+
+
+def test_a_server_that_went_away_under_a_request_is_not_its_row_s_fault():
+    async def go() -> None:
+        engine = PatientEngine(Judge("poison", how="502"), Outage(0.3))
+        asking = asyncio.create_task(engine.generate(Request([1], {}, seed=0, key="poison")))
+        await asyncio.sleep(0.05)
+        await engine.generate(Request([1], {}, seed=0, key="good"))  # the last that was answered
+        await asking
+
+    with pytest.raises(EngineUnavailable, match="it has been like this"):
+        asyncio.run(go())
+
+
 def test_a_row_that_is_not_let_in_again_and_again_is_not_to_blame():
     limited, late = EngineUnavailable("429", limited=True), EngineUnavailable("late", perhaps_row="timeout")
     answer = answers([*[limited] * 10, late, limited, late, "fine"])
