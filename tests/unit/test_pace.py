@@ -35,6 +35,29 @@ async def answer(pace: Pace, times: int) -> None:
             pace.answered()
 
 
+async def at_once(pace: Pace, of: int = 20) -> int:
+    """How many of many are let in as long as none of them is over."""
+    entered, over = 0, asyncio.Event()
+
+    async def ask() -> None:
+        nonlocal entered
+        async with pace.turn():
+            entered += 1
+            await over.wait()
+
+    tasks = [asyncio.create_task(ask()) for _ in range(of)]
+    await asyncio.sleep(0.05)
+    found = entered
+    over.set()
+    await asyncio.gather(*tasks)
+    return found
+
+
+def pause_of(pace: Pace) -> float:
+    """Seconds from the last refusal that counted until somebody is let in."""
+    return pace._opens - pace._slowed
+
+
 def test_as_many_as_there_may_be_are_let_in_at_once_and_one_more_as_soon_as_one_is_over():
     async def test(pace: Pace) -> None:
         async with AsyncExitStack() as stack:
@@ -45,6 +68,7 @@ def test_as_many_as_there_may_be_are_let_in_at_once_and_one_more_as_soon_as_one_
             assert not late.done()
         await late
         assert (pace.allowed, pace.slowed) == (8, False)
+        assert [await at_once(pace) for _ in range(3)] == [8, 8, 8]
 
     paced(test)
 
@@ -60,6 +84,7 @@ def test_half_as_many_are_let_in_after_a_refusal_and_one_more_with_each_round_of
             await asyncio.sleep(0.01)
             assert not any(task.done() for task in waiting), "the eight are still under way"
         await asyncio.gather(*waiting)
+        assert [await at_once(pace) for _ in range(3)] == [4, 4, 4]
         found = []
         for _ in range(30):
             await answer(pace, 1)
@@ -98,12 +123,11 @@ def test_nobody_is_let_in_for_a_while_after_a_refusal(
     monkeypatch.setattr("batchgen.engines.pace._LONGEST_PAUSE", 0.4)
 
     async def test(pace: Pace) -> None:
-        loop = asyncio.get_running_loop()
         for pause in pauses:
             await refuse(pace, told=told)
-            refused = loop.time()
+            assert pause_of(pace) == pytest.approx(pause)
             async with pace.turn() as began:
-                assert pause * 0.9 <= began - refused < pause + 1
+                assert pause * 0.9 <= began - pace._slowed < pause + 1
 
     paced(test)
 
@@ -122,14 +146,10 @@ def test_an_answer_ends_a_row_of_refusals(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("batchgen.engines.pace._PAUSE", 0.01)
 
     async def test(pace: Pace) -> None:
-        loop = asyncio.get_running_loop()
         for _ in range(3):
             await refuse(pace, told=None)
+            assert pause_of(pace) == pytest.approx(0.01), "not the next in a row"
             await answer(pace, 1)
-        await refuse(pace, told=None)
-        refused = loop.time()
-        async with pace.turn() as began:
-            assert began - refused < 0.05, "not the fourth in a row"
 
     paced(test)
 
@@ -139,18 +159,18 @@ def test_where_nobody_is_let_in_all_may_see_that():
 
     async def test(pace: Pace) -> None:
         for _ in range(4):
-            await refuse(pace)
+            await refuse(pace, beside=pace.allowed - 1)
             await asyncio.sleep(0.001)
         assert pace.slowed
-        await refuse(pace, told=60)
+        await refuse(pace, beside=pace.allowed - 1, told=60)
         assert not pace.slowed
-        async with AsyncExitStack() as stack:
-            for _ in range(8):
-                await stack.enter_async_context(pace.turn())
-            pace.answered()
+        assert await at_once(pace, 300) == 200
+        pace.answered()
         assert pace.allowed == 2, "it begins anew"
+        pace._opens = 0
+        assert await at_once(pace) == 2
 
-    paced(test)
+    paced(test, most=200)
 
 
 def test_those_who_wait_see_it_too():
@@ -183,5 +203,6 @@ def test_who_is_cancelled_takes_nobody_s_turn(given: bool):
         await stays
         await answer(pace, 3)
         assert gone.cancelled()
+        assert [await at_once(pace) for _ in range(2)] == [1, 1]
 
     paced(test, most=1)
