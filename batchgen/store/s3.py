@@ -147,7 +147,8 @@ class S3Store:
         import obstore
 
         self._asked("write", key, lambda: obstore.put(self._store, _checked(key), path))
-        path.unlink()
+        with suppress(OSError):  # it is there, whatever becomes of the file
+            path.unlink()
 
     def open(self, key: str) -> BinaryIO:
         """An object for reading; raises FileNotFoundError where there is none."""
