@@ -106,4 +106,8 @@ class Pace:
         if self._waiting and loop.time() < self._opens and (self._timer is None or self._timer.when() < self._opens):
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = loop.call_at(self._opens, self._admit)
+            self._timer = loop.call_at(self._opens, self._open)
+
+    def _open(self) -> None:
+        self._timer = None  # a loop's timers may be a moment early
+        self._admit()

@@ -132,6 +132,19 @@ def test_nobody_is_let_in_for_a_while_after_a_refusal(
     paced(test)
 
 
+def test_a_timer_that_comes_a_moment_early_is_set_again():
+    async def test(pace: Pace) -> None:
+        await refuse(pace, told=0.1)
+        waiting = asyncio.create_task(answer(pace, 1))
+        await asyncio.sleep(0.01)
+        assert pace._timer is not None
+        pace._timer.cancel()
+        pace._open()
+        await waiting
+
+    paced(test)
+
+
 def test_a_server_s_word_is_taken_for_a_minute_at_most(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("batchgen.engines.pace._LONGEST_TOLD", 0.1)
 
