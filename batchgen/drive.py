@@ -231,7 +231,7 @@ class Driver:
             await asyncio.sleep(POLL_SECONDS)
             progress = await self._fleet.progress(engine)
             if progress is not None and progress.waiting:
-                self._tell(engine, progress.waiting)
+                self._tell(engine, f" waits: {progress.waiting}")
                 if not limit.expired():
                     limit.reschedule(asyncio.get_running_loop().time() + self._start_seconds)
 
@@ -312,7 +312,9 @@ class Driver:
             return
         pulse.felt(progress, time.monotonic())
         if pulse.waiting:
-            self._tell(engine, pulse.waiting)
+            self._tell(engine, f" waits: {pulse.waiting}")
+        elif progress is not None and progress.slowed:
+            self._tell(engine, f": {progress.slowed}")
         if pulse.hangs(time.monotonic(), self._stall_seconds):
             self._lose_hung(engine, pulse)
 
@@ -321,12 +323,12 @@ class Driver:
         if texts := self._known.untold(engine):
             await self._fleet.tell(engine, texts)
 
-    def _tell(self, engine: int, waiting: str) -> None:
+    def _tell(self, engine: int, what: str) -> None:
         """Notes what an engine waits for, again and again but not all the time: a server may answer now and then."""
         now = time.monotonic()
         if now - self._told.get(engine, float("-inf")) > TELL_SECONDS:
             self._told[engine] = now
-            self._note(f"engine {engine} waits: {waiting}")
+            self._note(f"engine {engine}{what}")
 
     async def _grow(self) -> None:
         """Has engines started where machines have joined the cluster."""

@@ -10,6 +10,7 @@ from batchgen.commit import new_attempt
 from batchgen.engines import build_engine
 from batchgen.engines.base import Engine, EngineSpec
 from batchgen.engines.idle import IdleEngine
+from batchgen.engines.openai import OpenAIEngine
 from batchgen.engines.patient import PatientEngine
 from batchgen.engines.weights import Weights
 from batchgen.errors import (
@@ -40,6 +41,7 @@ class EngineHost:
         self._config = config
         self._store_outage = Outage(config.job.outage_seconds)
         self._outages = [self._store_outage]
+        self._servers: list[OpenAIEngine] = []
         specs = {name: config.engine_spec(name) for name in config.job.used_models}
         # Servers first, as they are asked in no time: where one does not answer, no model has been loaded for nothing.
         order = sorted(specs, key=lambda name: specs[name].backend != "openai")
@@ -51,7 +53,10 @@ class EngineHost:
         if spec.backend != "openai":
             return build_engine(spec)
         self._outages.append(Outage(self._config.job.outage_seconds))
-        return PatientEngine(build_engine(spec), self._outages[-1])
+        server = build_engine(spec)
+        if isinstance(server, OpenAIEngine):
+            self._servers.append(server)
+        return PatientEngine(server, self._outages[-1])
 
     async def start(self) -> int:
         """Loads the models; returns how many requests the engines of the job's steps work on at once."""
@@ -118,7 +123,10 @@ class EngineHost:
         done = self._worker.progress
         tokens = done.output_tokens + sum(engine.tokens_in_flight for engine in self._engines.values())
         rows = self._worker.in_flight
-        return replace(done, output_tokens=tokens, waiting=waiting, in_flight=len(rows), open_rows=rows.told)
+        slowed = next(filter(None, (server.slowed for server in self._servers)), "")
+        return replace(
+            done, output_tokens=tokens, waiting=waiting, in_flight=len(rows), slowed=slowed, open_rows=rows.told
+        )
 
     async def stop(self) -> None:
         """Ends the engines."""

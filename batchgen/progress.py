@@ -24,6 +24,7 @@ class Progress:
         notes: what happened to rows without rejecting them, by code.
         waiting: what it waits for that is out of reach; "" where it works.
         in_flight: rows that it works on, which is nothing that it has done.
+        slowed: why it works on fewer requests than it could; "" where it does not.
         open_rows: positions of these; none where they are many.
     """
 
@@ -36,6 +37,7 @@ class Progress:
     ended_tokens: int = 0
     waiting: str = ""
     in_flight: int = field(default=0, compare=False)
+    slowed: str = field(default="", compare=False)
     open_rows: Sequence[int] = field(default=(), compare=False)
 
     def __add__(self, other: Progress) -> Progress:

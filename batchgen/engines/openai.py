@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 from batchgen.engines.base import Completion, EngineSpec, Request
 from batchgen.engines.options import OpenAIOptions
+from batchgen.engines.pace import Pace
 from batchgen.engines.slots import Slots
-from batchgen.engines.transport import LIMITED, cause_of, client_of, kept_out
+from batchgen.engines.transport import LIMITED, cause_of, client_of, kept_out, priority
 from batchgen.errors import EngineDead, EngineStartError, EngineUnavailable, RowRejected
 from batchgen.patience import request_seconds
 
@@ -77,9 +78,17 @@ class OpenAIEngine:
         self.model_name = spec.path
         self.slots = self.options.max_concurrency
         self._free = Slots(self.slots)
+        self._pace = Pace(self.slots + 1)  # the list of models comes beside
         self._dialect = _Dialect()
         self._template = dict(spec.chat_template_kwargs)
         self._client: Any = None
+
+    @property
+    def slowed(self) -> str:
+        """Why fewer requests are made at once than could be; "" where as many are."""
+        if not self._pace.slowed:
+            return ""
+        return f"{self.options.base_url} answers {LIMITED}: it is asked {self._pace.allowed} of {self.slots} at once"
 
     async def start(self) -> None:
         """Asks the server, once, for its models.
@@ -97,7 +106,7 @@ class OpenAIEngine:
             base_url=options.base_url,
             api_key=key,
             max_retries=options.max_retries,
-            http_client=client_of(self.slots),
+            http_client=client_of(self._pace),
         )
         try:
             await self._look()
@@ -149,6 +158,7 @@ class OpenAIEngine:
         """Completes one conversation."""
         seconds = self.options.timeout or request_seconds(request.sampling.get("max_tokens"))
         kept_out.set(False)
+        priority.set(request.priority)
         async with self._free.held(request.priority):
             try:
                 # Around all retries: a server that takes requests and never answers is to be known before the engine

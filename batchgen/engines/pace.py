@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import heapq
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -23,10 +24,11 @@ class Pace:
     """
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self.most = most
         self._allowed = float(most)
         self._under_way = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._came = itertools.count()
         self._refusals = 0
         self._slowed = float("-inf")
         self._opens = float("-inf")
@@ -35,18 +37,22 @@ class Pace:
     @property
     def slowed(self) -> bool:
         """Whether fewer requests than the most may be under way."""
-        return self.allowed < self._most
+        return self.allowed < self.most
 
     @property
     def allowed(self) -> int:
         """Requests that may be under way."""
-        return self._most if self._refusals >= _SHUT else int(self._allowed)
+        return self.most if self._refusals >= _SHUT else int(self._allowed)
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[float]:
-        """Waits until one more request may be made; gives the time at which it is, for `refused`."""
+    async def turn(self, priority: int = 0) -> AsyncIterator[float]:
+        """Waits until one more request may be made; gives the time at which it is, for `refused`.
+
+        Args:
+            priority: the lowest of those that wait goes first, equal ones as they came.
+        """
         if self._waiting or not self._admits():
-            await self._wait()
+            await self._wait(priority)
         else:
             self._under_way += 1
         try:
@@ -60,7 +66,7 @@ class Pace:
         if self._refusals >= _SHUT:
             self._allowed = 1.0
         self._refusals = 0
-        self._allowed = min(float(self._most), self._allowed + 1 / self._allowed)
+        self._allowed = min(float(self.most), self._allowed + 1 / self._allowed)
 
     def refused(self, began: float, told: float | None) -> None:
         """A request was refused as one too many.
@@ -82,10 +88,10 @@ class Pace:
         shut = self._refusals < _SHUT and asyncio.get_running_loop().time() < self._opens
         return not shut and self._under_way < self.allowed
 
-    async def _wait(self) -> None:
+    async def _wait(self, priority: int) -> None:
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[None] = loop.create_future()
-        self._waiting.append(turn)
+        heapq.heappush(self._waiting, (priority, next(self._came), turn))
         self._admit()
         try:
             await turn
@@ -98,7 +104,7 @@ class Pace:
     def _admit(self) -> None:
         """Lets in who may be, and comes back when the next may."""
         while self._waiting and self._admits():
-            turn = self._waiting.popleft()
+            _, _, turn = heapq.heappop(self._waiting)
             if not turn.done():
                 self._under_way += 1
                 turn.set_result(None)

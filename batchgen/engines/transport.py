@@ -17,22 +17,22 @@ from batchgen.engines.pace import Pace
 LIMITED = 429
 # Whether this task's request waits because the server is asked too often.
 kept_out: ContextVar[bool] = ContextVar("kept_out")
+# Of this task's request.
+priority: ContextVar[int] = ContextVar("priority", default=0)
 
 
-def client_of(slots: int) -> Any:
-    """A client that asks no more often than its server lets it.
+def client_of(pace: Pace) -> Any:
+    """A client that asks no more often than its server lets it, which the pace keeps in mind.
 
     The client library's own has 1,000 connections at most, and looks at all of them for each request: with 500 that
     took 5 ms of this process's time. aiohttp takes 1 ms however many there are.
     """
     import openai
 
-    pace = Pace(slots + 1)  # the list of models comes beside
-
     class Client(openai.DefaultAioHttpClient):
         async def send(self, request: Any, **options: Any) -> Any:
             kept_out.set(pace.slowed)
-            async with pace.turn() as began:
+            async with pace.turn(priority.get()) as began:
                 kept_out.set(False)
                 response = await super().send(request, **options)
                 if response.status_code == LIMITED:
@@ -42,7 +42,7 @@ def client_of(slots: int) -> Any:
                     pace.answered()
             return response
 
-    return Client(limits=type(openai.DEFAULT_CONNECTION_LIMITS)(max_connections=slots + 1))
+    return Client(limits=type(openai.DEFAULT_CONNECTION_LIMITS)(max_connections=pace.most))
 
 
 def _told_seconds(headers: Mapping[str, str]) -> float | None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import json
+import re
 import socket
 import struct
 import time
@@ -590,6 +591,19 @@ def test_a_request_that_ran_out_of_time_because_it_was_not_let_in_says_so(server
     what = "has not answered within 4 s" if last == 0 else "answers 429"
     assert (str(caught.value), caught.value.limited) == (f"{server.url} {what}", last == 429)
     assert caught.value.perhaps_row == ("timeout" if last == 0 else None)
+
+
+def test_a_server_that_is_asked_less_than_it_could_is_told_of(server: OpenAIServer, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("batchgen.drive.POLL_SECONDS", 0.05)
+    ask(server)  # the client library takes a second or more to import
+    server.statuses, server.headers = [429] * 3, {"Retry-After": "0.2"}
+    notes: list[str] = []
+    tree = judged(server, tmp_path).tree()
+    tree["model"]["engine"] |= {"max_concurrency": 4, "max_retries": 8}
+    result = run(Job.of(tree), in_process=True, watch=lambda status: notes.extend(status.notes))
+    assert result.progress.ok == 20
+    (note,) = notes
+    assert re.fullmatch(rf"engine 0: {server.url} answers 429: it is asked [12] of 4 at once", note)
 
 
 def test_a_row_that_a_server_s_moderation_forbids_is_rejected_alone(server: OpenAIServer, tmp_path: Path):

@@ -203,6 +203,23 @@ def test_those_who_wait_see_it_too():
     paced(test)
 
 
+def test_the_lowest_of_those_who_wait_goes_first_and_equal_ones_as_they_came():
+    async def test(pace: Pace) -> None:
+        order: list[str] = []
+
+        async def ask(name: str, priority: int) -> None:
+            async with pace.turn(priority):
+                order.append(name)
+
+        async with pace.turn():
+            tasks = [asyncio.create_task(ask(name, int(name[0]))) for name in ("3a", "1a", "2", "1b", "3b")]
+            await asyncio.sleep(0.01)
+        await asyncio.gather(*tasks)
+        assert order == ["1a", "1b", "2", "3a", "3b"]
+
+    paced(test, most=1)
+
+
 @pytest.mark.parametrize("given", [False, True], ids=["while it waits", "as its turn comes"])
 def test_who_is_cancelled_takes_nobody_s_turn(given: bool):
     async def test(pace: Pace) -> None:
