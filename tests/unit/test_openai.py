@@ -593,6 +593,24 @@ def test_a_request_that_ran_out_of_time_because_it_was_not_let_in_says_so(server
     assert caught.value.perhaps_row == ("timeout" if last == 0 else None)
 
 
+def test_a_request_that_ran_out_of_time_before_it_was_made_is_not_to_blame(server: OpenAIServer):
+    server.statuses, server.headers = [429], {"Retry-After": "30"}
+    arguments = {"base_url": server.url, "max_retries": 0, "timeout": 0.5}
+    engine = OpenAIEngine(EngineSpec("judge", backend="openai", arguments=arguments))
+    request = Request((), {}, seed=1, messages=[{"role": "user", "content": "Hi"}])
+
+    async def go() -> None:
+        await engine.start()
+        for _ in range(2):
+            with pytest.raises(EngineUnavailable, match="answers 429") as caught:
+                await engine.generate(request)
+            assert caught.value.limited
+        await engine.stop()
+
+    asyncio.run(go())
+    assert len(server.requests) == 1
+
+
 def test_a_server_that_is_asked_less_than_it_could_is_told_of(server: OpenAIServer, tmp_path: Path, monkeypatch):
     monkeypatch.setattr("batchgen.drive.POLL_SECONDS", 0.05)
     ask(server)  # the client library takes a second or more to import
