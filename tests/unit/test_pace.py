@@ -150,6 +150,7 @@ def test_a_server_s_word_is_taken_for_a_minute_at_most(monkeypatch: pytest.Monke
 
     async def test(pace: Pace) -> None:
         await refuse(pace, told=86_400)
+        assert pause_of(pace) == pytest.approx(0.1)
         await answer(pace, 1)
 
     paced(test)
