@@ -86,7 +86,7 @@ class OpenAIEngine:
     @property
     def slowed(self) -> str:
         """Why fewer requests are made at once than could be; "" where as many are."""
-        if not self._pace.slowed:
+        if self._pace.allowed >= self.slots:
             return ""
         return f"{self.options.base_url} answers {LIMITED}: it is asked {self._pace.allowed} of {self.slots} at once"
 
