@@ -22,7 +22,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "invalid_request": "vLLM refuses what the row asks for",
         "invalid_structured_output": "what the row asks for is neither a JSON schema nor a regex nor a choice",
         "invalid_text": "half a surrogate pair, which no file can hold",
-        "last_message_is_not_the_user_s": "there is no question to answer at the conversation's end",
+        "last_message_is_not_the_user_s": "no question at its end (`regenerate: true` answers the last one anew)",
         "missing_input": "null in a column that the step needs",
         "near_duplicate": "ended at drop_duplicates: another row had nearly the same text",
         "needs_chat_template": "more than one question, such as a system prompt, and the model has no chat template",

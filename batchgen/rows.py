@@ -58,6 +58,27 @@ def arrow_type(kind: str) -> pa.DataType:
     return pa.list_(arrow_type(kind[5:-1])) if kind.startswith("list[") else _TYPES[kind]
 
 
+# A message of a conversation has either pair of keys; the second one is that of ShareGPT's files.
+_MESSAGE_KEYS = (("role", "content"), ("from", "value"))
+# Whom those files tell apart by other names than chat templates do.
+_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
+
+
+def as_message(given: Mapping[str, Any] | None) -> dict[str, str] | None:
+    """A message as chat templates read it, with role and content; None where it lacks either."""
+    for keys in _MESSAGE_KEYS:
+        role, content = ((given or {}).get(key) for key in keys)
+        if isinstance(role, str) and isinstance(content, str):
+            return {"role": role if "role" in keys else _ROLES.get(role, role), "content": content}
+    return None
+
+
+def up_to_question(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A conversation up to the user's last message; empty where there is none."""
+    last = max((index for index, message in enumerate(messages) if message["role"] == "user"), default=-1)
+    return list(messages[: last + 1])
+
+
 def kind_of(type: pa.DataType) -> str:
     """The kind of a column of seed rows; `other` where no task can read it."""
     if pa.types.is_string(type) or pa.types.is_large_string(type):
@@ -70,7 +91,7 @@ def kind_of(type: pa.DataType) -> str:
         item = type.value_type
         if pa.types.is_struct(item):
             names = {field.name for field in item if kind_of(field.type) == "text"}
-            return "conversation" if {"role", "content"} <= names else "other"
+            return "conversation" if any(names.issuperset(keys) for keys in _MESSAGE_KEYS) else "other"
         inner = kind_of(item)
         return "other" if inner == "other" else f"list[{inner}]"
     return "other"
@@ -80,7 +101,7 @@ _WORDS: Mapping[str, str] = {
     "text": "texts",
     "number": "numbers",
     "boolean": "booleans",
-    "conversation": "conversations (lists of messages with `role` and `content`)",
+    "conversation": "conversations (lists of messages with `role` and `content`, or `from` and `value`)",
     "printable": "texts, numbers or booleans",
     "other": "values of a type that no task reads",
 }

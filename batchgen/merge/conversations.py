@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,13 +12,16 @@ import pyarrow.compute as pc
 from batchgen.errors import JobError
 from batchgen.job import Job, Merge
 from batchgen.plan import Plan, check_merge_columns
-from batchgen.rows import CLUSTER_SIZE, CONVERSATION, MESSAGES, kind_of
+from batchgen.rows import CLUSTER_SIZE, CONVERSATION, MESSAGES, as_message, kind_of, up_to_question
 from batchgen.step import Step
 from batchgen.tasks.spec import Chat
 
 # Rows that are worked on at a time. Texts as Python objects take several times their size, and no Arrow array of
 # strings holds more than 2 GiB.
 _BATCH_ROWS = 4096
+
+# In place of one without role or content, for which its row is dropped as empty.
+_NO_MESSAGE: dict[str, Any] = {"role": None, "content": None}
 
 # The columns of a conversation's parts, or the one of whole conversations.
 ChatColumns = Chat | str
@@ -112,7 +116,8 @@ def _found_columns(job: Job, plan: Plan) -> ChatColumns | None:
         # An answer may be a list of them, or go into one.
         answered = alternatives.get(answer, spread.get(answer, answer))
         if kinds.get(prompt) in ("text", "conversation") and (answer is None or kinds.get(answered) == "text"):
-            return Chat(prompt, job.merge.answer or answered, system if system in kinds else None)
+            answer = job.merge.answer or answered
+            return Chat(prompt, answer, system if system in kinds else None, regenerated=chat.regenerated)
     if job.merge.answer:
         raise JobError("merge.answer is given, but no step has a prompt that it would answer; give merge.prompt")
     return None
@@ -150,7 +155,7 @@ def messages(table: pa.Table, columns: ChatColumns) -> pa.Array:
     if isinstance(columns, str):
         return table[columns].combine_chunks()
     if kind_of(table.schema.field(columns.prompt).type) == "conversation":
-        return _continued(table, columns.prompt, columns.answer)
+        return _continued(table, columns)
     parts = (("system", columns.system), ("user", columns.prompt), ("assistant", columns.answer))
     roles = [(role, name) for role, name in parts if name is not None]
     texts = [table[name].combine_chunks().cast(pa.string()) for _, name in roles]
@@ -168,12 +173,12 @@ def messages(table: pa.Table, columns: ChatColumns) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), structs.filter(pa.array(there.ravel())))
 
 
-def _continued(table: pa.Table, conversation: str, answer: str | None) -> pa.Array:
+def _continued(table: pa.Table, chat: Chat) -> pa.Array:
     """Conversations with the answer, where there is one, as their last message."""
-    answers = table[answer].to_pylist() if answer is not None else [None] * table.num_rows
-    continued = [
-        [{"role": message["role"], "content": message["content"]} for message in given or ()]
-        + ([{"role": "assistant", "content": text}] if text is not None else [])
-        for given, text in zip(table[conversation].to_pylist(), answers, strict=True)
-    ]
+    answers = table[chat.answer].to_pylist() if chat.answer is not None else [None] * table.num_rows
+    continued = []
+    for given, text in zip(table[chat.prompt].to_pylist(), answers, strict=True):
+        said: list[dict[str, Any]] = [as_message(message) or _NO_MESSAGE for message in given or ()]
+        said = up_to_question(said) if chat.regenerated else said
+        continued.append([*said, {"role": "assistant", "content": text}] if text is not None else said)
     return pa.array(continued, CONVERSATION)

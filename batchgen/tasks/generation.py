@@ -72,6 +72,14 @@ class TextGeneration(TaskParameters):
         return {("prompt_template" if name == "template" else name): value for name, value in given.items()}
 
 
+class ChatGeneration(TaskParameters):
+    """Answers a conversation."""
+
+    regenerate: bool = Field(
+        False, description="answers the user's last message anew, where the conversation has an answer already"
+    )
+
+
 class NoParameters(TaskParameters):
     """A task that has none."""
 
@@ -249,10 +257,10 @@ GENERATION: Mapping[str, TaskSpec] = {
     "chat_generation": TaskSpec(
         summary="answers the last message of a conversation",
         distilabel="ChatGeneration",
-        parameters=NoParameters,
+        parameters=ChatGeneration,
         inputs=columns(messages="conversation"),
         outputs=columns(generation="text"),
-        chat=lambda p: Chat("messages", "generation"),
+        chat=lambda p: Chat("messages", "generation", regenerated=p.regenerate),
     ),
     "magpie": TaskSpec(
         summary="has the model write the user's turns too",

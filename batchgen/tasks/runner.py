@@ -12,6 +12,7 @@ from typing import Any
 from batchgen import bridge
 from batchgen.engines.base import Engine, Message
 from batchgen.errors import EngineError, EngineStartError, RowRejected, Stopped, own_place_of
+from batchgen.rows import as_message
 from batchgen.tasks import completions
 from batchgen.tasks.fixes import task_class
 from batchgen.tasks.llm import CallLog, EngineLLM
@@ -221,10 +222,9 @@ def _conversation(value: Sequence[Mapping[str, Any] | None]) -> list[Message]:
     """
     messages: list[Message] = []
     for message in value:
-        role, content = (message or {}).get("role"), (message or {}).get("content")
-        if not (isinstance(role, str) and isinstance(content, str)):
+        if (read := as_message(message)) is None:
             raise RowRejected("invalid_conversation")
-        messages.append({"role": role, "content": content})
+        messages.append(read)
     return messages
 
 

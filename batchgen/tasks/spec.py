@@ -63,12 +63,14 @@ class Chat(NamedTuple):
         answer: None where there is none.
         system: the system prompt of a row; None where rows have none of their own.
         revised: the answer that this one was made of, whose system prompt it has.
+        regenerated: whether the answer takes the place of what follows the user's last message in the prompt.
     """
 
     prompt: str
     answer: str | None = None
     system: str | None = None
     revised: str | None = None
+    regenerated: bool = False
 
 
 def _same_row(row: Row, parameters: Any, notes: list[str]) -> Row:

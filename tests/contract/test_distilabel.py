@@ -213,7 +213,7 @@ def beside(case: Case, row: Mapping[str, Any], answers: Answers) -> tuple[dict[s
     spec = TASKS[case.task]
     parameters = spec.parameters.model_validate(case.parameters)
     given = parameters.for_distilabel() if case.renamed is None else case.renamed
-    given = {name: value for name, value in given.items() if name != "eliminate"}  # ours alone
+    given = {name: value for name, value in given.items() if name not in ("eliminate", "regenerate")}  # ours alone
     magpie = {"use_magpie_template": True, "magpie_pre_query_template": "qwen2"} if spec.user_turns else {}
     llm = PeerLLM(answers=answers, prompts=[], **magpie)
     task = getattr(tasks, str(spec.distilabel))(name="peer", llm=llm, **given)

@@ -387,6 +387,46 @@ def test_a_conversation_that_is_not_asked_for_is_left_out_and_an_own_one_kept(tm
     assert [len(row["messages"]) for row in dataset] == [2, 2], "the answer is a message of it"
 
 
+SHARE_GPT = [("system", "Be brief."), ("human", "2 + 3?"), ("gpt", "5"), ("user", "And plus 1?"), ("chatgpt", "6")]
+AS_MESSAGES = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "2 + 3?"},
+    {"role": "assistant", "content": "5"},
+    {"role": "user", "content": "And plus 1?"},
+]
+
+
+def test_conversations_of_sharegpt_are_read_as_others_are(tmp_path: Path):
+    turns = [{"from": who, "value": text, "weight": 1} for who, text in SHARE_GPT]
+    rows = [{"conversations": turns}, {"conversations": [{"from": "human", "value": None}]}]
+    steps = [{"task": "chat_generation", "regenerate": True, "input_mappings": {"messages": "conversations"}}]
+    result = run(chaos_job(tmp_path / "run", source={"rows": rows}, steps=steps), in_process=True)
+    assert result.progress.reasons == {"invalid_conversation": 1}
+    (row,) = load_dataset(result.dataset, split="train")
+    assert row["messages"] == [*AS_MESSAGES, {"role": "assistant", "content": row["generation"]}]
+    assert row["conversations"] == turns, "the seed's column stays as it is"
+
+
+def test_conversations_of_sharegpt_become_messages_without_a_step(tmp_path: Path):
+    rows = [{"messages": [{"from": who, "value": text} for who, text in SHARE_GPT[: 4 + n]]} for n in range(2)]
+    rows.append({"messages": [{"from": "human", "value": None}]})
+    merge = {"prompt": "messages", "compare": "conversation", "near": False}
+    job = chaos_job(tmp_path, source={"rows": rows}, steps=[], merge=merge)
+    dataset = load_dataset(run(job, in_process=True).dataset, split="train")
+    assert [row["messages"] for row in dataset] == [
+        AS_MESSAGES,
+        [*AS_MESSAGES, {"role": "assistant", "content": "6"}],
+    ]
+
+
+def test_an_answer_that_is_given_anew_takes_the_place_of_the_old_one(tmp_path: Path):
+    rows = [{"messages": [*AS_MESSAGES, {"role": "assistant", "content": "7"}]}]
+    step = {"task": "chat_generation", "regenerate": True}
+    job = chaos_job(tmp_path, source={"rows": rows}, steps=[step])
+    (row,) = load_dataset(run(job, in_process=True).dataset, split="train")
+    assert row["messages"] == [*AS_MESSAGES, {"role": "assistant", "content": row["generation"]}]
+
+
 def test_answers_that_go_into_a_list_are_not_the_answer_of_messages(tmp_path: Path):
     steps = [
         {"task": "text_generation", "output_mappings": {"generation": "a"}},

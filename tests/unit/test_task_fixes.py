@@ -378,6 +378,18 @@ def test_a_conversation_has_to_end_with_the_user():
         run_task("chat_generation", {"messages": messages}, ScriptedEngine(["x"]))
 
 
+def test_a_conversation_that_is_answered_anew_is_asked_up_to_its_last_question():
+    said = ["Be brief.", "Hi", "Yo", "How?", "Well.", "Found it."]
+    roles = ["system", "user", "assistant", "user", "assistant", "tool"]
+    messages = [{"role": role, "content": content} for role, content in zip(roles, said, strict=True)]
+    engine = ScriptedEngine(["Fine."])
+    row = run_task("chat_generation", {"messages": messages}, engine, regenerate=True)
+    assert row["generation"] == "Fine."
+    assert engine.requests[0].messages == messages[:4]
+    with pytest.raises(RowRejected, match="last_message_is_not_the_user_s"):
+        run_task("chat_generation", {"messages": messages[:1]}, ScriptedEngine(["x"]), regenerate=True)
+
+
 @pytest.mark.parametrize(
     ("ratings", "reason"),
     [([3.0, 3.0], "no_preference"), ([3.0, None], "no_preference"), ([3.0], "invalid_input")],

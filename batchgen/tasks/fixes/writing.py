@@ -10,6 +10,7 @@ from typing import Any
 from batchgen import bridge
 from batchgen.errors import RowRejected
 from batchgen.progress import TRUNCATED_REASONING
+from batchgen.rows import up_to_question
 from batchgen.tasks import completions
 from batchgen.tasks.distilabel_api import tasks
 from batchgen.tasks.evolution import answer_elimination, elimination, response_elimination
@@ -36,11 +37,19 @@ class TextGeneration(tasks.TextGeneration):  # type: ignore[misc]  # distilabel 
 
 
 class ChatGeneration(tasks.ChatGeneration):  # type: ignore[misc]
-    """A conversation that ends with another role has a reason of its own."""
+    """A conversation that ends with another role has a reason of its own.
+
+    Args:
+        regenerate: leave out what follows the user's last message.
+    """
+
+    regenerate: bool = False
 
     def format_input(self, input: dict[str, Any]) -> list[dict[str, str]]:
         """The conversation."""
         messages: list[dict[str, str]] = input["messages"]
+        if self.regenerate:
+            messages = up_to_question(messages)
         if not messages or messages[-1]["role"] != "user":
             raise RowRejected("last_message_is_not_the_user_s")
         return messages
