@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from batchgen.engines.base import Completion, EngineSpec, Request
 from batchgen.engines.options import OpenAIOptions
 from batchgen.engines.pace import Pace
+from batchgen.engines.repository import public_name
 from batchgen.engines.slots import Slots
 from batchgen.engines.transport import LIMITED, cause_of, client_of, kept_out, priority
 from batchgen.errors import EngineDead, EngineStartError, EngineUnavailable, RowRejected
@@ -75,7 +76,8 @@ class OpenAIEngine:
 
     def __init__(self, spec: EngineSpec) -> None:
         self.options = OpenAIOptions.model_validate(dict(spec.arguments))
-        self.model_name = spec.path
+        self.model_name = public_name(spec.path)
+        self._model = spec.path
         self.slots = self.options.max_concurrency
         self._free = Slots(self.slots)
         self._pace = Pace(self.slots + 1)  # the list of models comes beside
@@ -135,9 +137,9 @@ class OpenAIEngine:
         except (AttributeError, TypeError, ValueError):  # the client library's, at a page for people
             message = f"{options.base_url} answers, but not as an API does; is its path right?"
             raise EngineStartError(message, final=True) from None
-        if self.model_name not in models and not await self._takes(once):
+        if self._model not in models and not await self._takes(once):
             served = ", ".join(models[:10]) or "none that it lists"
-            message = f"{options.base_url} serves no model {self.model_name!r}; it serves: {served}"
+            message = f"{options.base_url} serves no model {self._model!r}; it serves: {served}"
             raise EngineStartError(message, final=True)
 
     async def _takes(self, client: Any) -> bool:
@@ -146,7 +148,7 @@ class OpenAIEngine:
         import openai
 
         try:
-            await client.chat.completions.create(model=self.model_name, messages=[_GREETING], max_tokens=1)
+            await client.chat.completions.create(model=self._model, messages=[_GREETING], max_tokens=1)
         except openai.APIStatusError as error:
             # Of other statuses, and of other parameters, the first row's request will tell more.
             return error.status_code not in (400, 404, 422) or error.param == "max_tokens"
@@ -209,7 +211,7 @@ class OpenAIEngine:
         body = _body(request.sampling, dialect, self._template)
         try:
             return await self._client.chat.completions.create(
-                model=self.model_name,
+                model=self._model,
                 messages=[dict(message) for message in request.messages],
                 timeout=seconds,
                 **body,
@@ -243,7 +245,7 @@ class OpenAIEngine:
         once = self._client.with_options(max_retries=0, timeout=_LIST_SECONDS)
         try:
             await once.chat.completions.create(
-                model=self.model_name, messages=[_GREETING], **_body(shortest, dialect, self._template)
+                model=self._model, messages=[_GREETING], **_body(shortest, dialect, self._template)
             )
         except (openai.OpenAIError, aiohttp.ClientError, ValueError):
             return False

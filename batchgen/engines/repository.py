@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from batchgen.embedded import MODEL_PATH
 from batchgen.errors import ModelError
 from batchgen.paths import expanded
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+# A commit of a model in the Hub's cache: .../models--org--name/snapshots/<commit>
+_CACHED = re.compile(r"models--(?P<name>[^/]+)/snapshots/[0-9a-f]{40}$")
 _HUB_SECONDS = 10.0
 # Of what a training leaves in a folder, only these change what a model says.
 _MODEL_FILES = re.compile(
@@ -41,6 +44,23 @@ class Repository:
 def is_hub_name(path: str) -> bool:
     """Whether a path could be the name of a model or dataset on the Hub; a relative folder's may be, too."""
     return _HUB_NAME.fullmatch(path) is not None
+
+
+def public_name(path: str, served: str | Sequence[str] | None = None) -> str:
+    """What rows and dataset cards call a model: no folders of whoever runs it, as they may be published.
+
+    Args:
+        path: as the job has it.
+        served: vLLM's `served_model_name`, which is taken where it is given; of several the first.
+    """
+    if served:
+        return served if isinstance(served, str) else served[0]
+    plain = path.rstrip("/")
+    if is_hub_name(plain):
+        return path
+    if cached := _CACHED.search(plain):
+        return cached["name"].replace("--", "/", 1)
+    return PurePosixPath(plain).name or path
 
 
 def find_folder(path: str) -> str:

@@ -10,7 +10,7 @@ from batchgen.engines.base import Completion, EngineSpec, Request
 from batchgen.engines.chat import TemplateChat
 from batchgen.engines.installed import check_installed
 from batchgen.engines.options import TransformersOptions
-from batchgen.engines.repository import Repository, find_model
+from batchgen.engines.repository import Repository, find_model, public_name
 from batchgen.engines.tokenizer import chat_from_tokenizer, load_tokenizer
 from batchgen.errors import EngineDead, EngineStartError, RowRejected
 
@@ -35,7 +35,7 @@ class TransformersEngine:
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
         self.options = TransformersOptions.model_validate(dict(spec.arguments))
-        self.model_name = spec.path
+        self.model_name = public_name(spec.path)
         self.slots = self.options.max_batch_size
         self._chat: TemplateChat | None = None
         self._tokenizer: Any = None

@@ -16,7 +16,7 @@ from batchgen.engines.base import Completion, EngineSpec, Request
 from batchgen.engines.chat import TemplateChat
 from batchgen.engines.installed import check_installed
 from batchgen.engines.processlog import ProcessLog
-from batchgen.engines.repository import Repository, find_model
+from batchgen.engines.repository import Repository, find_model, public_name
 from batchgen.engines.tokenizer import chat_from_tokenizer, load_tokenizer
 from batchgen.errors import EngineDead, EngineStartError, EngineStopped, RowRejected
 from batchgen.paths import expanded
@@ -75,7 +75,7 @@ class VllmEngine:
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
-        self.model_name = spec.path
+        self.model_name = public_name(spec.path, spec.arguments.get("served_model_name"))
         self.slots = 1
         self._chat: TemplateChat | None = None
         self._llm: Any = None

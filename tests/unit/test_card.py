@@ -14,6 +14,7 @@ from batchgen import run
 from batchgen.api import saved_job
 from batchgen.card import _source, is_card, is_edited, render_card, render_configs
 from batchgen.cli import main
+from batchgen.engines import EngineSpec, build_engine
 from batchgen.job import Job
 from batchgen.merge import latest_version
 from batchgen.rows import CLUSTER_SIZE, MESSAGES, META_NAMES, SHARD_ONLY
@@ -77,6 +78,42 @@ def test_every_model_that_wrote_rows_is_named_with_what_changes_its_text(tmp_pat
     assert said["steps"] == STEPS
     assert "10.0.0.7" not in card
     assert "TEACHER_API_KEY" not in card
+
+
+def test_no_folder_of_whoever_ran_the_job_is_told(tmp_path: Path):
+    commit = "a" * 40
+    job = chaos_job(
+        tmp_path / "run",
+        model={"path": "/home/canary/tuned/", "lora": "/home/canary/adapters/polite"},
+        models={
+            "judge": {"path": f"~/canary/hub/models--org--judge-1/snapshots/{commit}"},
+            "named": {"path": "/canary/x", "engine": {"served_model_name": ["team/named", "other"]}},
+        },
+        steps=[
+            {"task": "magpie"},
+            *(
+                {"task": "text_generation", "model": name, "output_mappings": {"generation": name}}
+                for name in ("judge", "named")
+            ),
+        ],
+    )
+    plan, _, _ = planned(job)
+    card = render_card(job, plan, plan.schema, DETAILS, "0" * 32)
+    assert "canary" not in card
+    assert "on `tuned` and `org/judge-1` and `team/named`" in card
+    said = recipe(card)
+    assert said["model"] == {"path": "tuned", "lora": "polite"}
+    assert said["models"] == {"judge": {"path": "org/judge-1"}, "named": {"path": "team/named"}}
+
+
+@pytest.mark.parametrize("backend", ["vllm", "transformers", "openai"])
+def test_rows_call_a_model_as_the_card_does(backend: str):
+    arguments = {"base_url": "http://127.0.0.1:9/v1"} if backend == "openai" else {}
+    names = {
+        build_engine(EngineSpec(path, backend, arguments=arguments)).model_name
+        for path in ("embedded", "org/model", "runs/final", "/home/me/runs/final", "../final")
+    }
+    assert names == {"embedded", "org/model", "runs/final", "final"}
 
 
 def test_a_model_that_no_step_calls_wrote_nothing(tmp_path: Path):
