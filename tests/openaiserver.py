@@ -23,7 +23,8 @@ class OpenAIServer:
     is what it answers in place of either; `headers` are those of a 429; `models` are those that it lists; `unknown` is
     a parameter that it refuses, `refusal` what it says with a status that is not 200, `loose` whether it refuses
     schemas that are to be followed to the letter, and `poison` a text at which it fails; `answers` makes a text of
-    messages.
+    messages. Answers that are to come in pieces do so with `pause` seconds before each, and without those that `lost`
+    says, as counted from the end.
     """
 
     def __init__(self) -> None:
@@ -39,6 +40,8 @@ class OpenAIServer:
         self.told: dict[str, Any] = {}
         self.answers: Callable[[list[Any]], str] = lambda messages: "A fine answer."
         self.finish: str | None = "stop"
+        self.pause = 0.0
+        self.lost: list[int] = []
         self.raw: tuple[str, bytes] | None = None
         self.headers: dict[str, str] = {}
         self.requests: list[dict[str, Any]] = []
@@ -78,7 +81,7 @@ class OpenAIServer:
                 if server.unknown in body or (server.loose and strict):
                     param = server.unknown if server.unknown in body else "response_format"
                     refusal = {"message": SECRET, "code": "unsupported_parameter", "param": param}
-                    self.send(400, {"error": refusal})
+                    self.send(400, server.refusal or {"error": refusal})
                     return
                 if server.poison and server.poison in str(body["messages"]):
                     status = server.poisoned
@@ -100,10 +103,47 @@ class OpenAIServer:
                     }
                 usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
                 answer = {"id": "x", "object": "chat.completion", "created": 1, "model": "judge"}
+                if body.get("stream"):
+                    counts = body.get("stream_options", {}).get("include_usage")
+                    self.send_pieces({**answer, "object": "chat.completion.chunk"}, choice, usage if counts else None)
+                    return
                 self.send(200, {**answer, "choices": [choice] * body.get("n", 1), "usage": usage})
 
             def send(self, status: int, data: dict[str, Any]) -> None:
                 self.send_raw("application/json", json.dumps(data).encode(), status)
+
+            def send_pieces(self, head: dict[str, Any], choice: dict[str, Any], usage: dict[str, Any] | None) -> None:
+                """Four letters of a text at a time, each with a token's log-probability."""
+                deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
+                for name in ("reasoning", "reasoning_content", "content"):
+                    text = choice["message"].get(name) or ""
+                    deltas += [{name: text[start : start + 4]} for start in range(0, len(text), 4)]
+                choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+                choices[-1]["logprobs"] = choice["logprobs"]
+                choices.append({"index": 0, "delta": {}, "finish_reason": choice["finish_reason"]})
+                events = [json.dumps({**head, "choices": [each], "usage": None}) for each in choices]
+                if usage is not None:
+                    events.append(json.dumps({**head, "choices": [], "usage": usage}))
+                events.append("[DONE]")
+                self.send_response(200)
+                self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                lost = server.lost.pop(0) if server.lost else 0
+                for event in events[: len(events) - lost]:
+                    threading.Event().wait(server.pause)
+                    self.send_chunk(f": a comment\r\ndata: {event}\r\n\r\n".encode())
+                if lost:
+                    self.close_connection = True
+                else:
+                    self.send_chunk(b"")
+
+            def send_chunk(self, data: bytes) -> None:
+                """In two writes, as a network may cut anywhere."""
+                whole = b"%x\r\n%s\r\n" % (len(data), data)
+                for part in (whole[:9], whole[9:]):
+                    self.wfile.write(part)
+                    self.wfile.flush()
 
             def send_raw(self, kind: str, raw: bytes, status: int = 200) -> None:
                 self.send_response(status)

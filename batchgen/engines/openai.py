@@ -31,6 +31,8 @@ _LASTING_STATUSES = (401, 403, 404)
 # By which some say that what is in a request is not allowed, and others that nothing is.
 _FORBIDDEN = 403
 _PASSING_STATUSES = (408, 409, 429)
+# By which gateways say that the server behind them took too long; the second one is Cloudflare's.
+_GATEWAY_LATE = (504, 524)
 # How servers say that they did not finish a completion, for no fault of its own: vLLM's that is being stopped says
 # "abort", DeepSeek's the last. What there is of the text is no answer.
 _BROKEN_OFF = ("abort", "error", "insufficient_system_resource")
@@ -39,6 +41,7 @@ _CUT = ("max_tokens", "model_length")
 # A list of models takes no thinking: a server that does not give it is not there yet, which is to be told.
 _LIST_SECONDS = 30.0
 _MOST_TOKENS = 2**31
+_COUNTS = "stream_options"
 _GREETING = {"role": "user", "content": "Hi"}
 Value = TypeVar("Value")
 
@@ -51,10 +54,12 @@ class _Dialect:
         limit: the name for the length of a completion; most know `max_tokens`, OpenAI's newer models only the other.
         strict: whether a JSON schema is to be followed to the letter. OpenAI takes only some schemas for that, and
             others without it; vLLM follows all of them in any case.
+        counts: whether a stream is asked for its number of tokens, which some tell without being asked.
     """
 
     limit: str = "max_tokens"
     strict: bool = True
+    counts: bool = True
 
     def without(self, refused: str | None) -> _Dialect | None:
         """The dialect of a server that refuses a parameter; None where there is no other way to say it."""
@@ -62,6 +67,8 @@ class _Dialect:
             return replace(self, limit="max_completion_tokens")
         if refused == "response_format" and self.strict:
             return replace(self, strict=False)
+        if refused == _COUNTS and self.counts:
+            return replace(self, counts=False)
         return None
 
 
@@ -108,7 +115,7 @@ class OpenAIEngine:
             base_url=options.base_url,
             api_key=key,
             max_retries=options.max_retries,
-            http_client=client_of(self._pace),
+            http_client=client_of(self._pace, options.stream),
         )
         try:
             await self._look()
@@ -209,6 +216,9 @@ class OpenAIEngine:
         if self._client is None:
             raise EngineDead("the engine is stopped")
         body = _body(request.sampling, dialect, self._template)
+        if self.options.stream:
+            counts = {_COUNTS: {"include_usage": True}} if dialect.counts else {}
+            body["extra_body"] = {**body.get("extra_body", {}), "stream": True, **counts}
         try:
             return await self._client.chat.completions.create(
                 model=self._model,
@@ -217,9 +227,13 @@ class OpenAIEngine:
                 **body,
             )
         except openai.APIStatusError as error:
-            if other := dialect.without(error.param):
+            # Some servers name what they do not know in their text alone.
+            refused = error.param or (
+                _COUNTS if error.status_code in _ROW_STATUSES and _COUNTS in str(error.body) else None
+            )
+            if other := dialect.without(refused):
                 # Requests that were under way in the old one may have learnt something else in the meantime.
-                self._dialect = self._dialect.without(error.param) or self._dialect
+                self._dialect = self._dialect.without(refused) or self._dialect
                 return await self._answer(request, other, seconds)
             if error.status_code in _ROW_STATUSES:
                 raise RowRejected(_refusal(error, body.get("extra_body", ()))) from None
@@ -262,6 +276,8 @@ class OpenAIEngine:
         status = getattr(error, "status_code", None)
         # Some gateways say 400 to a wrong key; a row's own 400 is told as its rejection.
         hint = f"; is {self.options.api_key_env} set and right?" if status in (400, 401, 403) else ""
+        if status in _GATEWAY_LATE and not self.options.stream:
+            hint = "; if its gateway waits no longer, engine: {stream: true} may help"
         what = f"answers {status}" if status else f"cannot be reached ({cause_of(error)})"
         return f"{self.options.base_url} {what}{hint}"
 

@@ -30,6 +30,9 @@ class OpenAIOptions(BaseModel):
     max_retries: int = Field(
         8, ge=0, description="of a request, with back-off, on 408, 409, 429, 5xx and lost connections"
     )
+    stream: bool = Field(
+        False, description="has answers sent in pieces, for a gateway that gives up where none comes for a minute"
+    )
 
     # What may be a secret is not repeated in a message.
     @field_validator("base_url")

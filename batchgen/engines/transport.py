@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from batchgen.engines.pace import Pace
+from batchgen.engines.streamed import in_one_piece
 
 # The status of a request that is one too many.
 LIMITED = 429
@@ -21,8 +22,11 @@ kept_out: ContextVar[bool] = ContextVar("kept_out")
 priority: ContextVar[int] = ContextVar("priority", default=0)
 
 
-def client_of(pace: Pace) -> Any:
+def client_of(pace: Pace, streamed: bool = False) -> Any:
     """A client that asks no more often than its server lets it, which the pace keeps in mind.
+
+    Args:
+        streamed: answers may come in pieces; they are told as if they had not.
 
     The client library's own has 1,000 connections at most, and looks at all of them for each request: with 500 that
     took 5 ms of this process's time. aiohttp takes 1 ms however many there are.
@@ -34,7 +38,10 @@ def client_of(pace: Pace) -> Any:
             kept_out.set(pace.slowed)
             async with pace.turn(priority.get()) as began:
                 kept_out.set(False)
-                response = await super().send(request, **options)
+                if streamed:
+                    response = await in_one_piece(await super().send(request, **options | {"stream": True}))
+                else:
+                    response = await super().send(request, **options)
                 if response.status_code == LIMITED:
                     kept_out.set(True)
                     pace.refused(began, _told_seconds(response.headers))

@@ -75,13 +75,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process.wait(30)
 
 
-def engine_on(url: str) -> Engine:
-    return build_engine(EngineSpec("tiny", backend="openai", arguments={"base_url": url}))
+def engine_on(url: str, **options: Any) -> Engine:
+    return build_engine(EngineSpec("tiny", backend="openai", arguments={"base_url": url, **options}))
 
 
-def test_it_completes_with_the_sampling_it_is_given(served: str):
+@pytest.mark.parametrize("stream", [False, True])
+def test_it_completes_with_the_sampling_it_is_given(served: str, stream: bool):
     async def go():
-        engine = engine_on(served)
+        engine = engine_on(served, stream=stream)
         await engine.start()
 
         async def ask(**sampling):

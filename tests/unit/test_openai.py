@@ -35,9 +35,9 @@ def server() -> Iterator[OpenAIServer]:
         yield server
 
 
-def answered(server: OpenAIServer, raw: tuple[str, bytes]) -> Completion:
+def answered(server: OpenAIServer, raw: tuple[str, bytes], **options: Any) -> Completion:
     """What is made of an answer (type, body) of a server that was as it should be until then."""
-    engine = OpenAIEngine(EngineSpec("judge", backend="openai", arguments={"base_url": server.url}))
+    engine = OpenAIEngine(EngineSpec("judge", backend="openai", arguments={"base_url": server.url, **options}))
 
     async def go() -> Completion:
         await engine.start()
@@ -74,10 +74,13 @@ def test_a_conversation_is_completed_and_its_tokens_counted(server: OpenAIServer
     assert server.requests[0]["messages"] == [{"role": "user", "content": "Is it good?"}]
 
 
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
-def test_thoughts_that_the_server_tells_apart_are_told_apart_here(server: OpenAIServer, name: str):
+def test_thoughts_that_the_server_tells_apart_are_told_apart_here(server: OpenAIServer, name: str, stream: bool):
     server.told = {name: "Is it? It is."}
-    assert ask(server) == [Completion("A fine answer.", "stop", 7, 3, logprobs=[], reasoning="Is it? It is.")]
+    assert ask(server, stream=stream) == [
+        Completion("A fine answer.", "stop", 7, 3, logprobs=[], reasoning="Is it? It is.")
+    ]
 
 
 def test_sampling_parameters_go_where_the_server_reads_them(server: OpenAIServer):
