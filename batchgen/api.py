@@ -233,11 +233,20 @@ def saved_job(store: ObjectStore) -> Job:
     Raises:
         UserError: the folder is no run.
     """
+    return Job.of(saved_tree(store))
+
+
+def saved_tree(store: ObjectStore) -> dict[str, Any]:
+    """The job of a run as a tree, which may name tasks of the user's own.
+
+    Raises:
+        UserError: the folder is no run.
+    """
     data = store.read(JOB_KEY)
     if data is None:
         raise UserError(f"{store.location} is not a batchgen run: it has no {JOB_KEY}")
     try:
-        return Job.of(unseal(data, JOB_FORMAT))
+        return unseal(data, JOB_FORMAT)
     except RecordError as error:
         raise UserError(f"{store.location}: {JOB_KEY} {error}; the job's own command writes it again") from error
 

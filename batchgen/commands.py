@@ -14,6 +14,7 @@ from batchgen.plaintext import harmless, one_line
 
 if TYPE_CHECKING:
     from batchgen.job import Job
+    from batchgen.store import ObjectStore
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:
@@ -65,7 +66,8 @@ def run(options: argparse.Namespace) -> int:
             with contextlib.suppress(OSError):  # the terminal may be gone
                 print(tail, file=sys.stderr)
         raise
-    sample = sample_rows(open_store(job.output), result.version)
+    store = open_store(job.output)
+    sample = sample_rows(store, result.version)
     notes = ", ".join(f"{note} {count:,}" for note, count in result.progress.notes.items())
     # The datasets library opens no bucket by its name.
     fetch = f"batchgen publish {shlex.quote(job.output)} --to DIR, and then " if is_remote(job.output) else ""
@@ -76,6 +78,7 @@ def run(options: argparse.Namespace) -> int:
         *([f"rejected rows: batchgen rejected {shlex.quote(job.output)}"] if result.progress.reasons else []),
         f"\ndataset: {result.dataset}",
         f"  {fetch}load_dataset({'DIR' if fetch else result.dataset!r})",
+        f"report: {_report(store)}",
     ]
     for line in lines:
         console.print(line, highlight=False, markup=False)
@@ -125,6 +128,25 @@ def plan(options: argparse.Namespace) -> int:
         (seed,) = seeds.slice(options.prompt, options.prompt + 1)
         preview = first_prompt(job, plan, store, seed, options.trust_remote_code)
         print("\n".join(describe_prompt(options.prompt, preview)))
+    return 0
+
+
+def _report(store: ObjectStore) -> str:
+    """Where the page about a run is, or why there is none."""
+    from batchgen.report import write_report
+
+    try:
+        return write_report(store)
+    except Exception as error:  # the dataset is published, and no page about it makes that a failure
+        return f"not written ({harmless(str(error)) if isinstance(error, BatchgenError) else type(error).__name__})"
+
+
+def report(options: argparse.Namespace) -> int:
+    """Writes the page about a run."""
+    from batchgen.report import write_report
+    from batchgen.store import open_store
+
+    print(write_report(open_store(options.run), options.to))
     return 0
 
 

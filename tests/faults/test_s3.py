@@ -106,6 +106,10 @@ def test_every_command_works_on_a_bucket_and_a_killed_run_goes_on(
     batchgen("publish", RUN, "--to", str(tmp_path / "published"))
     assert load_dataset(str(tmp_path / "published"), split="train").num_rows == 120
     assert "bucket/night/run/dataset/README.md" in server.objects
+    del server.objects["bucket/night/run/report.html"]
+    assert batchgen("report", RUN) == f"{RUN}/report.html\n"
+    batchgen("report", RUN, "--to", str(tmp_path / "page.html"))
+    assert (tmp_path / "page.html").read_bytes() == server.objects["bucket/night/run/report.html"]
     batchgen("revoke", RUN, "3")
     assert not json.loads(batchgen("status", RUN, "--json"))["complete"]
     run(str(job), in_process=True)

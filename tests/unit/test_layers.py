@@ -56,7 +56,7 @@ LAYERS = [
     ["merge"],
     ["publish", "rejected", "upkeep"],
     ["api"],
-    ["display", "pipeline"],
+    ["display", "pipeline", "report"],
     ["commands"],
     ["cli"],
     ["__main__"],

@@ -1,0 +1,236 @@
+"""What a dataset version is like: lengths, numbers, how questions begin and which of them came often, some rows."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from batchgen.errors import CorruptShard
+from batchgen.merge.version import Version
+from batchgen.rows import CLUSTER_SIZE, MESSAGES, META_NAMES, as_message, kind_of
+from batchgen.store.base import ObjectStore
+
+Row = Mapping[str, Any]
+_Talk = list[dict[str, str]]
+_BATCH_ROWS = 4096
+_BINS = 30
+# Columns of one kind that are shown.
+_MOST_COLUMNS = 8
+_SAMPLES = 12
+_OPENINGS = 15
+_WORDS = 3
+_REPEATED = 10
+# Distinct beginnings that are counted; of a dataset with more, a new one is no longer noticed.
+_MOST_OPENINGS = 100_000
+OUTPUT_TOKENS = "output_tokens"
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How some numbers are spread.
+
+    Args:
+        name: what they are of.
+        unit: what they count; "" for plain numbers.
+        counts: of each of the bins, which are of one width; the last one has all that are larger, too.
+        edges: where the bins begin, and where the last one ends.
+        median, high, most: of all numbers; `high` is the 95th percentile.
+        more: whether the last bin has numbers that are larger than its end.
+        whole: whether there are whole numbers alone, so that a bin's end is in the next one.
+    """
+
+    name: str
+    unit: str
+    counts: Sequence[int]
+    edges: Sequence[float]
+    median: float
+    high: float
+    most: float
+    more: bool
+    whole: bool
+
+
+@dataclass
+class Figures:
+    """What `look` finds in a dataset version.
+
+    Args:
+        rows: of the dataset.
+        histograms: of lengths and of numbers.
+        openings: how questions begin, with how many do, the most frequent first.
+        repeated: questions that stand for several rows, with how many, the most first.
+        samples: rows from all over the dataset, each as (name, text): the messages, or else the columns.
+    """
+
+    rows: int = 0
+    histograms: list[Histogram] = field(default_factory=list)
+    openings: list[tuple[str, int]] = field(default_factory=list)
+    repeated: list[tuple[str, int]] = field(default_factory=list)
+    samples: list[list[tuple[str, Any]]] = field(default_factory=list)
+
+
+def look(store: ObjectStore, version: Version) -> Figures:
+    """Reads a version once; of a million rows it holds some numbers each, and no texts.
+
+    Raises:
+        CorruptShard: a file of the version cannot be read.
+    """
+    wanted = set(np.linspace(0, version.kept - 1, min(_SAMPLES, version.kept)).astype(int).tolist())
+    found, values, openings = Figures(), _Values(), Counter[str]()
+    repeated: list[tuple[int, int, str]] = []
+    for batch in _batches(store, version):
+        talks = {name: _talks(batch[name]) for name in _conversations(batch)}
+        values.add(batch, talks)
+        sizes = batch[CLUSTER_SIZE].to_pylist() if CLUSTER_SIZE in batch.column_names else []
+        for number, text in enumerate(_questions(batch, talks)):
+            opening = " ".join((text or "").split(None, _WORDS)[:_WORDS])
+            if opening and (opening in openings or len(openings) < _MOST_OPENINGS):
+                openings[opening] += 1
+            if sizes and text and sizes[number] > 1:
+                # Of equal numbers the first one counts.
+                each = (sizes[number], -(found.rows + number), text)
+                (heapq.heappush if len(repeated) < _REPEATED else heapq.heappushpop)(repeated, each)
+        here = sorted(row - found.rows for row in wanted if found.rows <= row < found.rows + batch.num_rows)
+        found.samples += [_shown(row) for row in batch.take(pa.array(here, pa.int64())).to_pylist()]
+        found.rows += batch.num_rows
+    found.histograms = values.histograms()
+    often = sorted(openings.items(), key=lambda item: (-item[1], item[0]))[:_OPENINGS]
+    found.openings = [(opening, count) for opening, count in often if count > 1]
+    found.repeated = [(question, size) for size, _, question in sorted(repeated, reverse=True)]
+    return found
+
+
+def _batches(store: ObjectStore, version: Version) -> Iterator[pa.Table]:
+    """A version's rows in order, some at a time; without threads of Arrow's own, see `read_parquet`."""
+    for name in sorted(version.files):
+        if not name.startswith("data/"):
+            continue
+        try:
+            with store.open(version.files[name].key) as file:
+                for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(_BATCH_ROWS, use_threads=False):
+                    yield pa.table(batch)
+        except (pa.ArrowException, FileNotFoundError, EOFError) as error:
+            place = f"{store.location}: dataset version {version.number}"
+            raise CorruptShard(f"{place}: {name} cannot be read; `batchgen verify` says more") from error
+
+
+def _conversations(table: pa.Table) -> list[str]:
+    return [field.name for field in table.schema if kind_of(field.type) == "conversation"]
+
+
+def _texts(table: pa.Table) -> list[str]:
+    own = {*META_NAMES, CLUSTER_SIZE}
+    return [field.name for field in table.schema if kind_of(field.type) == "text" and field.name not in own]
+
+
+def _questions(table: pa.Table, talks: Mapping[str, Sequence[_Talk]]) -> list[str | None]:
+    """What a row asks: the first message of a user, or else the first column of texts."""
+    if talks:
+        column = MESSAGES if MESSAGES in talks else "prompt" if "prompt" in talks else next(iter(talks))
+        return [_first_of(talk, "user") for talk in talks[column]]
+    texts = _texts(table)
+    if not texts:
+        return [None] * table.num_rows
+    return list(table["instruction" if "instruction" in texts else texts[0]].to_pylist())
+
+
+def _first_of(messages: Sequence[Row], role: str) -> str | None:
+    for message in messages:
+        if message["role"] == role:
+            return str(message["content"])
+    return None
+
+
+def _talks(column: pa.ChunkedArray) -> list[_Talk]:
+    """The messages of every row that have a role and a content."""
+    return [[read for each in row or () if (read := as_message(each))] for row in column.to_pylist()]
+
+
+class _Values:
+    """Numbers of all rows: four bytes each where they are lengths, eight where they are numbers."""
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[str, str], list[npt.NDArray[Any]]] = {}
+
+    def add(self, table: pa.Table, talks: Mapping[str, Sequence[_Talk]]) -> None:
+        if OUTPUT_TOKENS in table.column_names:
+            self._take(f"{OUTPUT_TOKENS} of a row", "tokens", table[OUTPUT_TOKENS])
+        for name, said in list(talks.items())[:_MOST_COLUMNS]:
+            if name == MESSAGES:
+                self._lengths("first questions", [_first_of(talk, "user") for talk in said])
+                self._lengths("last answers", [_first_of(talk[::-1], "assistant") for talk in said])
+                turns = [sum(message["role"] == "user" for message in talk) for talk in said]
+                self._take("questions of a conversation", "turns", pa.chunked_array([pa.array(turns, pa.int32())]))
+            else:
+                self._lengths(name, [talk[-1]["content"] if talk else None for talk in said])
+        # Where there is a conversation, it is made of them.
+        for name in _texts(table)[: 0 if MESSAGES in talks else _MOST_COLUMNS]:
+            self._take(name, "characters", pc.utf8_length(table[name]))
+        numbers = [field.name for field in table.schema if kind_of(field.type) == "number"]
+        numbers = [name for name in numbers if name not in META_NAMES and name != CLUSTER_SIZE]
+        for name in numbers[:_MOST_COLUMNS]:
+            self._take(name, "", table[name])
+
+    def _lengths(self, name: str, texts: Sequence[str | None]) -> None:
+        self._take(name, "characters", pa.chunked_array([pc.utf8_length(pa.array(texts, pa.string()))]))
+
+    def _take(self, name: str, unit: str, column: pa.ChunkedArray) -> None:
+        kind = pa.int32() if unit in ("characters", "turns") else pa.float64()
+        numbers = column.drop_null().cast(kind, safe=False).to_numpy()
+        self._values.setdefault((name, unit), []).append(numbers[np.isfinite(numbers)])
+
+    def histograms(self) -> list[Histogram]:
+        """Of everything that has more than one value."""
+        found = []
+        for (name, unit), parts in self._values.items():
+            numbers = np.concatenate(parts)
+            if len(numbers) and numbers.min() < numbers.max():
+                found.append(_histogram(name, unit, numbers))
+        return found
+
+
+def _histogram(name: str, unit: str, numbers: npt.NDArray[Any]) -> Histogram:
+    low, high = float(numbers.min()), float(np.percentile(numbers, 99, method="higher"))
+    most = float(numbers.max())
+    # One long text is not to leave all others in the first bin.
+    end = high if high > low and most > low + 1.5 * (high - low) else most
+    whole = bool(np.all(numbers == np.floor(numbers)))
+    width = (end - low) / _BINS
+    if whole:
+        width = max(1.0, float(np.ceil((end - low + 1) / _BINS)))
+        bins = max(1, int(np.ceil((end - low + 1) / width)))
+        edges = low + width * np.arange(bins + 1)
+    else:
+        edges = np.linspace(low, end, _BINS + 1)
+    counts, _ = np.histogram(np.minimum(numbers, edges[-1]), edges)
+    middle, top = np.percentile(numbers, [50, 95])
+    more = most > edges[-1]
+    return Histogram(name, unit, counts.tolist(), edges.tolist(), float(middle), float(top), most, bool(more), whole)
+
+
+def _shown(row: Row) -> list[tuple[str, Any]]:
+    if MESSAGES in row:
+        return [(message["role"], message["content"]) for message in row[MESSAGES] or ()]
+    shown: list[tuple[str, Any]] = []
+    for name, value in row.items():
+        if name in META_NAMES or name == CLUSTER_SIZE or value is None:
+            continue
+        read = (
+            [as_message(item) if isinstance(item, dict) else None for item in value] if isinstance(value, list) else []
+        )
+        if read and all(read):
+            talk = [message for message in read if message]
+            alone = len(talk) == 1
+            shown += [(name if alone else f"{name}: {message['role']}", message["content"]) for message in talk]
+        else:
+            shown.append((name, value))
+    return shown

@@ -1,0 +1,143 @@
+"""The page itself: one HTML file, which asks nobody for anything and runs no code."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import jinja2
+
+from batchgen.merge.version import Version
+from batchgen.plaintext import harmless, one_line
+from batchgen.plan import Plan
+from batchgen.progress import Progress
+from batchgen.reasons import NOTES, REASONS, meaning, most_first
+from batchgen.report.figures import Figures, Histogram
+
+# By which a file is known as a report.
+MARK = b'<meta name="generator" content="batchgen">'
+# Of a dataset card; see `card.render_card`.
+_RECIPE = re.compile(r"^(`{3,})yaml\n(.*?)^\1$", re.DOTALL | re.MULTILINE)
+_MOST_CHARACTERS = 4000
+_SHORT = 200
+_ROLES = {"system", "user", "assistant"}
+# Of the drawing of a histogram, in CSS pixels.
+_WIDTH, _HEIGHT = 420, 96
+
+
+class Counted(NamedTuple):
+    """A line of a table: a code or a text, how often it came, the share of all in percent, and what it means."""
+
+    name: str
+    rows: int
+    share: float
+    meaning: str
+
+
+class Bar(NamedTuple):
+    """A bar of a histogram, in CSS pixels from the top left corner."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    title: str
+
+
+def render_report(
+    job: Mapping[str, Any],
+    plan: Plan,
+    shards: int,
+    progress: Progress,
+    version: Version | None,
+    figures: Figures | None,
+    card: str,
+) -> str:
+    """The page about a run.
+
+    It says the same of the same committed shards and the same version, whenever it is made.
+
+    Args:
+        job: as a tree.
+        shards: committed ones.
+        progress: of those.
+        version: the newest one; None where there is none, and then there are no figures.
+        card: of that version, which says how its rows were made.
+    """
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters |= {"number": _number, "line": one_line, "text": _text, "role": _role}
+    environment.globals |= {"bars": _bars, "width": _WIDTH, "height": _HEIGHT}
+    template = environment.from_string(files(__package__).joinpath("page.html").read_text("utf-8"))
+    return template.render(
+        job=job,
+        plan=plan,
+        shards=shards,
+        progress=progress,
+        version=version,
+        figures=figures,
+        rejected=_counted(progress.reasons, plan.rows, REASONS),
+        notes=_counted(progress.notes, plan.rows, NOTES),
+        dropped=_counted(_of_merger(version.dropped) if version else {}, version.read if version else 0, {}),
+        openings=[Counted(name, count, 100 * count / figures.rows, "") for name, count in figures.openings]
+        if figures
+        else [],
+        recipe=harmless(recipe[2]) if (recipe := _RECIPE.search(card)) else "",
+    )
+
+
+def _of_merger(dropped: Mapping[str, int]) -> dict[str, int]:
+    """What is not told as rejected already."""
+    return {reason: rows for reason, rows in dropped.items() if not reason.startswith("rejected: ")}
+
+
+def _counted(counts: Mapping[str, int], of: int, meanings: Mapping[str, str]) -> list[Counted]:
+    return [
+        Counted(one_line(name), count, min(100.0, 100 * count / of) if of else 0.0, meaning(name, meanings))
+        for name, count in most_first(counts)
+    ]
+
+
+def _bars(histogram: Histogram) -> list[Bar]:
+    most, wide = max(histogram.counts), _WIDTH / len(histogram.counts)
+    bars = []
+    for index, count in enumerate(histogram.counts):
+        if not count:
+            continue
+        low, high = histogram.edges[index], histogram.edges[index + 1]
+        high = high - 1 if histogram.whole else high
+        until = f" to {_number(high)}" if high > low else ""
+        if index == len(histogram.counts) - 1 and histogram.more:
+            until = " or more"
+        height = max(1.0, count / most * _HEIGHT)
+        bars.append(
+            Bar(
+                round(index * wide, 2),
+                round(_HEIGHT - height, 2),
+                round(max(1.0, wide - 1), 2),
+                round(height, 2),
+                f"{_number(low)}{until}: {_number(count)}",
+            )
+        )
+    return bars
+
+
+def _number(value: float) -> str:
+    """With thousands set apart, and of fractions three digits."""
+    if value == int(value):
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _text(value: Any, short: bool = False) -> str:
+    """A value of a row, as far as anybody reads on."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = one_line(text) if short else harmless(text.strip())
+    most = _SHORT if short else _MOST_CHARACTERS
+    return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} characters more)"
+
+
+def _role(name: str) -> str:
+    return name if name in _ROLES else "other"

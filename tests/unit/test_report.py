@@ -1,0 +1,264 @@
+"""The page about a run: what it says, that it shows texts and runs nothing, and that it is made without harm."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from batchgen import run
+from batchgen.cli import main
+from batchgen.commands import _report
+from batchgen.errors import CorruptShard, UserError
+from batchgen.merge import latest_version
+from batchgen.report import write_report
+from batchgen.report.figures import _histogram, look
+from batchgen.store import LocalStore
+from tests.helpers import chaos_job
+
+# None of them has an end tag.
+VOID = {"meta", "br"}
+ATTACK = "</div><script>alert(1)</script><img src=x onerror=alert(1)>&amp; \x1b[31m\u202e"
+
+
+class Page(HTMLParser):
+    """A page as a browser reads it: its elements, and the texts under each heading."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str | None]] = []
+        self.sections: dict[str, list[str]] = {"": []}
+        self._section = ""
+        self.feed(text)
+        self.close()
+        assert self.open == [], "every element ends"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] == ["h2"]:
+            self._section = data
+            self.sections[data] = []
+        elif data.strip() and "style" not in self.open:
+            self.sections[self._section].append(data.strip())
+
+
+def page_of(folder: Path) -> Page:
+    write_report(LocalStore(folder))
+    return Page((folder / "report.html").read_text("utf-8"))
+
+
+def made(tmp_path: Path, rows: list[dict[str, Any]], **changes: Any) -> Path:
+    """A run that has ended."""
+    run(chaos_job(tmp_path / "run", source={"rows": rows}, **changes), in_process=True)
+    return tmp_path / "run"
+
+
+ASKED = [{"instruction": f"What is the colour of {thing}?"} for thing in ("snow", "coal", "snow", "milk", "grass")]
+ANSWER = {"steps": [{"task": "text_generation"}]}
+
+
+def test_the_page_says_what_came_of_the_rows(tmp_path: Path):
+    rows = [*ASKED, {"instruction": "Name a bird."}, {"instruction": " "}]
+    page = page_of(made(tmp_path, rows, merge={"near": False}, **ANSWER))
+    tiles = page.sections[""]
+    assert tiles[:3] == ["test: report", "test", "text_generation · dataset version 1"]
+    assert tiles[3:11:2] == ["7", "6", "1", "5"]
+    assert tiles[4:12:2] == ["seed rows", "good rows generated", "rows rejected", "rows in the dataset"]
+    assert page.sections["Left out by the merger"][-3:] == ["exact duplicate", "1", "14.3 %"]
+    told = page.sections["Rejected"]
+    assert told[-4:] == ["empty_input", "the texts that the step reads are empty", "1", "14.3 %"]
+    assert page.sections["How questions begin"][-3:] == ["What is the", "4", "80.0 %"]
+    assert page.sections["What came most often"][-2:] == ["What is the colour of snow?", "2"]
+    shown = page.sections["Rows from all over the dataset"]
+    assert shown[0::4] == ["user"] * 5
+    assert shown[1::4][:2] == ["What is the colour of snow?", "What is the colour of coal?"]
+    assert "task: text_generation" in page.sections["How it was made"][0]
+
+
+def test_a_text_is_shown_and_never_obeyed(tmp_path: Path):
+    rows = [{ATTACK: ATTACK, "instruction": f"{ATTACK} {number}"} for number in range(4)]
+    for name, changes in (("a", ANSWER), ("b", {"steps": [], "merge": {"columns": [ATTACK, "instruction"]}})):
+        page = page_of(made(tmp_path / name, rows, **changes))
+        assert page.tags.isdisjoint({"script", "img", "a", "link", "iframe", "object"})
+        assert not [name for name, _ in page.attributes if name.startswith("on") or name in ("src", "href")]
+        text = (tmp_path / name / "run" / "report.html").read_text("utf-8")
+        assert "alert(1)" in text
+        assert "\x1b" not in text
+        assert "\u202e" not in text
+    assert any("default-src 'none'" in (value or "") for _, value in page.attributes)
+
+
+def test_it_is_the_same_whenever_it_is_made_and_takes_an_earlier_one_s_place(tmp_path: Path):
+    folder = made(tmp_path, ASKED, **ANSWER)
+    page_of(folder)
+    first = (folder / "report.html").read_bytes()
+    page_of(folder)
+    assert (folder / "report.html").read_bytes() == first
+    for _ in range(2):
+        assert main(["report", str(folder), "--to", str(tmp_path / "page.html")]) == 0
+        assert (tmp_path / "page.html").read_bytes() == first
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "run"]
+    for command in ("verify", "gc", "status"):
+        assert main([command, str(folder)]) == 0, "the page is no part of what is looked after"
+    assert (folder / "report.html").exists()
+
+
+def test_a_run_without_a_version_says_how_to_get_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        "name: none\nsource: {rows: [{instruction: ' '}]}\nmodel: {path: chaos}\nsteps: [{task: text_generation}]\n"
+        f"output: {tmp_path / 'run'}\n"
+    )
+    assert main(["run", str(job)]) == 1
+    page = page_of(tmp_path / "run")
+    assert page.sections[""][3:11:2] == ["1", "0", "1", "–"]
+    assert "There is no dataset version yet." in page.sections[""]
+    assert "Rejected" in page.sections
+    assert "Rows from all over the dataset" not in page.sections
+
+
+def test_a_partial_merge_says_so(tmp_path: Path):
+    folder = made(tmp_path, ASKED, shard_rows=2, **ANSWER)
+    for path in (folder / "versions").glob("*.json"):
+        path.unlink()
+    (folder / "commits" / "000001" / "0000.json").unlink()
+    assert main(["merge", str(folder), "--partial"]) == 0
+    (subtitle,) = [text for text in page_of(folder).sections[""] if "not complete" in text]
+    assert "2 of 3 shards are committed" in subtitle
+    assert "dataset version 1, of\n 2 shards" in subtitle
+
+
+def test_preferences_conversations_and_numbers_are_figures_too(tmp_path: Path):
+    def said(role: str, text: str) -> list[dict[str, str]]:
+        return [{"role": role, "content": text}]
+
+    rows = [
+        {
+            "prompt": said("user", f"Question {n}?"),
+            "chosen": said("assistant", "a" * (n + 1)),
+            "rejected": said("assistant", "b"),
+            "rating": n / 2,
+            "talk": [{"from": "human", "value": "Hi" * (n + 1)}],
+            "maybe": None if n else "x",
+            "tags": ["x", None],
+        }
+        for n in range(4)
+    ]
+    folder = made(tmp_path, rows, steps=[])
+    store = LocalStore(folder)
+    version = latest_version(store)
+    assert version is not None
+    found = look(store, version)
+    assert {(each.name, each.unit, each.most) for each in found.histograms} == {
+        ("chosen", "characters", 4.0),
+        ("rating", "", 1.5),
+        ("talk", "characters", 8.0),
+    }
+    assert found.openings == []
+    assert found.samples[1][:4] == [
+        ("prompt", "Question 1?"),
+        ("chosen", "aa"),
+        ("rejected", "b"),
+        ("rating", 0.5),
+    ]
+    assert "['x', None]" not in str(page_of(folder).sections), "values are JSON"
+    assert '["x", null]' in page_of(folder).sections["Rows from all over the dataset"]
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        [1, 2],
+        [0, 1000],
+        list(range(1, 200)),
+        [5] * 98 + [6, 10**6],
+        [0.25, 0.5, 1.0],
+        [-3.5, 0.0, 1e9],
+        np.random.default_rng(0).lognormal(5, 1, 5000).astype(int).tolist(),
+        [*np.random.default_rng(0).lognormal(0, 3, 5000).tolist()],
+    ],
+)
+def test_a_histogram_has_every_number_once(numbers: list[float]):
+    found = _histogram("n", "", np.array(numbers))
+    assert sum(found.counts) == len(numbers)
+    assert len(found.edges) == len(found.counts) + 1 <= 32
+    widths = np.diff(found.edges)
+    assert np.allclose(widths, widths[0])
+    assert found.edges[0] == min(numbers)
+    assert found.most == max(numbers)
+    assert found.more == (max(numbers) > found.edges[-1])
+    for index, count in enumerate(found.counts[:-1]):
+        inside = [n for n in numbers if found.edges[index] <= n < found.edges[index + 1]]
+        assert count == len(inside)
+
+
+def test_one_long_text_does_not_hide_all_others():
+    found = _histogram("n", "", np.array([*range(1, 101)] * 10 + [10**6]))
+    assert found.edges[-1] <= 120
+    assert found.more
+    assert max(found.counts) < 100
+
+
+def test_samples_are_from_all_over_the_dataset(tmp_path: Path):
+    rows = [{"instruction": f"Number {n}"} for n in range(100)]
+    folder = made(tmp_path, rows, steps=[], merge={"near": False, "prompt": "instruction"})
+    version = latest_version(LocalStore(folder))
+    assert version is not None
+    shown = [int(re.sub(r"\D", "", sample[0][1])) for sample in look(LocalStore(folder), version).samples]
+    assert shown == [0, 9, 18, 27, 36, 45, 54, 63, 72, 81, 90, 99]
+
+
+def test_a_file_that_is_no_report_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = made(tmp_path, ASKED, **ANSWER)
+    (tmp_path / "mine.html").write_text("<p>mine</p>")
+    for to, complaint in (
+        ("mine.html", "is there, and is no report of batchgen's; it was left as it is"),
+        ("run", "is a folder; name a file"),
+        ("none/x.html", "is not there, or cannot be written"),
+        ("mine.html/x", "cannot be written"),
+    ):
+        assert main(["report", str(folder), "--to", str(tmp_path / to)]) == 2
+        assert complaint in capsys.readouterr().err
+    assert (tmp_path / "mine.html").read_text() == "<p>mine</p>"
+    assert main(["report", str(tmp_path)]) == 2
+    assert "is not a batchgen run" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no home directory"):
+        write_report(LocalStore(folder), "~nobody-of-this-name/x.html")
+
+
+def test_a_broken_dataset_is_named_and_fails_no_run(tmp_path: Path):
+    store = LocalStore(made(tmp_path, ASKED, **ANSWER))
+    version = latest_version(store)
+    assert version is not None
+    (data,) = (file for name, file in version.files.items() if name.startswith("data/"))
+    assert _report(store) == f"{store.location}/report.html"
+    store.path(data.key).write_bytes(b"PAR1 broken")
+    with pytest.raises(CorruptShard, match=r"dataset version 1: data/train-00000-of-00001\.parquet cannot be read"):
+        write_report(store)
+    assert _report(store).startswith("not written (")
+    store.path(data.key).unlink()
+    assert "cannot be read; `batchgen verify` says more" in _report(store)
+
+
+def test_what_no_page_can_be_made_of_fails_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store = LocalStore(made(tmp_path, ASKED, **ANSWER))
+
+    def fails(*_: object) -> None:
+        raise ZeroDivisionError("a canary")
+
+    monkeypatch.setattr("batchgen.report.look", fails)
+    assert _report(store) == "not written (ZeroDivisionError)"
