@@ -31,6 +31,8 @@ _WORDS = 3
 _REPEATED = 10
 # Distinct beginnings that are counted; of a dataset with more, a new one is no longer noticed.
 _MOST_OPENINGS = 100_000
+# No width of a bin is beyond a float's range. Larger numbers, infinite ones and NaN are left out.
+_LARGEST = 1e100
 OUTPUT_TOKENS = "output_tokens"
 
 
@@ -57,6 +59,10 @@ class Histogram:
     most: float
     more: bool
     whole: bool
+
+    def last(self, index: int) -> float:
+        """The largest number of a bin, or what all of them are less than."""
+        return self.edges[index + 1] - self.whole
 
 
 @dataclass
@@ -163,7 +169,7 @@ class _Values:
 
     def add(self, table: pa.Table, talks: Mapping[str, Sequence[_Talk]]) -> None:
         if OUTPUT_TOKENS in table.column_names:
-            self._take(f"{OUTPUT_TOKENS} of a row", "tokens", table[OUTPUT_TOKENS])
+            self._take("output", "tokens", table[OUTPUT_TOKENS])
         for name, said in list(talks.items())[:_MOST_COLUMNS]:
             if name == MESSAGES:
                 self._lengths("first questions", [_first_of(talk, "user") for talk in said])
@@ -186,7 +192,7 @@ class _Values:
     def _take(self, name: str, unit: str, column: pa.ChunkedArray) -> None:
         kind = pa.int32() if unit in ("characters", "turns") else pa.float64()
         numbers = column.drop_null().cast(kind, safe=False).to_numpy()
-        self._values.setdefault((name, unit), []).append(numbers[np.isfinite(numbers)])
+        self._values.setdefault((name, unit), []).append(numbers[np.abs(numbers) < _LARGEST])
 
     def histograms(self) -> list[Histogram]:
         """Of everything that has more than one value."""

@@ -106,8 +106,7 @@ def _bars(histogram: Histogram) -> list[Bar]:
     for index, count in enumerate(histogram.counts):
         if not count:
             continue
-        low, high = histogram.edges[index], histogram.edges[index + 1]
-        high = high - 1 if histogram.whole else high
+        low, high = histogram.edges[index], histogram.last(index)
         until = f" to {_number(high)}" if high > low else ""
         if index == len(histogram.counts) - 1 and histogram.more:
             until = " or more"

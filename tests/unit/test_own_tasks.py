@@ -27,6 +27,7 @@ from batchgen.distributed.parcel import Parcel
 from batchgen.errors import EngineStartError, UserError
 from batchgen.fleet import HostConfig
 from batchgen.plan import read_plan
+from batchgen.report import write_report
 from batchgen.store import open_store
 from batchgen.tasks.spec import TaskSpec
 from batchgen.upkeep import verify
@@ -365,6 +366,13 @@ def test_what_a_column_cannot_hold_rejects_its_row_alone(tmp_path: Path):
         "task_error:OverflowError": 1,
         "task_error:TypeError": 1,
     }
+
+
+def test_the_page_about_a_run_needs_none_of_its_tasks(tmp_path: Path):
+    result = run(tree(tmp_path), tasks={"shout": ENTRY}, in_process=True)
+    page = Path(write_report(open_store(str(tmp_path)))).read_text()
+    assert "task: shout" in page
+    assert f"<b>{result.version.kept}</b>rows in the dataset" in page
 
 
 def test_a_seed_value_that_a_task_cannot_read_rejects_its_row_alone(tmp_path: Path):

@@ -206,6 +206,24 @@ def test_a_histogram_has_every_number_once(numbers: list[float]):
         assert count == len(inside)
 
 
+def test_a_bin_of_whole_numbers_is_told_by_those_in_it(tmp_path: Path):
+    rows = [{"rating": float(n % 3), "score": n / 4} for n in range(9)]
+    page = page_of(made(tmp_path, rows, steps=[]))
+    told = page.sections["Lengths and numbers"]
+    assert told[0:5] == ["rating", "median 1, 95 % at most 2, largest 2", "0: 3", "1: 3", "2: 3"]
+    assert told[5:8] == ["0", "2", "score"]
+    assert told[9] == "0 to 0.0667: 1"
+    assert told[-2:] == ["0", "2"]
+
+
+def test_numbers_that_nothing_can_be_drawn_of_are_left_out(tmp_path: Path):
+    odd = [1e308, -1e308, float("inf"), float("nan"), None, 1.0, 1.0000000000000002, 2.0**60, 2.0**60 + 256]
+    page = page_of(made(tmp_path, [{"rating": value} for value in odd], steps=[]))
+    told = page.sections["Lengths and numbers"]
+    assert told[0] == "rating"
+    assert sum(int(text.rpartition(": ")[2]) for text in told if ": " in text) == 4
+
+
 def test_one_long_text_does_not_hide_all_others():
     found = _histogram("n", "", np.array([*range(1, 101)] * 10 + [10**6]))
     assert found.edges[-1] <= 120
