@@ -181,10 +181,11 @@ class _Values:
         # Where there is a conversation, it is made of them.
         for name in _texts(table)[: 0 if MESSAGES in talks else _MOST_COLUMNS]:
             self._take(name, "characters", pc.utf8_length(table[name]))
-        numbers = [field.name for field in table.schema if kind_of(field.type) == "number"]
+        numbers = [field.name for field in table.schema if kind_of(field.type) in ("number", "list[number]")]
         numbers = [name for name in numbers if name not in META_NAMES and name != CLUSTER_SIZE]
         for name in numbers[:_MOST_COLUMNS]:
-            self._take(name, "", table[name])
+            column = table[name]
+            self._take(name, "", column if kind_of(column.type) == "number" else pc.list_flatten(column))
 
     def _lengths(self, name: str, texts: Sequence[str | None]) -> None:
         self._take(name, "characters", pa.chunked_array([pc.utf8_length(pa.array(texts, pa.string()))]))
@@ -219,7 +220,7 @@ def _histogram(name: str, unit: str, numbers: npt.NDArray[Any]) -> Histogram:
         edges = np.linspace(low, end, _BINS + 1)
     counts, _ = np.histogram(np.minimum(numbers, edges[-1]), edges)
     middle, top = np.percentile(numbers, [50, 95])
-    more = most > edges[-1]
+    more = most > edges[-1] - whole
     return Histogram(name, unit, counts.tolist(), edges.tolist(), float(middle), float(top), most, bool(more), whole)
 
 
@@ -230,13 +231,16 @@ def _shown(row: Row) -> list[tuple[str, Any]]:
     for name, value in row.items():
         if name in META_NAMES or name == CLUSTER_SIZE or value is None:
             continue
-        read = (
-            [as_message(item) if isinstance(item, dict) else None for item in value] if isinstance(value, list) else []
-        )
-        if read and all(read):
-            talk = [message for message in read if message]
+        if talk := _talk(value):
             alone = len(talk) == 1
             shown += [(name if alone else f"{name}: {message['role']}", message["content"]) for message in talk]
         else:
             shown.append((name, value))
     return shown
+
+
+def _talk(value: Any) -> _Talk:
+    """The messages of a conversation; none of any other value."""
+    items = value if isinstance(value, list) else []
+    read = [message for item in items if isinstance(item, dict) and (message := as_message(item))]
+    return read if len(read) == len(items) else []

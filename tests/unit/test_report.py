@@ -155,6 +155,7 @@ def test_preferences_conversations_and_numbers_are_figures_too(tmp_path: Path):
             "talk": [{"from": "human", "value": "Hi" * (n + 1)}],
             "maybe": None if n else "x",
             "tags": ["x", None],
+            "ratings": [1.0, n, None],
         }
         for n in range(4)
     ]
@@ -167,6 +168,7 @@ def test_preferences_conversations_and_numbers_are_figures_too(tmp_path: Path):
         ("chosen", "characters", 4.0),
         ("rating", "", 1.5),
         ("talk", "characters", 8.0),
+        ("ratings", "", 3.0),
     }
     assert found.openings == []
     assert found.samples[1][:4] == [
@@ -186,6 +188,7 @@ def test_preferences_conversations_and_numbers_are_figures_too(tmp_path: Path):
         [0, 1000],
         list(range(1, 200)),
         [5] * 98 + [6, 10**6],
+        [*range(1, 101)] * 10 + [105, 300],
         [0.25, 0.5, 1.0],
         [-3.5, 0.0, 1e9],
         np.random.default_rng(0).lognormal(5, 1, 5000).astype(int).tolist(),
@@ -200,7 +203,7 @@ def test_a_histogram_has_every_number_once(numbers: list[float]):
     assert np.allclose(widths, widths[0])
     assert found.edges[0] == min(numbers)
     assert found.most == max(numbers)
-    assert found.more == (max(numbers) > found.edges[-1])
+    assert found.more == (max(numbers) > found.last(len(found.counts) - 1))
     for index, count in enumerate(found.counts[:-1]):
         inside = [n for n in numbers if found.edges[index] <= n < found.edges[index + 1]]
         assert count == len(inside)
