@@ -375,7 +375,7 @@ def test_a_key_that_stands_nowhere_is_told_what_is_legal_there(tmp_path: Path):
     model = refused(tmp_path, GOOD, "models={judge: {path: chaos, pth: x}}")
     assert model.startswith("--set: models.judge.pth: unknown key; did you mean 'path'? Legal keys: path, backend, ")
     server = {"path": "x", "backend": "openai", "engine": {"base_url": "http://x/v1", "max_model_len": 9}}
-    legal = "legal: api_key_env, base_url, max_concurrency, max_retries, timeout"
+    legal = "legal: api_key_env, base_url, max_concurrency, max_retries, stream, timeout"
     complaint = refused(tmp_path, GOOD, f"models={{judge: {json.dumps(server)}}}")
     assert complaint.endswith(
         f"models.judge.engine.max_model_len: unknown field of the openai backend 'max_model_len'; {legal}"

@@ -378,8 +378,8 @@ def test_columns_are_those_of_the_steps():
         ),
         (
             [{"task": "chat_generation", "input_mappings": {"messages": "text"}}],
-            r"input 'messages' takes conversations \(lists of messages with `role` and `content`\), and column 'text' "
-            "holds texts",
+            r"input 'messages' takes conversations \(lists of messages with `role` and `content`, or `from` and "
+            r"`value`\), and column 'text' holds texts",
         ),
         (
             [{"task": "quality_scorer", "input_mappings": {"instruction": "text", "responses": "text"}}],
