@@ -70,6 +70,8 @@ def render_report(
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {"number": _number, "line": one_line, "text": _text, "role": _role}
     environment.globals |= {"bars": _bars, "width": _WIDTH, "height": _HEIGHT}
+    # A seed row may become several, good or rejected.
+    generated = progress.ok + progress.rejected
     template = environment.from_string(files(__package__).joinpath("page.html").read_text("utf-8"))
     return template.render(
         job=job,
@@ -78,8 +80,8 @@ def render_report(
         progress=progress,
         version=version,
         figures=figures,
-        rejected=_counted(progress.reasons, plan.rows, REASONS),
-        notes=_counted(progress.notes, plan.rows, NOTES),
+        rejected=_counted(progress.reasons, generated, REASONS),
+        notes=_counted(progress.notes, generated, NOTES),
         dropped=_counted(_of_merger(version.dropped) if version else {}, version.read if version else 0, {}),
         openings=[Counted(name, count, 100 * count / figures.rows, "") for name, count in figures.openings]
         if figures

@@ -89,6 +89,13 @@ def test_the_page_says_what_came_of_the_rows(tmp_path: Path):
     assert "task: text_generation" in page.sections["How it was made"][0]
 
 
+def test_shares_are_of_the_rows_that_seed_rows_became(tmp_path: Path):
+    steps = [{"task": "text_generation", "num_generations": 3}]
+    page = page_of(made(tmp_path, [{"instruction": "Name a bird."}, {"instruction": " "}], steps=steps))
+    assert page.sections[""][3:9:2] == ["2", "3", "1"]
+    assert page.sections["Rejected"][-2:] == ["1", "25.0 %"]
+
+
 def test_a_text_is_shown_and_never_obeyed(tmp_path: Path):
     rows = [{ATTACK: ATTACK, "instruction": f"{ATTACK} {number}"} for number in range(4)]
     for name, changes in (("a", ANSWER), ("b", {"steps": [], "merge": {"columns": [ATTACK, "instruction"]}})):
