@@ -70,8 +70,7 @@ def render_report(
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {"number": _number, "line": one_line, "text": _text, "role": _role}
     environment.globals |= {"bars": _bars, "width": _WIDTH, "height": _HEIGHT}
-    # A seed row may become several, good or rejected.
-    generated = progress.ok + progress.rejected
+    seeds = progress.ok + progress.rejected
     template = environment.from_string(files(__package__).joinpath("page.html").read_text("utf-8"))
     return template.render(
         job=job,
@@ -80,9 +79,10 @@ def render_report(
         progress=progress,
         version=version,
         figures=figures,
-        rejected=_counted(progress.reasons, generated, REASONS),
-        notes=_counted(progress.notes, generated, NOTES),
-        dropped=_counted(_of_merger(version.dropped) if version else {}, version.read if version else 0, {}),
+        rejected=[] if version else _counted(progress.reasons, seeds, REASONS),
+        notes=_counted(progress.notes, seeds, NOTES),
+        # A seed row may have become several, of which some are rejected.
+        dropped=_counted(version.dropped, version.read, REASONS) if version else [],
         openings=[Counted(name, count, 100 * count / figures.rows, "") for name, count in figures.openings]
         if figures
         else [],
@@ -90,15 +90,11 @@ def render_report(
     )
 
 
-def _of_merger(dropped: Mapping[str, int]) -> dict[str, int]:
-    """What is not told as rejected already."""
-    return {reason: rows for reason, rows in dropped.items() if not reason.startswith("rejected: ")}
-
-
 def _counted(counts: Mapping[str, int], of: int, meanings: Mapping[str, str]) -> list[Counted]:
     return [
-        Counted(one_line(name), count, min(100.0, 100 * count / of) if of else 0.0, meaning(name, meanings))
+        Counted(one_line(name), count, min(100.0, 100 * count / of) if of else 0.0, meaning(code, meanings))
         for name, count in most_first(counts)
+        for code in [name.removeprefix("rejected: ")]
     ]
 
 

@@ -77,10 +77,11 @@ def test_the_page_says_what_came_of_the_rows(tmp_path: Path):
     tiles = page.sections[""]
     assert tiles[:3] == ["test: report", "test", "text_generation · dataset version 1"]
     assert tiles[3:11:2] == ["7", "6", "1", "5"]
-    assert tiles[4:12:2] == ["seed rows", "good rows generated", "rows rejected", "rows in the dataset"]
-    assert page.sections["Left out by the merger"][-3:] == ["exact duplicate", "1", "14.3 %"]
-    told = page.sections["Rejected"]
-    assert told[-4:] == ["empty_input", "the texts that the step reads are empty", "1", "14.3 %"]
+    assert tiles[4:12:2] == ["seed rows", "of them good", "rejected", "rows in the dataset"]
+    told = page.sections["Left out of the dataset"]
+    assert told[-7:-4] == ["exact duplicate", "1", "14.3 %"]
+    assert told[-4:] == ["rejected: empty_input", "the texts that the step reads are empty", "1", "14.3 %"]
+    assert "Rejected" not in page.sections
     assert page.sections["How questions begin"][-3:] == ["What is the", "4", "80.0 %"]
     assert page.sections["What came most often"][-2:] == ["What is the colour of snow?", "2"]
     shown = page.sections["Rows from all over the dataset"]
@@ -89,11 +90,13 @@ def test_the_page_says_what_came_of_the_rows(tmp_path: Path):
     assert "task: text_generation" in page.sections["How it was made"][0]
 
 
-def test_shares_are_of_the_rows_that_seed_rows_became(tmp_path: Path):
-    steps = [{"task": "text_generation", "num_generations": 3}]
-    page = page_of(made(tmp_path, [{"instruction": "Name a bird."}, {"instruction": " "}], steps=steps))
-    assert page.sections[""][3:9:2] == ["2", "3", "1"]
-    assert page.sections["Rejected"][-2:] == ["1", "25.0 %"]
+def test_of_a_seed_row_that_became_several_rejected_ones_are_told(tmp_path: Path):
+    rows = [{"instruction": "Name a bird."}, {"instruction": " "}]
+    folder = made(tmp_path, rows, steps=[{"task": "text_generation", "num_generations": 3}], merge={"near": False})
+    page = page_of(folder)
+    assert page.sections[""][3:9:2] == ["2", "1", "1"]
+    said = page.sections["Left out of the dataset"]
+    assert said[-4:] == ["rejected: empty_input", "the texts that the step reads are empty", "3", "50.0 %"]
 
 
 def test_a_text_is_shown_and_never_obeyed(tmp_path: Path):
@@ -134,7 +137,7 @@ def test_a_run_without_a_version_says_how_to_get_one(tmp_path: Path, capsys: pyt
     page = page_of(tmp_path / "run")
     assert page.sections[""][3:11:2] == ["1", "0", "1", "–"]
     assert "There is no dataset version yet." in page.sections[""]
-    assert "Rejected" in page.sections
+    assert page.sections["Rejected"][-2:] == ["1", "100.0 %"]
     assert "Rows from all over the dataset" not in page.sections
 
 
