@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import load_dataset
 
 from batchgen import run
 from batchgen.cli import main
@@ -150,6 +151,43 @@ def test_a_partial_merge_says_so(tmp_path: Path):
     (subtitle,) = [text for text in page_of(folder).sections[""] if "not complete" in text]
     assert "2 of 3 shards are committed" in subtitle
     assert "dataset version 1, of\n 2 shards" in subtitle
+
+
+def test_the_figures_are_those_of_the_dataset(tmp_path: Path):
+    def turns(number: int) -> list[dict[str, str]]:
+        said = [("system", "Be brief."), ("user", f"Question {number % 20}?"), ("assistant", "Yes." * (number + 1))]
+        said += [("user", "And then?"), ("assistant", "No." * (number + 2))] * (number % 3)
+        return [{"role": role, "content": text} for role, text in said]
+
+    rows = [{"messages": [*turns(number), {"role": "user", "content": "Why?"}]} for number in range(50)]
+    folder = made(tmp_path, rows, steps=[{"task": "chat_generation"}], merge={"near": False, "compare": "prompt"})
+    dataset = load_dataset(str(folder / "dataset"), split="train")
+    store = LocalStore(folder)
+    version = latest_version(store)
+    assert version is not None
+    found = look(store, version)
+    assert found.rows == len(dataset) == 50
+    talks = dataset["messages"]
+    expected = {
+        ("output", "tokens"): dataset["output_tokens"],
+        ("first questions", "characters"): [len(talk[1]["content"]) for talk in talks],
+        ("last answers", "characters"): [len(talk[-1]["content"]) for talk in talks],
+        ("questions of a conversation", "turns"): [sum(each["role"] == "user" for each in talk) for talk in talks],
+    }
+    assert {(each.name, each.unit) for each in found.histograms} == expected.keys()
+    for each in found.histograms:
+        values = expected[each.name, each.unit]
+        assert (each.median, each.most, sum(each.counts)) == (np.median(values), max(values), len(values))
+    assert found.openings[0] == ("Question 0?", 3)
+
+
+def test_of_questions_that_came_often_ten_are_shown_the_most_frequent_first(tmp_path: Path):
+    rows = [{"instruction": f"Question {number}?"} for number in range(15) for _ in range(1 + number % 13)]
+    folder = made(tmp_path, rows, merge={"near": False}, **ANSWER)
+    version = latest_version(LocalStore(folder))
+    assert version is not None
+    sizes = [(f"Question {number}?", number + 1) for number in range(12, 2, -1)]
+    assert look(LocalStore(folder), version).repeated == sizes
 
 
 def test_preferences_conversations_and_numbers_are_figures_too(tmp_path: Path):
