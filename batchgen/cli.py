@@ -67,9 +67,12 @@ def build_parser() -> argparse.ArgumentParser:
     gc = command(commands.gc, "remove files of attempts that lost and of killed processes; nothing that is read")
     gc.add_argument("run", metavar="RUN", help=RUN_HELP)
     gc.add_argument("--dry-run", action="store_true", help="only count them")
-    publish = command(commands.publish, "put the newest dataset version into a folder")
+    publish = command(commands.publish, "put the newest dataset version into a folder, or onto the Hugging Face Hub")
     publish.add_argument("run", metavar="RUN", help=RUN_HELP)
-    publish.add_argument("--to", required=True, metavar="DIR", help="folder; an earlier version in it is replaced")
+    publish.add_argument(
+        "--to", required=True, metavar="PLACE", help="a folder, or hf://ORG/NAME; an earlier version there is replaced"
+    )
+    publish.add_argument("--private", action="store_true", help="of a dataset that is created on the Hub")
     draw = command(commands.draw, "print a job as a Mermaid flow chart")
     _job_arguments(draw)
     tasks = command(commands.tasks, "list the tasks that a step can use, or explain some of them")

@@ -314,17 +314,25 @@ def gc(options: argparse.Namespace) -> int:
 
 
 def publish(options: argparse.Namespace) -> int:
-    """Puts a run's newest version into a folder."""
+    """Puts a run's newest version into a folder, or onto the Hub."""
+    from batchgen.hub import hub_name, publish_hub
     from batchgen.merge import latest_version
     from batchgen.plan import read_plan
     from batchgen.publish import check_target, check_writable, publish_folder, unwritable_is_told
     from batchgen.store import open_store
 
+    name = hub_name(options.to)
+    if options.private and name is None:
+        raise UserError("--private is for a dataset of the Hub (--to hf://ORG/NAME)")
     store = open_store(options.run)
     read_plan(store)
     version = latest_version(store)
     if version is None:
         raise UserError(f"{options.run}: no dataset version; merge first: batchgen merge {shlex.quote(options.run)}")
+    if name is not None:
+        place = publish_hub(store, version, name, options.private)
+        print(f"version {version.number}, {version.kept:,} rows: {place}")
+        return 0
     with unwritable_is_told(f"--to: {options.to!r}"):
         check_writable(check_target(options.to).parent)
     folder = publish_folder(store, version, options.to)

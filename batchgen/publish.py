@@ -24,7 +24,7 @@ from batchgen.store.base import ObjectStore
 from batchgen.store.local import flush
 
 _DAY = 24 * 3600.0
-_EDITED = f"its {CARD} was edited, and would be written over by that of other data; it was left as it is: move it away"
+EDITED = f"its {CARD} was edited, and would be written over by that of other data; it was left as it is: move it away"
 # What programs leave in folders that they look at or load from.
 _LITTER = {".cache", ".DS_Store"}
 # A data file, also of one of several configs.
@@ -33,6 +33,11 @@ _PUBLISHED = re.compile(r"data/([^/]+/)?train-\d{5,}-of-\d{5,}\.parquet")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 # `load_dataset` takes the one for a choice of characters, the other for a chain of file systems.
 _UNLOADABLE = re.compile(r"\[[^/\]]+\]|::")
+
+
+def is_published(path: str) -> bool:
+    """Whether a path within a dataset is that of a data file of batchgen's."""
+    return _PUBLISHED.fullmatch(path) is not None
 
 
 def publish_folder(store: ObjectStore, version: Version, folder: str | Path) -> Path:
@@ -70,7 +75,7 @@ def publish_store(store: ObjectStore, version: Version) -> str:
     if is_edited((store.read(f"dataset/{CARD}") or b"").decode("utf-8", errors="replace")):
         if earlier == data.keys() and all(_sha256(store.read(key)) == sha256 for key, sha256 in data.items()):
             return place
-        raise UserError(f"{place}: {_EDITED}")
+        raise UserError(f"{place}: {EDITED}")
     for name in sorted(version.files, key=lambda name: name == CARD):
         store.put(f"dataset/{name}", read_file(store, version, name))
     for key in earlier - data.keys():
@@ -122,7 +127,7 @@ def _replacing(folder: str | Path) -> Iterator[tuple[Path, Path]]:
         if is_edited(_card_in(target)):
             if _same_files(fresh / "data", target / "data"):
                 return
-            raise UserError(f"{folder}: {_EDITED}")
+            raise UserError(f"{folder}: {EDITED}")
         _swap(fresh, target)
         _flush(target.parent)
     except OSError as error:
@@ -191,7 +196,9 @@ def check_target(folder: str | Path) -> Path:
         UserError: it holds something that is no dataset, or `load_dataset` would not find it.
     """
     if _SCHEME.match(str(folder)):
-        raise UserError(f"{folder}: not a folder; publish to one, and go on with `hf upload` or a bucket's own tool")
+        raise UserError(
+            f"{folder}: not a folder, nor a dataset of the Hub (hf://ORG/NAME); a bucket has tools of its own"
+        )
     target = resolved(folder)
     if found := _UNLOADABLE.search(str(target)):
         raise UserError(f"{target}: load_dataset opens no folder with {found[0]!r} in its path; choose another one")

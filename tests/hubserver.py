@@ -45,11 +45,18 @@ class Repository:
 
 
 class HubServer:
-    """A Hub on loopback. `requests` has "METHOD path" of every request, in order."""
+    """A Hub on loopback. `requests` has "METHOD path" of every request, in order.
+
+    `created` has what was asked for with each repository, `large` the SHA-256 of files that it says are large ones, and
+    `refuses` is the status of every commit.
+    """
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.requests: list[str] = []
+        self.created: list[dict[str, Any]] = []
+        self.large: dict[str, str] = {}
+        self.refuses: int | None = None
         self.token: str | None = None
         # Called before each piece of a file's content; one that sleeps makes a slow Hub.
         self.pace: Callable[[], None] = lambda: None
@@ -140,6 +147,7 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
             body = self._read()
             if path == "/api/repos/create":
                 given = json.loads(body)
+                server.created.append(given)
                 key = f"{given['type']}s/{given['organization']}/{given['name']}"
                 there = key in server.repositories
                 if not there:
@@ -180,7 +188,10 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
                 return
             commit, files = found
             if what in (None, "revision"):
-                siblings = [{"rfilename": path, "size": len(data)} for path, data in files.items()]
+                siblings = [
+                    {"rfilename": path, "size": len(data), "blobId": _git_name(data), **_large(server.large.get(path))}
+                    for path, data in files.items()
+                ]
                 self._json({"id": name, "sha": commit, "private": False, "tags": [], "siblings": siblings})
             elif what == "tree":
                 self._json(_tree(files, rest, "true" in str(query.get("recursive", "")).lower()))
@@ -196,6 +207,8 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
                         ]
                     }
                 )
+            elif server.refuses is not None:
+                self._answer(server.refuses)
             else:
                 after = dict(files)
                 for line in body.splitlines():
@@ -211,6 +224,14 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
         do_GET = do_HEAD = do_POST = _serve
 
     return Handler
+
+
+def _large(sha256: str | None) -> dict[str, Any]:
+    return {} if sha256 is None else {"lfs": {"sha256": sha256, "size": 1, "pointerSize": 1}}
+
+
+def _git_name(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 def _entry(path: str, data: bytes) -> dict[str, Any]:

@@ -244,11 +244,11 @@ def test_seeds_come_from_a_revision_and_go_back_as_the_readme_says(hub: HubServe
         run({{**JOB, "source": source, "merge": merge, "output": "run"}}, in_process=True)
     """)
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    command = next(part for part in readme.split("`") if ".venv/bin/hf upload" in part)
-    command = command.replace("ORG/NAME", "org/made").replace("runs/magpie-math/dataset", "run/dataset")
-    script = str(Path(sys.executable).with_name("hf"))
+    command = next(line for line in readme.splitlines() if line.startswith(".venv/bin/batchgen publish"))
+    command = command.replace("ORG/NAME", "org/made").replace("runs/magpie-math", "run")
+    script = str(Path(sys.executable).with_name("batchgen"))
     subprocess.run(
-        command.replace(".venv/bin/hf", script),
+        command.replace(".venv/bin/batchgen", script),
         shell=True,
         check=True,
         cwd=tmp_path,

@@ -50,6 +50,7 @@ COMMANDS = (
     "rejected",
     "revoke",
     "gc",
+    "report",
 )
 
 
@@ -60,6 +61,8 @@ def options_of(command: str) -> list[str]:
 
 def test_the_commands_and_their_options():
     job = ["--help", "--output", "--set", "-h"]
+    (commands,) = (action.choices for action in build_parser()._actions if action.dest == "command")
+    assert commands.keys() == set(COMMANDS)
     assert {name: options_of(name) for name in COMMANDS} == {
         "run": sorted([*job, "--address", "--trust-remote-code"]),
         "plan": sorted([*job, "--prompt", "--trust-remote-code"]),
@@ -69,7 +72,8 @@ def test_the_commands_and_their_options():
         "rejected": ["--help", "--json", "--limit", "--reason", "-h"],
         "revoke": ["--help", "-h"],
         "gc": ["--dry-run", "--help", "-h"],
-        "publish": ["--help", "--to", "-h"],
+        "report": ["--help", "--to", "-h"],
+        "publish": ["--help", "--private", "--to", "-h"],
         "draw": job,
         "tasks": ["--help", "--json", "--markdown", "-h"],
         "submit": sorted([*job, "--address", "--trust-remote-code"]),

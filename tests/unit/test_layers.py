@@ -55,6 +55,7 @@ LAYERS = [
     ["card"],
     ["merge"],
     ["publish", "rejected", "upkeep"],
+    ["hub"],
     ["api"],
     ["display", "pipeline", "report"],
     ["commands"],
