@@ -18,6 +18,7 @@ from batchgen.errors import CorruptShard, UserError
 from batchgen.merge import latest_version
 from batchgen.report import write_report
 from batchgen.report.figures import _histogram, look
+from batchgen.report.page import Bar, _bars
 from batchgen.store import LocalStore
 from tests.helpers import chaos_job
 
@@ -179,6 +180,32 @@ def test_the_figures_are_those_of_the_dataset(tmp_path: Path):
         values = expected[each.name, each.unit]
         assert (each.median, each.most, sum(each.counts)) == (np.median(values), max(values), len(values))
     assert found.openings[0] == ("Question 0?", 3)
+
+
+def test_texts_without_a_conversation_have_figures_each(tmp_path: Path):
+    rows = [{"context": "c" * (2 * n), "instruction": f"Explain it {n % 2}", "none": "same"} for n in range(1, 9)]
+    folder = made(tmp_path, rows, steps=[])
+    version = latest_version(LocalStore(folder))
+    assert version is not None
+    found = look(LocalStore(folder), version)
+    assert [(each.name, each.unit, each.median, each.most) for each in found.histograms] == [
+        ("context", "characters", 9.0, 16.0)
+    ]
+    assert found.openings == [("Explain it 0", 4), ("Explain it 1", 4)], "of `instruction`, though it is not the first"
+    assert found.repeated == []
+    assert found.samples[0] == [("context", "cc"), ("instruction", "Explain it 1"), ("none", "same")]
+
+
+def test_bars_fill_their_drawing_and_say_what_they_are():
+    found = _histogram("n", "", np.array([0.0] * 4 + [0.5] * 2 + [30.0] + [60.0] * 8))
+    assert _bars(found) == [
+        Bar(0, 24, 13, 72, "0 to 2: 6"),
+        Bar(210, 84, 13, 12, "30 to 32: 1"),
+        Bar(406, 0, 13, 96, "58 to 60: 8"),
+    ]
+    more = _histogram("n", "", np.array([*range(1, 31)] * 50 + [10**6]))
+    (first, *_, last) = _bars(more)
+    assert (first.title, last.title) == ("1: 50", "30 or more: 51")
 
 
 def test_of_questions_that_came_often_ten_are_shown_the_most_frequent_first(tmp_path: Path):
