@@ -35,13 +35,34 @@ def hub_name(target: str) -> str | None:
 
 
 def publish_hub(store: ObjectStore, version: Version, name: str, private: bool = False) -> str:
-    """Puts a version's files into a dataset of the Hub, in one commit, in the place of an earlier version.
+    """Puts a version's files into a dataset of the Hub, as `upload` does.
+
+    Returns:
+        Its address.
+
+    Raises:
+        UserError, StoreError: see `upload`.
+        CorruptShard: a file of the version is not what was merged.
+    """
+    with scratch_folder() as folder:
+        for path in version.files:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            copy_file(store, version, path, folder / path)
+        return upload(folder, name, private, message=f"{version.kept:,} rows by batchgen")
+
+
+def upload(
+    folder: Path, name: str, private: bool = False, token: str | None = None, message: str = "Rows by batchgen"
+) -> str:
+    """Puts a published folder into a dataset of the Hub, in one commit, in the place of an earlier one.
 
     Files of others there stay. One that is there already, with a card that somebody has edited, is left as it is.
 
     Args:
-        name: ORG/NAME; it is created where it is not there.
+        name: ORG/NAME, or NAME of one's own; it is created where it is not there.
         private: of one that is created; else as its owner has it by default.
+        token: of an account; by default the environment's, or that of `hf auth login`.
+        message: of the commit.
 
     Returns:
         Its address.
@@ -50,23 +71,19 @@ def publish_hub(store: ObjectStore, version: Version, name: str, private: bool =
         UserError: it may not be written with this token, or has a card of somebody else's, or one that was edited and
             other data.
         StoreError: the Hub cannot be reached, or fails.
-        CorruptShard: a file of the version is not what was merged.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     place = f"{_SCHEME}{name}"
-    with scratch_folder() as scratch, _told(place):
-        hub = HfApi(library_name="batchgen")
-        made = hub.create_repo(name, repo_type=_KIND, private=True if private else None, exist_ok=True)
-        about = hub.dataset_info(name, files_metadata=True)
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    data = {path: file for path, file in files.items() if is_published(path)}
+    with _told(place):
+        hub = HfApi(token=token, library_name="batchgen")
+        made = hub.create_repo(name, repo_type=_KIND, private=private or None, exist_ok=True)
+        about = hub.dataset_info(made.repo_id, files_metadata=True)
         there = {file.rfilename: file for file in about.siblings or ()}
-        files = {path: _copied(store, version, path, scratch) for path in version.files}
-        card = ""
-        if CARD in there:
-            found = hub.hf_hub_download(name, CARD, repo_type=_KIND, revision=about.sha, cache_dir=scratch / "cache")
-            card = Path(found).read_bytes().decode("utf-8", errors="replace")
         earlier = {path for path in there if is_published(path)}
-        data = {path: file for path, file in files.items() if path != CARD}
+        card = _card(hub, made.repo_id, about.sha) if CARD in there else ""
         if card.strip() and not is_card(card):
             raise UserError(f"{place}: its {CARD} is not batchgen's, and would be written over: move it away")
         if is_edited(card):
@@ -74,19 +91,17 @@ def publish_hub(store: ObjectStore, version: Version, name: str, private: bool =
                 return str(made)
             raise UserError(f"{place}: {EDITED}")
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
-            CommitOperationAdd(path, str(file)) for path, file in files.items()
+            CommitOperationAdd(path, str(files[path])) for path in (*data, CARD)
         ]
         operations += [CommitOperationDelete(path) for path in sorted(earlier - data.keys())]
-        message = f"{version.kept:,} rows by batchgen"
-        hub.create_commit(name, operations, commit_message=message, repo_type=_KIND, parent_commit=about.sha)
+        hub.create_commit(made.repo_id, operations, commit_message=message, repo_type=_KIND, parent_commit=about.sha)
     return str(made)
 
 
-def _copied(store: ObjectStore, version: Version, name: str, folder: Path) -> Path:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    copy_file(store, version, name, path)
-    return path
+def _card(hub: Any, name: str, commit: str | None) -> str:
+    with scratch_folder() as cache:
+        path = hub.hf_hub_download(name, CARD, repo_type=_KIND, revision=commit, cache_dir=cache)
+        return Path(path).read_bytes().decode("utf-8", errors="replace")
 
 
 def _same(there: Any, file: Path) -> bool:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from batchgen.api import Result, Watch, check_output, run
 from batchgen.errors import JobError
+from batchgen.hub import upload
 from batchgen.parquet import read_parquet
 from batchgen.publish import publish_configs
 from batchgen.rows import kind_of
@@ -48,7 +49,7 @@ class PipelineResult(Mapping[str, Any]):
         return f"PipelineResult({str(self.dataset)!r}, {kept})"
 
     def push_to_hub(self, repo_id: str, private: bool = False, token: str | None = None) -> None:
-        """Uploads the dataset to the Hugging Face Hub, in the place of what is there.
+        """Uploads the dataset to the Hugging Face Hub, in one commit, in the place of an earlier one.
 
         Args:
             repo_id: the dataset's name there.
@@ -56,15 +57,10 @@ class PipelineResult(Mapping[str, Any]):
             token: of an account; by default the environment's, or that of `hf auth login`.
 
         Raises:
-            Whatever `huggingface_hub` raises; the dataset's folder stays as it is.
+            UserError: it may not be written with this token, or has a card that you have edited, and other data.
+            StoreError: the Hub cannot be reached, or fails.
         """
-        from huggingface_hub import HfApi
-
-        hub = HfApi(token=token)
-        made = hub.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        hub.upload_folder(
-            folder_path=self.dataset, repo_id=made.repo_id, repo_type="dataset", delete_patterns="data/**"
-        )
+        upload(self.dataset, repo_id, private, token)
 
     def save_to_disk(self, folder: str | Path) -> None:
         """Writes every config to a folder of its own there, which `datasets.load_from_disk` opens."""
