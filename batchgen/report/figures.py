@@ -22,6 +22,10 @@ from batchgen.store.base import ObjectStore
 Row = Mapping[str, Any]
 _Talk = list[dict[str, str]]
 _BATCH_ROWS = 4096
+# Of a larger dataset some parts from all over it are looked at: a run's end is not to take long, nor a bucket to be
+# read once more.
+_MOST_ROWS = 1_000_000
+_MOST_FILES = 8
 _BINS = 30
 # Columns of one kind that are shown.
 _MOST_COLUMNS = 8
@@ -70,7 +74,7 @@ class Figures:
     """What `look` finds in a dataset version.
 
     Args:
-        rows: of the dataset.
+        rows: that were looked at: all of a dataset, or, where it is large, parts from all over it.
         histograms: of lengths and of numbers.
         openings: how questions begin, with how many do, the most frequent first.
         repeated: questions that stand for several rows, with how many, the most first.
@@ -85,15 +89,19 @@ class Figures:
 
 
 def look(store: ObjectStore, version: Version) -> Figures:
-    """Reads a version once; of a million rows it holds some numbers each, and no texts.
+    """Reads a version, at most some million rows of it; it holds some numbers of each, and no texts.
 
     Raises:
         CorruptShard: a file of the version cannot be read.
     """
-    wanted = set(np.linspace(0, version.kept - 1, min(_SAMPLES, version.kept)).astype(int).tolist())
+    names = sorted(name for name in version.files if name.startswith("data/"))
+    chosen = [names[index] for index in _spread(len(names), _MOST_FILES)]
+    rows = version.kept * len(chosen) // len(names)
+    stride = -(-rows // _MOST_ROWS)
+    wanted = set(_spread(rows // stride, _SAMPLES))
     found, values, openings = Figures(), _Values(), Counter[str]()
     repeated: list[tuple[int, int, str]] = []
-    for batch in _batches(store, version):
+    for batch in _batches(store, version, chosen, stride):
         talks = {name: _talks(batch[name]) for name in _conversations(batch)}
         values.add(batch, talks)
         sizes = batch[CLUSTER_SIZE].to_pylist() if CLUSTER_SIZE in batch.column_names else []
@@ -115,14 +123,19 @@ def look(store: ObjectStore, version: Version) -> Figures:
     return found
 
 
-def _batches(store: ObjectStore, version: Version) -> Iterator[pa.Table]:
-    """A version's rows in order, some at a time; without threads of Arrow's own, see `read_parquet`."""
-    for name in sorted(version.files):
-        if not name.startswith("data/"):
-            continue
+def _spread(of: int, most: int) -> list[int]:
+    """Some of the numbers below one, the first and the last among them."""
+    return np.linspace(0, of - 1, min(of, most)).astype(int).tolist()  # type: ignore[no-any-return]
+
+
+def _batches(store: ObjectStore, version: Version, names: Sequence[str], stride: int) -> Iterator[pa.Table]:
+    """Every so manieth row group of files, some rows at a time; without threads of Arrow's own, see `read_parquet`."""
+    for name in names:
         try:
             with store.open(version.files[name].key) as file:
-                for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(_BATCH_ROWS, use_threads=False):
+                parquet = pq.ParquetFile(file, pre_buffer=False)
+                groups = list(range(0, parquet.num_row_groups, stride))
+                for batch in parquet.iter_batches(_BATCH_ROWS, groups, use_threads=False):
                     yield pa.table(batch)
         except (pa.ArrowException, FileNotFoundError, EOFError) as error:
             place = f"{store.location}: dataset version {version.number}"

@@ -318,6 +318,28 @@ def test_samples_are_from_all_over_the_dataset(tmp_path: Path):
     assert shown == [0, 9, 18, 27, 36, 45, 54, 63, 72, 81, 90, 99]
 
 
+def test_of_a_large_dataset_parts_from_all_over_it_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("batchgen.merge.version.ROWS_PER_FILE", 50)
+    monkeypatch.setattr("batchgen.merge.version.ROWS_PER_GROUP", 10)
+    rows = [{"instruction": f"Number {n}"} for n in range(1000)]
+    folder = made(tmp_path, rows, steps=[], merge={"near": False, "prompt": "instruction"})
+    monkeypatch.setattr("batchgen.report.figures._MOST_ROWS", 250)
+    version = latest_version(LocalStore(folder))
+    assert version is not None
+    assert len(version.files) == 21
+    opened: list[str] = []
+    store = LocalStore(folder)
+    monkeypatch.setattr(store, "open", lambda key: opened.append(key) or LocalStore.open(store, key))
+    found = look(store, version)
+    assert len(opened) == 8
+    assert found.rows == 8 * 30, "every second group of eight files"
+    shown = [int(re.sub(r"\D", "", sample[0][1])) for sample in found.samples]
+    assert len(shown) >= 11
+    assert shown[0] == 0
+    assert shown[-1] >= 800
+    assert "What follows is of 240 rows, from all over the dataset." in page_of(folder).sections[""]
+
+
 def test_a_file_that_is_no_report_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = made(tmp_path, ASKED, **ANSWER)
     (tmp_path / "mine.html").write_text("<p>mine</p>")
