@@ -946,12 +946,15 @@ def test_a_link_is_followed_and_a_file_is_no_folder(tmp_path: Path, name: str):
         assert (tmp_path / "link").is_symlink()
 
 
-@pytest.mark.parametrize("place", ["s3://bucket/data", "hf://datasets/org/name", "https://x/y"])
-def test_a_dataset_is_published_to_folders_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, place: str):
+@pytest.mark.parametrize("place", ["s3://bucket/data", "https://x/y"])
+def test_a_dataset_is_published_to_folders_and_to_the_hub_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, place: str
+):
     monkeypatch.chdir(tmp_path)
     answered(tmp_path, ["a", "b"])
     assert main(["publish", "run", "--to", place]) == 2
-    assert capsys.readouterr().err.startswith(f"batchgen: error: {place}: not a folder; publish to one, and go on")
+    said = capsys.readouterr().err
+    assert said.startswith(f"batchgen: error: {place}: not a folder, nor a dataset of the Hub (hf://ORG/NAME)")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
