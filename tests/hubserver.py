@@ -188,10 +188,10 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
                 return
             commit, files = found
             if what in (None, "revision"):
-                siblings = [
-                    {"rfilename": path, "size": len(data), "blobId": _git_name(data), **_large(server.large.get(path))}
-                    for path, data in files.items()
-                ]
+                siblings = [{"rfilename": path} for path in files]
+                if "true" in str(query.get("blobs", "")).lower():
+                    for each, (path, data) in zip(siblings, files.items(), strict=True):
+                        each |= {"size": len(data), "blobId": _git_name(data), **_large(server.large.get(path))}
                 self._json({"id": name, "sha": commit, "private": False, "tags": [], "siblings": siblings})
             elif what == "tree":
                 self._json(_tree(files, rest, "true" in str(query.get("recursive", "")).lower()))
