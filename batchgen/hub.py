@@ -137,4 +137,4 @@ def _told(place: str) -> Iterator[None]:
         raise StoreError(f"{place}: the Hub answers {status}") from error
     except Exception as error:  # no network, a full disk, a proxy, an answer that the client does not know
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise StoreError(f"{place}: nothing was uploaded: {reason}") from error
+        raise StoreError(f"{place}: the upload failed: {reason}") from error

@@ -54,7 +54,7 @@ def public_name(path: str, served: str | Sequence[str] | None = None) -> str:
         served: vLLM's `served_model_name`, which is taken where it is given; of several the first.
     """
     if served:
-        return served if isinstance(served, str) else served[0]
+        return served if isinstance(served, str) else str(served[0])
     plain = path.rstrip("/")
     if is_hub_name(plain):
         return path

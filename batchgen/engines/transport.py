@@ -25,11 +25,11 @@ priority: ContextVar[int] = ContextVar("priority", default=0)
 def client_of(pace: Pace, streamed: bool = False) -> Any:
     """A client that asks no more often than its server lets it, which the pace keeps in mind.
 
-    Args:
-        streamed: answers may come in pieces; they are told as if they had not.
-
     The client library's own has 1,000 connections at most, and looks at all of them for each request: with 500 that
     took 5 ms of this process's time. aiohttp takes 1 ms however many there are.
+
+    Args:
+        streamed: answers may come in pieces; they are told as if they had not.
     """
     import openai
 

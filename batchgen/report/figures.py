@@ -100,26 +100,24 @@ def look(store: ObjectStore, version: Version) -> Figures:
     stride = -(-rows // _MOST_ROWS)
     wanted = set(_spread(rows // stride, _SAMPLES))
     found, values, openings = Figures(), _Values(), Counter[str]()
-    repeated: list[tuple[int, int, str]] = []
     for batch in _batches(store, version, chosen, stride):
         talks = {name: _talks(batch[name]) for name in _conversations(batch)}
         values.add(batch, talks)
         sizes = batch[CLUSTER_SIZE].to_pylist() if CLUSTER_SIZE in batch.column_names else []
-        for number, text in enumerate(_questions(batch, talks)):
+        questions = _questions(batch, talks)
+        for text in questions:
             opening = " ".join((text or "").split(None, _WORDS)[:_WORDS])
             if opening and (opening in openings or len(openings) < _MOST_OPENINGS):
                 openings[opening] += 1
-            if sizes and text and sizes[number] > 1:
-                # Of equal numbers the first one counts.
-                each = (sizes[number], -(found.rows + number), text)
-                (heapq.heappush if len(repeated) < _REPEATED else heapq.heappushpop)(repeated, each)
+        # Of equal numbers those that came first count.
+        more = ((text, size) for text, size in zip(questions, sizes, strict=False) if text and size > 1)
+        found.repeated = heapq.nlargest(_REPEATED, [*found.repeated, *more], key=lambda each: each[1])
         here = sorted(row - found.rows for row in wanted if found.rows <= row < found.rows + batch.num_rows)
         found.samples += [_shown(row) for row in batch.take(pa.array(here, pa.int64())).to_pylist()]
         found.rows += batch.num_rows
     found.histograms = values.histograms()
     often = sorted(openings.items(), key=lambda item: (-item[1], item[0]))[:_OPENINGS]
     found.openings = [(opening, count) for opening, count in often if count > 1]
-    found.repeated = [(question, size) for size, _, question in sorted(repeated, reverse=True)]
     return found
 
 

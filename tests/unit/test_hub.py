@@ -146,7 +146,7 @@ def test_a_hub_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.Mon
         nobody = f"http://127.0.0.1:{free.getsockname()[1]}"
     store, version = made(tmp_path / "run")
     ask(nobody, monkeypatch)
-    with pytest.raises(StoreError, match=rf"^hf://{NAME}: nothing was uploaded: .*[Cc]onnection refused"):
+    with pytest.raises(StoreError, match=rf"^hf://{NAME}: the upload failed: .*[Cc]onnection refused"):
         publish_hub(store, version, NAME)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
