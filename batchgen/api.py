@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from batchgen.benchmarks import read_benchmarks
 from batchgen.commit import Manifest, committed, generation_of
 from batchgen.drive import Driver, Status
 from batchgen.engines.installed import missing
@@ -71,6 +72,7 @@ def plan_run(job: Job, trust_remote_code: bool = False) -> tuple[Plan, Seeds]:
     seeds = load_seeds(job.source)
     plan = make_plan(job, seeds)
     chat_columns(job, plan)
+    read_benchmarks(job.merge.decontaminate)
     return plan.with_versions(check_models(job, trust_remote_code)), seeds
 
 

@@ -189,7 +189,7 @@ def _recipe(job: Job, plan: Plan, merge: Mapping[str, Any]) -> dict[str, Any]:
         "models": {str(name): model for name, model in models.items()},
         "sampling": tree.get("sampling"),
         "steps": [{"task": step["task"], **_step(step)} for step in tree["steps"]],
-        "merge": tree.get("merge", {}) | ({"compare": compare} if compare not in (None, "prompt") else {}),
+        "merge": _merge(tree.get("merge", {})) | ({"compare": compare} if compare not in (None, "prompt") else {}),
     }
     return {name: value for name, value in recipe.items() if value not in (None, {})}
 
@@ -200,6 +200,14 @@ def _step(tree: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("input_mappings", "output_mappings"):
         step[name] = {given: column for given, column in step.get(name, {}).items() if given != column}
     return {name: value for name, value in step.items() if value != {}}
+
+
+def _merge(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """What a job says of merging, with benchmarks named as sources of seed rows are."""
+    merge = dict(tree)
+    if "decontaminate" in merge:
+        merge["decontaminate"] = [_source(benchmark) for benchmark in merge["decontaminate"]]
+    return merge
 
 
 def _model(model: Model, commit: str | None) -> dict[str, Any]:

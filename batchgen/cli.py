@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from batchgen import commands
+from batchgen import commands, inspecting
 from batchgen.errors import BatchgenError, ClusterLost, Stopped
 
 RUN_HELP = "the output of a run: a folder, or s3://bucket/prefix"
@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--prompt", type=_count, metavar="ROW", help="also show the first prompt of that row (0 is the first) in full"
     )
     _trust_argument(plan)
-    status = command(commands.status, "show how a run stands")
+    status = command(inspecting.status, "show how a run stands")
     status.add_argument("run", metavar="RUN", help=RUN_HELP)
     status.add_argument("--json", action="store_true", help="as JSON")
     report = command(commands.report, "write a page (HTML) about a run and its dataset, to open in a browser")
@@ -53,14 +53,19 @@ def build_parser() -> argparse.ArgumentParser:
     merge.add_argument("run", metavar="RUN", help=RUN_HELP)
     merge.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a merge.* field")
     merge.add_argument("--partial", action="store_true", help="merge although shards are missing")
-    verify = command(commands.verify, "check every committed byte of a run, and that every row is there once")
+    verify = command(inspecting.verify, "check every committed byte of a run, and that every row is there once")
     verify.add_argument("run", metavar="RUN", help=RUN_HELP)
     verify.add_argument("--json", action="store_true", help="as JSON")
-    rejected = command(commands.rejected, "show rejected rows, each with its reason and what the model said")
+    rejected = command(inspecting.rejected, "show rejected rows, each with its reason and what the model said")
     rejected.add_argument("run", metavar="RUN", help=RUN_HELP)
     rejected.add_argument("--reason", help="only rows that were rejected for this")
     rejected.add_argument("--limit", type=_count, default=3, metavar="N", help="rows of each reason (3); 0: all")
     rejected.add_argument("--json", action="store_true", help="all of them, in full, one line of JSON each")
+    dropped = command(inspecting.dropped, "show ok rows that the merger left out, each with its reason")
+    dropped.add_argument("run", metavar="RUN", help=RUN_HELP)
+    dropped.add_argument("--reason", help="only rows that were left out for this")
+    dropped.add_argument("--limit", type=_count, default=3, metavar="N", help="rows of each reason (3); 0: all")
+    dropped.add_argument("--json", action="store_true", help="all of them, in full, one line of JSON each")
     revoke = command(commands.revoke, "have committed shards generated again by the next run; deletes nothing")
     revoke.add_argument("run", metavar="RUN", help=RUN_HELP)
     revoke.add_argument("shards", metavar="SHARD", nargs="+", help="numbers, as `verify` names them")

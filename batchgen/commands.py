@@ -41,6 +41,7 @@ def run(options: argparse.Namespace) -> int:
     from batchgen import api
     from batchgen.display import Display, describe_version, log_tail, noise_to, sample_rows, stdout_console
     from batchgen.drive import Status
+    from batchgen.rows import REJECTED
     from batchgen.store import is_remote, log_folder, open_store
 
     job = _load(options)
@@ -71,10 +72,12 @@ def run(options: argparse.Namespace) -> int:
     notes = ", ".join(f"{note} {count:,}" for note, count in result.progress.notes.items())
     # The datasets library opens no bucket by its name.
     fetch = f"batchgen publish {shlex.quote(job.output)} --to DIR, and then " if is_remote(job.output) else ""
+    any_dropped = any(not reason.startswith(f"{REJECTED}: ") for reason in result.version.dropped)
     lines = [
         describe_version(result.version, job),
         *([f"notes: {notes}"] if notes else []),
         *(["sample rows:", *sample] if sample else []),
+        *([f"dropped rows: batchgen dropped {shlex.quote(job.output)}"] if any_dropped else []),
         *([f"rejected rows: batchgen rejected {shlex.quote(job.output)}"] if result.progress.reasons else []),
         f"\ndataset: {result.dataset}",
         f"  {fetch}load_dataset({'DIR' if fetch else result.dataset!r})",
@@ -88,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
 def plan(options: argparse.Namespace) -> int:
     """Checks a job and shows its plan."""
     from batchgen import api
-    from batchgen.display import describe_duplicates
+    from batchgen.display import describe_merge
     from batchgen.merge.conversations import chat_columns, settled
     from batchgen.models import user_turns
     from batchgen.plan import PLAN_KEY, check_plan
@@ -117,7 +120,7 @@ def plan(options: argparse.Namespace) -> int:
         print(f"user turns of {path}: opened by {opening!r}, ended by {end!r}")
     print(f"columns of a shard: {', '.join(map(one_line, plan.schema.names))}")
     chat = chat_columns(job, plan)
-    print(f"merge: {describe_duplicates(settled(job, chat), chat)}")
+    print(f"merge: {describe_merge(settled(job, chat), chat)}")
     print(f"output: {job.output}" + (" (holds a run of this job, which would continue)" if begun else ""))
     for remark in remarks(job, plan):
         print(f"note: {remark}")
@@ -150,51 +153,6 @@ def report(options: argparse.Namespace) -> int:
     return 0
 
 
-def status(options: argparse.Namespace) -> int:
-    """Shows how a run stands."""
-    from batchgen import api
-    from batchgen.commit import committed
-    from batchgen.merge import latest_version
-    from batchgen.plan import read_plan
-    from batchgen.reasons import NOTES, explained
-    from batchgen.store import open_store
-
-    store = open_store(options.run)
-    plan = read_plan(store)
-    manifests = committed(store, plan)
-    progress = api.progress_of(manifests)
-    version = latest_version(store)
-    state = {
-        "run": store.location,
-        "rows": plan.rows,
-        "shards": len(plan.shards),
-        "shards_committed": len(manifests),
-        "ok": progress.ok,
-        "rejected": progress.rejected,
-        "reasons": dict(progress.reasons),
-        "notes": dict(progress.notes),
-        "input_tokens": progress.input_tokens,
-        "output_tokens": progress.output_tokens,
-        "complete": len(manifests) == len(plan.shards),
-        "version": version.number if version else None,
-        "rows_kept": version.kept if version else None,
-    }
-    if options.json:
-        print(json.dumps(state, indent=2))
-        return 0
-    reasons = ", ".join(f"{one_line(reason)} {count:,}" for reason, count in progress.reasons.items())
-    print(f"{state['run']}: {len(manifests):,} of {len(plan.shards):,} shards committed")
-    print(
-        f"  rows: {progress.ok:,} ok, {progress.rejected:,} rejected, of {plan.rows:,}"
-        + (f" ({reasons})" * bool(reasons))
-    )
-    if progress.notes:
-        print("\n    ".join(["  notes:", *map(one_line, explained(progress.notes, NOTES))]))
-    print(f"  tokens: {progress.input_tokens:,} in, {progress.output_tokens:,} out")
-    print(f"  dataset: version {version.number}, {version.kept:,} rows" if version else "  dataset: not merged yet")
-    return 0
-
-
 def merge(options: argparse.Namespace) -> int:
     """Merges a run again."""
     from batchgen import api
@@ -215,75 +173,6 @@ def merge(options: argparse.Namespace) -> int:
     version = merge_run(store, plan, job, options.partial)
     print(describe_version(version, job))
     print(f"version {version.number}; publish it with: batchgen publish {shlex.quote(options.run)} --to DIR")
-    return 0
-
-
-def verify(options: argparse.Namespace) -> int:
-    """Checks a run, byte by byte and row by row."""
-    from dataclasses import asdict
-
-    from batchgen.plan import read_plan
-    from batchgen.store import open_store
-    from batchgen.upkeep import verify
-
-    store = open_store(options.run)
-    found = verify(store, read_plan(store))
-    if options.json:
-        print(json.dumps({"run": store.location, "good": found.good, **asdict(found)}, indent=2))
-        return 0 if found.good else 1
-    lines = [
-        ("shards", found.shards),
-        ("shards committed and sound", found.sound),
-        ("bytes read", found.bytes),
-        ("seed rows expected", found.rows),
-        ("seed rows found", found.ok + found.rejected),
-        ("  ok", found.ok),
-        ("  rejected", found.rejected),
-        ("seed rows not committed yet", found.missing),
-        ("seed rows lost", found.lost),
-        ("rows twice", found.twice),
-        ("rows of another shard", found.foreign),
-        ("corrupt shards", len(found.corrupt)),
-        ("dataset versions, sound", found.versions),
-        ("dataset versions, corrupt", len(found.corrupt_versions)),
-    ]
-    for name, number in lines:
-        print(f"{name:<28} {number:>14,}")
-    for problem in (*found.corrupt, *found.corrupt_versions):
-        print(f"batchgen: error: {problem}", file=sys.stderr)
-    if found.ids_differ:
-        print("batchgen: error: the rows are not those of the seeds that the run was planned with", file=sys.stderr)
-    if found.corrupt:
-        again = f"batchgen revoke {shlex.quote(options.run)} SHARD, then the run's own command"
-        print(f"to have a shard generated again: {again}", file=sys.stderr)
-    return 0 if found.good else 1
-
-
-def rejected(options: argparse.Namespace) -> int:
-    """Shows rejected rows."""
-    from batchgen.api import progress_of
-    from batchgen.commit import committed
-    from batchgen.display import describe_rejected
-    from batchgen.plan import read_plan
-    from batchgen.reasons import REASONS, explained, most_first
-    from batchgen.rejected import rejected_rows
-    from batchgen.store import open_store
-
-    store = open_store(options.run)
-    plan = read_plan(store)
-    manifests = committed(store, plan)
-    reasons = progress_of(manifests).reasons
-    counts = ", ".join(f"{one_line(reason)} {count:,}" for reason, count in most_first(reasons)) or "none"
-    if options.reason not in (None, *reasons):
-        raise UserError(f"--reason {options.reason}: no row was rejected for that; rejected: {counts}")
-    rows = rejected_rows(store, plan, manifests, options.reason, 0 if options.json else options.limit)
-    if options.json:
-        for row in rows:
-            print(json.dumps(row, ensure_ascii=False, default=str))
-        return 0
-    print("\n  ".join(["rejected:" if reasons else "rejected: none", *map(one_line, explained(reasons, REASONS))]))
-    for row in rows:
-        print("\n".join(["", *describe_rejected(row)]))
     return 0
 
 

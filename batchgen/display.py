@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from batchgen.drive import Status
     from batchgen.job import Job, Merge
     from batchgen.merge.conversations import ChatColumns
+    from batchgen.merge.dropped import DroppedRow
     from batchgen.merge.version import Version
     from batchgen.preview import Preview
     from batchgen.store.base import ObjectStore
@@ -223,6 +224,19 @@ def describe_version(version: Version, job: Job) -> str:
     return f"{line} ({told})" if told else line
 
 
+def describe_merge(merge: Merge, chat: ChatColumns | None) -> str:
+    """Which rows the merger leaves out, in one line; the arguments are those of `describe_duplicates`."""
+    from batchgen.benchmarks import benchmark_name
+
+    told = []
+    if merge.keep:
+        told.append(f"rows stay that meet the conditions on {', '.join(merge.keep)}")
+    if merge.decontaminate:
+        names = ", ".join(map(benchmark_name, merge.decontaminate))
+        told.append(f"rows go that have texts in common with {names}")
+    return "; ".join([*map(one_line, told), describe_duplicates(merge, chat)])
+
+
 def describe_duplicates(merge: Merge, chat: ChatColumns | None) -> str:
     """What becomes of duplicates, and by which columns they are told.
 
@@ -285,10 +299,9 @@ def describe_rejected(row: Mapping[str, Any]) -> list[str]:
     """A rejected row: where it stands, then a line for each column that it reached, and for the last completion."""
     from batchgen.rows import META_NAMES
 
-    branch = f", branch {row['branch']}" if row["branch"] else ""
     columns = {name: value for name, value in row.items() if name not in META_NAMES}
     said = {"the last completion": row["failed_completion"]} if "failed_completion" in row else {}
-    return [f"row {row['row_index']}{branch}: {row['reason']}"] + [
+    return [f"row {_place(row)}: {row['reason']}"] + [
         f"  {one_line(name)}: {_shortened(value)}" for name, value in (columns | said).items()
     ]
 
@@ -296,6 +309,26 @@ def describe_rejected(row: Mapping[str, Any]) -> list[str]:
 def _shortened(value: Any, length: int = 300) -> str:
     text = one_line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
     return text if len(text) <= length else text[:length] + " ..."
+
+
+def describe_dropped(dropped: DroppedRow) -> list[str]:
+    """A row that was left out, a line a column; of a duplicate also the columns in which its original is another."""
+    from batchgen.rows import META_NAMES
+
+    row, original = dropped.row, dropped.original or {}
+    lines = [f"row {_place(row)}: {one_line(dropped.reason)}" + (f" of row {_place(original)}" if original else "")]
+    for name, value in row.items():
+        if name in META_NAMES:
+            continue
+        lines.append(f"  {one_line(name)}: {_shortened(value)}")
+        if original and original.get(name) != value:
+            lines.append(f"  {'there':>{len(one_line(name))}}: {_shortened(original.get(name))}")
+    return lines
+
+
+def _place(row: Mapping[str, Any]) -> str:
+    """Where a row stands among those of a run."""
+    return f"{row['row_index']}" + (f", branch {row['branch']}" if row["branch"] else "")
 
 
 _TAIL_BYTES = 64 * 1024

@@ -28,6 +28,7 @@ from batchgen.checks import (
     complaint,
     unknown,
 )
+from batchgen.conditions import checked_conditions
 from batchgen.engines import arguments
 from batchgen.engines.chaos import ChaosScript
 from batchgen.engines.options import OPTIONS
@@ -124,6 +125,33 @@ class Near(Part):
     threshold: float = Field(0.8, ge=0.5, le=1.0, description="Jaccard similarity of word 3-grams")
 
 
+class Benchmark(Part):
+    """Texts that the rows of a dataset must not have in common with it."""
+
+    path: str | list[str] | None = Field(None, description="files or objects, as in `source.path`")
+    dataset: str | None = Field(None, description="as in `source.dataset`, with config, revision and split")
+    config: str | None = None
+    revision: str | None = Field(None, min_length=1)
+    split: str = "test"
+    columns: list[str] = Field(min_length=1, description="those with its questions, and long answers")
+    ngram: int = Field(13, ge=5, le=100, description="words in a row that are too many to be there by chance")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Benchmark:
+        if (self.path is None) == (self.dataset is None):
+            raise complaint(f"give exactly one of path, dataset; got {'none' if self.path is None else 'both'}")
+        if self.dataset is None and (self.config or self.revision or self.split != "test"):
+            raise complaint("config, revision and split belong to a dataset, and there is none")
+        return self
+
+    @property
+    def source(self) -> Source:
+        """Where its texts are, as seed rows would be."""
+        of_dataset = {"config": self.config, "revision": self.revision, "split": self.split}
+        given = {"path": self.path} if self.dataset is None else {"dataset": self.dataset, **of_dataset}
+        return Source.model_validate({**given, "columns": self.columns})
+
+
 class Merge(Part):
     """What becomes of the generated rows."""
 
@@ -134,6 +162,12 @@ class Merge(Part):
         None, description="what must differ; else the prompt, or the answers to one, where several are asked for"
     )
     drop_truncated: bool = Field(True, description="drop rows with a text cut at max_tokens")
+    keep: dict[str, Any] = Field(
+        default_factory=dict, description="conditions on columns, which rows have to meet: {score: {min: 4}}"
+    )
+    decontaminate: list[Benchmark] = Field(
+        default_factory=list, description="drop rows that have texts in common with these benchmarks"
+    )
     prompt: str | None = Field(None, description="column of the user's message, where it is not the last step's")
     answer: str | None = Field(None, description="column of the assistant's message")
     columns: list[str] | None = Field(
@@ -144,6 +178,16 @@ class Merge(Part):
     @classmethod
     def _off(cls, value: Any) -> Any:
         return None if value is False else value
+
+    @field_validator("decontaminate", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, dict) else value
+
+    @field_validator("keep")
+    @classmethod
+    def _conditions(cls, keep: dict[str, Any]) -> dict[str, Any]:
+        return checked_conditions(keep)
 
 
 class Job(Part):
@@ -332,6 +376,6 @@ class Job(Part):
 
 _KEYS = Keys(
     Job,
-    {"source": Source, "model": Model, "merge": Merge, "near": Near, "examples": Exchange},
+    {"source": Source, "model": Model, "merge": Merge, "near": Near, "decontaminate": Benchmark, "examples": Exchange},
     Step.model_fields,
 )

@@ -17,6 +17,7 @@ EXAMPLES: Mapping[str, str] = {
     "Model": "{path: ORG/NAME}",
     "Step": "{task: magpie}",
     "Merge": "{near: {threshold: 0.8}}",
+    "Benchmark": "{path: benchmark.jsonl, columns: [question]}",
     "Near": "{threshold: 0.8}; or false",
 }
 # What is told of names that distilabel's steps and generation arguments have, and a job has not.
@@ -79,6 +80,7 @@ class Keys:
             "the job itself": self._job.model_fields,
             **{part: self._parts[part].model_fields for part in ("source", "merge")},
             "merge.near": self._parts["near"].model_fields,
+            "merge.decontaminate": self._parts["decontaminate"].model_fields,
             model: self._parts["model"].model_fields,
             f"{model}.engine": arguments.engine_arguments(),
             f"{step}.sampling" if in_step else "sampling": arguments.sampling_arguments(),

@@ -17,6 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+# White space that is no single space: most of it is, and replacing all of it by itself was most of what merging took.
+_WIDE = r"[\t\n\f\r]\s*| \s+"
 PERMUTATIONS = 128
 BANDS = 16
 
@@ -31,7 +33,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def normalise(texts: pa.Array) -> pa.Array:
     """Texts as they are compared: NFKC, lower case, single spaces."""
     texts = pc.utf8_lower(pc.utf8_normalize(texts, form="NFKC"))
-    return pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, pattern=r"\s+", replacement=" "))
+    return pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, pattern=_WIDE, replacement=" "))
 
 
 def compiled(function: F) -> F:
@@ -109,7 +111,7 @@ def _plain(code: Any) -> Any:
 
 
 @compiled
-def _tokens(data: Any, start: Any, stop: Any, out: Any) -> Any:
+def hash_tokens(data: Any, start: Any, stop: Any, out: Any) -> Any:
     """Hashes of the words, and of the characters that stand alone, of a text; returns their number.
 
     A sign is a token of its own: `5 + 3` and `5 - 3` are not the same text.
@@ -149,7 +151,7 @@ def _signatures(data: Any, offsets: Any, multiply: Any, add: Any) -> Any:
     result = np.empty((texts, len(multiply)), np.uint8)
     for i in range(texts):
         least[:] = np.uint32(0xFFFFFFFF)
-        count = _tokens(data, offsets[i], offsets[i + 1], tokens)
+        count = hash_tokens(data, offsets[i], offsets[i + 1], tokens)
         for j in range(max(1, count - 2)):
             gram = np.uint64(count)  # a text of fewer than three tokens is one gram of its own length
             if count >= 3:
@@ -172,11 +174,16 @@ def least_agreement(similarity: float) -> int:
 
 def signatures(texts: pa.Array) -> Array:
     """MinHash signatures of normalised texts without nulls, [len(texts), 128] of uint8."""
+    return np.asarray(_signatures(*buffers(texts), _MULTIPLY, _ADD))
+
+
+def buffers(texts: pa.Array) -> tuple[Array, Array]:
+    """The bytes of texts without nulls, and where each begins and the last one ends, [len(texts) + 1] of int64."""
     large = texts.cast(pa.large_string())
     _, offsets, data = large.buffers()
     bounds = np.frombuffer(offsets, np.int64)[large.offset : large.offset + len(large) + 1]
     raw = np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(1, np.uint8)
-    return np.asarray(_signatures(raw, bounds, _MULTIPLY, _ADD))
+    return raw, bounds
 
 
 def band_keys(matrix: Array) -> Array:

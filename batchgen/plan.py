@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -13,15 +12,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from batchgen.errors import JobError, PlanMismatch, SeedError
+from batchgen.columns import trace_columns
+from batchgen.errors import PlanMismatch, SeedError
 from batchgen.faultpoints import reach
 from batchgen.job import Job
 from batchgen.records import OtherFormat, RecordError, seal, unseal
-from batchgen.rows import CLUSTER_SIZE, MESSAGES, META_NAMES, canonical_json, in_words, kind_of, shard_schema
+from batchgen.rows import canonical_json, kind_of, shard_schema
 from batchgen.seeds import Seeds
-from batchgen.step import Step
 from batchgen.store.base import ObjectStore
-from batchgen.tasks.spec import bare, is_required, takes
+from batchgen.tasks.spec import is_required
 
 PLAN_KEY = "plan.json"
 FORMAT = 3
@@ -160,93 +159,6 @@ def shard_bounds(rows: int, shard_rows: int | None = None) -> list[tuple[int, in
         bounds.append((start, min(rows, start + step)))
         start += step
     return bounds
-
-
-def trace_columns(job: Job, seed_columns: Mapping[str, str]) -> dict[str, str]:
-    """The columns that the steps add, in order, with their kinds; checks every step on the way.
-
-    Args:
-        seed_columns: name to kind.
-
-    Raises:
-        JobError: a step reads a column that nobody writes, or writes one that exists.
-    """
-    columns = dict(seed_columns)
-    added: dict[str, str] = {}
-
-    def add(name: str, kind: str, where: str) -> None:
-        if name in META_NAMES:
-            raise JobError(f"{where}: column {name!r} is one that batchgen writes itself; choose another name")
-        # A list of the seeds that was spread over rows is gone from them, and has its place in the shards still.
-        if name in columns or name in seed_columns:
-            raise JobError(f"{where}: column {name!r} already exists; give the new one another name (output_mappings)")
-        columns[name] = added[name] = kind
-
-    for index, step in enumerate(job.steps):
-        where = f"steps[{index}] ({step.task})"
-        _check_inputs(step, columns, where)
-        for name, kind in step.outputs.items():
-            add(name, kind, where)
-        if step.exploded:
-            column, new = step.exploded
-            if column not in columns:
-                raise JobError(f"{where}.explode: no column {column!r}; {_existing(columns, column)}")
-            kind = columns[column]
-            if not kind.startswith("list["):
-                lists = [name for name, other in columns.items() if other.startswith("list[")]
-                raise JobError(
-                    f"{where}.explode: column {column!r} is not a list (it is {kind}); "
-                    f"{'lists: ' + ', '.join(lists) if lists else 'there is no list'}"
-                )
-            # A list that was spread over rows is no column of theirs any more.
-            del columns[column]
-            added.pop(column, None)
-            add(new, kind[5:-1], f"{where}.explode")
-    check_merge_columns(job, columns)
-    return added
-
-
-def check_merge_columns(job: Job, columns: Mapping[str, str]) -> None:
-    """Refuses a `merge` that names columns which are not there, or cannot be messages."""
-    for given, kinds in ((job.merge.prompt, ("text", "conversation")), (job.merge.answer, ("text",))):
-        fitting = {name: kind for name, kind in columns.items() if kind in kinds}
-        if given is not None and given not in fitting:
-            raise JobError(f"merge: no {' or '.join(kinds)} column {given!r}; {_existing(fitting, given)}")
-    for name in job.merge.columns or ():
-        if name not in (*columns, *META_NAMES, MESSAGES, CLUSTER_SIZE):
-            there = {**columns, MESSAGES: "conversation"}
-            raise JobError(f"merge.columns: no column {name!r}; {_existing(there, name)}")
-
-
-def _check_inputs(step: Step, columns: Mapping[str, str], where: str) -> None:
-    for task_input, column in step.reads.items():
-        kind = bare(step.inputs[task_input])
-        if column in columns:
-            if not takes(kind, columns[column]):
-                found = f"input {task_input!r} takes {in_words(kind)}, and column {column!r} holds"
-                raise JobError(f"{where}: {found} {in_words(columns[column])}{_reshaped(column, columns, kind, 'NEW')}")
-        elif is_required(step.inputs[task_input]) or task_input in step.input_mappings:
-            near = difflib.get_close_matches(column, columns, n=1)
-            hint = _reshaped(near[0], columns, kind, column) if near else ""
-            raise JobError(
-                f"{where}: reads column {column!r}, which no step writes; {_existing(columns, column)} "
-                f"(map it with input_mappings: {{{task_input}: ...}}{hint})"
-            )
-
-
-def _reshaped(column: str, columns: Mapping[str, str], wanted: str, new: str) -> str:
-    """How the step that writes a column can write what is wanted; "" where none can."""
-    if columns[column] == f"list[{wanted}]":
-        return f"; to spread {column!r} over rows: explode: {column} -> {new} on the step before"
-    if wanted == f"list[{columns[column]}]":
-        return f"; for lists of {column!r}: num_generations and group_generations: true on the step that writes it"
-    return ""
-
-
-def _existing(columns: Mapping[str, str], name: str) -> str:
-    near = difflib.get_close_matches(name, columns, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}{'available: ' + ', '.join(columns) if columns else 'there are no columns'}"
 
 
 def make_plan(job: Job, seeds: Seeds) -> Plan:

@@ -15,7 +15,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "engine_crash": "engines died or hung whenever they worked on it, twice on it alone",
         "engine_error": "vLLM failed at it three times",
         "equal_texts": "two of the texts that are to be told apart are the same",
-        "filtered": "a step of your own made no row of it",
+        "filtered": "ended at a filter, for the column behind the colon; or a step of your own made no row of it",
         "invalid_conversation": "a message lacks its role or its content",
         "invalid_input": "a list that the step reads has not as many items as it needs",
         "invalid_output": "the completion is not of the form that the task reads",
@@ -40,6 +40,17 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "truncated_output": "cut at max_tokens, so that the task could not read it",
         "truncated_reasoning": "cut at max_tokens while the model was still thinking",
         "unknown_label": "a label that is none of available_labels",
+    }
+)
+# Why the merger leaves out rows that are ok.
+DROPPED: Mapping[str, str] = MappingProxyType(
+    {
+        "contaminated": "has a text in common with the benchmark behind the colon",
+        "empty": "a message of the conversation is blank, or there is none",
+        "exact duplicate": "the same text as an earlier row's",
+        "filtered": "does not meet the condition on the column behind the colon",
+        "near duplicate": "nearly the same text as an earlier row's",
+        "truncated": "a text was cut at max_tokens",
     }
 )
 NOTES: Mapping[str, str] = MappingProxyType(

@@ -97,6 +97,7 @@ def kind_of(type: pa.DataType) -> str:
     return "other"
 
 
+META_KINDS: Mapping[str, str] = {field.name: kind_of(field.type) for field in META_FIELDS}
 _WORDS: Mapping[str, str] = {
     "text": "texts",
     "number": "numbers",

@@ -66,7 +66,7 @@ def load_seeds(source: Source, base: Path | None = None, own: bool = True) -> Se
     Raises:
         SeedError: names file, line and what is wrong.
     """
-    part = Part(pa.table({}), _seed_row) if source.count is not None else _read(source, base or Path(), own)
+    part = Part(pa.table({}), _seed_row) if source.count is not None else read_source(source, base, own)
     table, count = part.table, source.count or part.table.num_rows
     if source.limit is not None and source.limit < count:
         count = source.limit
@@ -81,8 +81,9 @@ def load_seeds(source: Source, base: Path | None = None, own: bool = True) -> Se
     return Seeds(table, count, digest.hexdigest(), part.place)
 
 
-def _read(source: Source, base: Path, own: bool) -> Part:
-    """The rows of a source that has columns."""
+def read_source(source: Source, base: Path | None = None, own: bool = True) -> Part:
+    """The rows of a source that has columns; arguments and errors are those of `load_seeds`."""
+    base = base or Path()
     wanted = None if source.columns is None else list(dict.fromkeys(source.columns))
     if source.rows is not None:
         check_wanted(wanted, list(dict.fromkeys(name for row in source.rows for name in row)), "source.rows")

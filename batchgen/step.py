@@ -84,7 +84,7 @@ class Step(Part):
         self.spec.parameters.model_validate(given)
         check_mapping(self.input_mappings, self.inputs, "input_mappings", f"an input of {self.task}")
         for name, column in self.input_mappings.items():
-            if column is None and is_required(self.inputs[name]):
+            if column is None and (is_required(self.inputs[name]) or name in self.spec.keep(self.parameters)):
                 raise complaint(
                     f"{self.task} needs {name!r}; null leaves an input out that may be absent", ("input_mappings", name)
                 )

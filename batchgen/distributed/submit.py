@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 import yaml
 
 import batchgen
+from batchgen.benchmarks import read_benchmark
 from batchgen.errors import BatchgenError, Stopped, UserError
-from batchgen.job import Job, Source
+from batchgen.job import Benchmark, Job, Source
 from batchgen.seedfiles import find_files
 from batchgen.seeds import load_seeds
 from batchgen.store import is_remote
@@ -47,8 +48,12 @@ def submit(job: Job, address: str, trust_remote_code: bool, out: Callable[[str],
             f"output: {job.output!r} is relative; a submitted job needs an absolute folder that every machine of the "
             "cluster shares (give --output)"
         )
-    if job.source.dataset is None and not any(map(is_remote, _patterns(job.source))):
-        load_seeds(job.source)  # a dataset or bucket has to be in reach there, not here
+    # A dataset or bucket has to be in reach there, not here.
+    if _is_here(job.source):
+        load_seeds(job.source)
+    for index, benchmark in enumerate(job.merge.decontaminate):
+        if _is_here(benchmark):
+            read_benchmark(benchmark, index)
     _offer_token()
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobStatus, JobSubmissionClient
@@ -129,16 +134,25 @@ def _pack(job: Job, folder: Path) -> None:
     if job.source.rows is not None:
         tree["source"]["rows"] = job.source.rows  # dates and bytes as YAML has them: as text they would be other rows
     if job.source.path is not None:
-        tree["source"]["path"] = _copy_seeds(job.source, folder / "seeds")
+        tree["source"]["path"] = _copy_files(job.source, folder / "seeds")
+    for index, benchmark in enumerate(job.merge.decontaminate):
+        if benchmark.path is not None:
+            copied = _copy_files(benchmark, folder / f"benchmark-{index}")
+            tree["merge"]["decontaminate"][index]["path"] = copied
     (folder / "job.yaml").write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
     shutil.copytree(Path(batchgen.__file__).parent, folder / "batchgen", ignore=_IGNORED)
 
 
-def _patterns(source: Source) -> list[str]:
+def _is_here(source: Source | Benchmark) -> bool:
+    return source.dataset is None and not any(map(is_remote, _patterns(source)))
+
+
+def _patterns(source: Source | Benchmark) -> list[str]:
     return [source.path] if isinstance(source.path, str) else source.path or []
 
 
-def _copy_seeds(source: Source, folder: Path) -> list[str]:
+def _copy_files(source: Source | Benchmark, folder: Path) -> list[str]:
+    """Copies a source's files into a folder; where they are from that folder's."""
     names: list[str] = []
     folder.mkdir()
     for pattern in _patterns(source):
@@ -149,7 +163,7 @@ def _copy_seeds(source: Source, folder: Path) -> list[str]:
             # The order of the files is the order of the rows.
             name = f"{len(names):05d}-{Path(path).name}"
             shutil.copyfile(path, folder / name)
-            names.append(f"seeds/{name}")
+            names.append(f"{folder.name}/{name}")
     return names
 
 

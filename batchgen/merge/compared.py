@@ -6,8 +6,8 @@ Of a row no more is held than hashes of what it is compared by, and a signature:
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -23,6 +23,26 @@ Mask = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.int64]
 _Conversation = Sequence[Mapping[str, str]]
 _DIGEST = np.dtype([("high", np.uint64), ("low", np.uint64)])
+
+
+@dataclass(frozen=True)
+class Alike:
+    """What rows are to each other.
+
+    Args:
+        stays: whether a row does, [rows].
+        first: the row that stays for it, [rows]; its own index where it does itself.
+        exact: whether it equals that row, and is not only nearly so, [rows].
+    """
+
+    stays: Mask
+    first: Indices
+    exact: Mask
+
+    @property
+    def sizes(self) -> Indices:
+        """How many rows each of those stands for that stay."""
+        return np.bincount(self.first, minlength=len(self.first))[self.stays]
 
 
 class Compared:
@@ -48,7 +68,7 @@ class Compared:
 
             self._signatures = np.empty((most, PERMUTATIONS), np.uint8)
 
-    def add(self, table: pa.Table, dropped: Counter[str]) -> Mask:
+    def add(self, table: pa.Table) -> Mask:
         """Takes rows in; says which of them have a conversation with no blank message in it."""
         complete: list[bool] = []
         for batch in batches(table):
@@ -57,7 +77,6 @@ class Compared:
             pairs = zip(batch["row_index"].to_pylist(), conversations, known, strict=True)
             self._take([(seed, each) for seed, each, whole in pairs if whole])
             complete += known
-        count(dropped, "empty", len(complete) - sum(complete))
         return np.array(complete, bool)
 
     def _take(self, rows: Sequence[tuple[int, _Conversation]]) -> None:
@@ -89,8 +108,8 @@ class Compared:
                 if system:
                     self._signatures[row] += _shift(system)
 
-    def different(self, dropped: Counter[str]) -> tuple[Indices, Indices]:
-        """The rows that stay, of those taken in, and how many each of them stands for."""
+    def alike(self) -> Alike:
+        """Which of the rows that were taken in stay, and for which others."""
         own = np.arange(self._rows)
         equal = _first_alike(self._texts[: self._rows]) if self._merge.exact and len(own) else own
         alike = self._first_near(equal)
@@ -102,9 +121,7 @@ class Compared:
             exact = siblings | (equal == alike)
         else:
             stays, stands_with, exact = alike == own, alike, equal != own
-        count(dropped, "exact duplicate", int((~stays & exact).sum()))
-        count(dropped, "near duplicate", int((~stays & ~exact).sum()))
-        return own[stays], np.bincount(stands_with, minlength=len(own))[stays]
+        return Alike(stays, stands_with, exact)
 
     def _first_near(self, equal: Indices) -> Indices:
         """For every row the first one of its cluster, where equal ones are known already."""
@@ -116,12 +133,6 @@ class Compared:
         first_near = equal.copy()
         first_near[firsts] = firsts[near.clusters(self._signatures, self._merge.near.threshold, firsts)]
         return first_near[equal]
-
-
-def count(dropped: Counter[str], reason: str, rows: int) -> None:
-    """Counts rows that are left out; a reason with none of them is not listed."""
-    if rows:
-        dropped[reason] += rows
 
 
 @lru_cache(maxsize=1024)

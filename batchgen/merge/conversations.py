@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchgen.columns import check_merge_columns
 from batchgen.errors import JobError
 from batchgen.job import Job, Merge
-from batchgen.plan import Plan, check_merge_columns
+from batchgen.plan import Plan
 from batchgen.rows import CLUSTER_SIZE, CONVERSATION, MESSAGES, as_message, kind_of, up_to_question
 from batchgen.step import Step
 from batchgen.tasks.spec import Chat

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 
 import pyarrow as pa
 
 from batchgen.commit import Manifest, committed
 from batchgen.errors import CorruptShard, StoreError
 from batchgen.job import Job
+from batchgen.merge.contamination import Contamination
 from batchgen.merge.conversations import chat_columns, settled
 from batchgen.merge.selection import Selection, Shards, select
 from batchgen.plan import Plan
@@ -64,11 +66,15 @@ class Outlook:
         if self._reader is not None:
             self._reader.join(_READ_SECONDS)
 
+    @cached_property
+    def _contamination(self) -> Contamination:
+        return Contamination(self._job.merge.decontaminate)
+
     def _look(self) -> None:
         try:
             shards = _Closable(self._store, self._plan, committed(self._store, self._plan), self._closed)
             chat = chat_columns(self._job, self._plan)
-            selection = select(shards, chat, settled(self._job, chat))
+            selection = select(shards, chat, settled(self._job, chat), self._contamination)
         except (StoreError, _Closed):
             return  # what is out of reach is told by those who need it
         except CorruptShard as error:

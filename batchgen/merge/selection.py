@@ -5,7 +5,6 @@ Whoever writes them reads them again.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -14,8 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchgen.commit import Manifest, check_shard
+from batchgen.conditions import met
 from batchgen.job import Merge
-from batchgen.merge.compared import Compared, Indices, Mask, count
+from batchgen.merge.compared import Compared, Indices, Mask
+from batchgen.merge.contamination import Contamination
 from batchgen.merge.conversations import ChatColumns
 from batchgen.plan import Plan
 from batchgen.rows import OK
@@ -42,58 +43,122 @@ class Shards:
             yield check_shard(self._plan, manifest, data)
 
 
+class Fates:
+    """What becomes of every row: it is kept, or left out for the first reason that there is.
+
+    Args:
+        rows: of all shards.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._codes = np.zeros(rows, np.int32)  # 0: kept; else the place of its reason
+        self._reasons = [""]
+
+    def leave_out(self, rows: Indices, reason: str) -> None:
+        """Leaves rows out, by their indices, but for those that are already."""
+        rows = rows[self._codes[rows] == 0]
+        if len(rows):
+            if reason not in self._reasons:
+                self._reasons.append(reason)
+            self._codes[rows] = self._reasons.index(reason)
+
+    def kept(self, start: int = 0, stop: int | None = None) -> Indices:
+        """The indices of the rows that are kept, of those from `start` to `stop`."""
+        return start + np.flatnonzero(self._codes[start:stop] == 0)
+
+    @property
+    def keep(self) -> Mask:
+        """Whether a row is kept, [rows]."""
+        return np.asarray(self._codes == 0)
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """Rows left out, by reason."""
+        counts = np.bincount(self._codes, minlength=len(self._reasons)).tolist()
+        return dict(sorted(zip(self._reasons[1:], counts[1:], strict=True)))
+
+    def of(self, reason: str) -> Indices:
+        """The indices of the rows that are left out for a reason."""
+        return np.flatnonzero(self._codes == self._reasons.index(reason))
+
+
 @dataclass(frozen=True)
 class Selection:
     """The rows of a dataset.
 
     Args:
-        keep: whether a row of the shards is one, [rows].
-        cluster_sizes: how many rows each of them stands for; None where there is no conversation to compare.
-        dropped: rows left out, by reason.
+        fates: of all rows of the shards.
+        cluster_sizes: how many rows each row that is kept stands for; None where there is no conversation to compare.
+        duplicates: by their indices, in order.
+        originals: for each of them the row that is kept in its place.
     """
 
-    keep: Mask
+    fates: Fates
     cluster_sizes: Indices | None
-    dropped: Mapping[str, int]
+    duplicates: Indices
+    originals: Indices
+
+    @property
+    def keep(self) -> Mask:
+        """Whether a row of the shards is one, [rows]."""
+        return self.fates.keep
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """Rows left out, by reason."""
+        return self.fates.dropped
 
 
-def select(shards: Shards, chat: ChatColumns | None, merge: Merge) -> Selection:
+def select(
+    shards: Shards, chat: ChatColumns | None, merge: Merge, contamination: Contamination | None = None
+) -> Selection:
     """Chooses the rows of a dataset.
 
     Args:
         chat: the columns in which no two of them may be alike.
+        contamination: what is known of the texts of `merge.decontaminate`; read here by default.
 
     Raises:
         CorruptShard: names the shard.
     """
-    dropped = Counter[str]()
-    keep = np.zeros(shards.rows, bool)
+    contamination = contamination or Contamination(merge.decontaminate)
+    fates = Fates(shards.rows)
     seen = Compared(shards.rows, chat, merge) if chat is not None else None
     start = 0
     for table in shards:
-        sound = _is_sound(table, merge, dropped)
+        stop = start + table.num_rows
+        _leave_out_unsound(table, start, merge, fates)
+        rows = fates.kept(start, stop)
+        for benchmark, found in contamination.found(table.take(rows - start)).items():
+            fates.leave_out(rows[found], f"contaminated: {benchmark}")
         if seen is not None:
-            sound[np.flatnonzero(sound)] = seen.add(table.filter(pa.array(sound)), dropped)
-        keep[start : start + table.num_rows] = sound
-        start += table.num_rows
+            rows = fates.kept(start, stop)
+            fates.leave_out(rows[~seen.add(table.take(rows - start))], "empty")
+        start = stop
+    none = np.empty(0, np.int64)
     if seen is None:
-        return Selection(keep, None, dict(sorted(dropped.items())))
-    stay, sizes = seen.different(dropped)
-    positions = np.flatnonzero(keep)[stay]
-    keep[:] = False
-    keep[positions] = True
-    return Selection(keep, sizes, dict(sorted(dropped.items())))
+        return Selection(fates, None, none, none)
+    rows, alike = fates.kept(), seen.alike()
+    fates.leave_out(rows[~alike.stays & alike.exact], "exact duplicate")
+    fates.leave_out(rows[~alike.stays & ~alike.exact], "near duplicate")
+    return Selection(fates, alike.sizes, rows[~alike.stays], rows[alike.first[~alike.stays]])
 
 
-def _is_sound(table: pa.Table, merge: Merge, dropped: Counter[str]) -> Mask:
-    """Which rows of a shard are ok, and not cut where those are unwanted."""
-    ok = pc.equal(table["outcome"], OK)
-    dropped.update(f"rejected: {reason}" for reason in table.filter(pc.invert(ok))["reason"].to_pylist())
-    if not merge.drop_truncated:
-        return _mask(ok)
-    whole = pc.and_(ok, pc.fill_null(pc.not_equal(table["finish_reason"], "length"), True))
-    count(dropped, "truncated", (pc.sum(ok).as_py() or 0) - (pc.sum(whole).as_py() or 0))
-    return _mask(whole)
+def _leave_out_unsound(table: pa.Table, start: int, merge: Merge, fates: Fates) -> None:
+    """Leaves out which rows of a shard are rejected, or cut where those are unwanted, or do not meet a condition.
+
+    Args:
+        start: the index of its first row.
+    """
+    rejected = np.flatnonzero(~_mask(pc.equal(table["outcome"], OK)))
+    reasons = np.array(table["reason"].take(rejected).to_pylist(), object)
+    for reason in dict.fromkeys(reasons):
+        fates.leave_out(start + rejected[reasons == reason], f"rejected: {reason}")
+    if merge.drop_truncated:
+        cut = _mask(pc.fill_null(pc.equal(table["finish_reason"], "length"), False))
+        fates.leave_out(start + np.flatnonzero(cut), "truncated")
+    for column, condition in merge.keep.items():
+        fates.leave_out(start + np.flatnonzero(~met(table[column].combine_chunks(), condition)), f"filtered: {column}")
 
 
 def _mask(values: pa.ChunkedArray) -> Mask:

@@ -19,7 +19,7 @@ from batchgen.card import render_card
 from batchgen.commit import committed
 from batchgen.errors import BatchgenError, CorruptShard, StoreError, UserError
 from batchgen.faultpoints import reach
-from batchgen.job import Job
+from batchgen.job import Job, Merge
 from batchgen.merge.rows import Merged, Reader, merge_rows
 from batchgen.parquet import with_statistics
 from batchgen.paths import scratch_folder
@@ -105,7 +105,7 @@ def merge_run(store: ObjectStore, plan: Plan, job: Job, partial: bool = False) -
         raise _nothing_left(merged)
     details: dict[str, Any] = {
         "fingerprint": plan.fingerprint,
-        "merge": merged.merge.model_dump(mode="json"),
+        "merge": _settings(merged.merge),
         "read": merged.shards.rows,
         "kept": merged.rows,
         "dropped": merged.selection.dropped,
@@ -134,6 +134,11 @@ def merge_run(store: ObjectStore, plan: Plan, job: Job, partial: bool = False) -
             reach("version named")
             return version
         before = read_version(store, number)
+
+
+def _settings(merge: Merge) -> dict[str, Any]:
+    """Settings as a version keeps them. A key that came after the first runs is left out where it says nothing."""
+    return {name: value for name, value in merge.model_dump(mode="json").items() if value not in ({}, [])}
 
 
 def _nothing_left(merged: Merged) -> BatchgenError:

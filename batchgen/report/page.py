@@ -14,7 +14,7 @@ from batchgen.merge.version import Version
 from batchgen.plaintext import harmless, one_line
 from batchgen.plan import Plan
 from batchgen.progress import Progress
-from batchgen.reasons import NOTES, REASONS, meaning, most_first
+from batchgen.reasons import DROPPED, NOTES, REASONS, meaning, most_first
 from batchgen.report.figures import Figures, Histogram
 
 # By which a file is known as a report.
@@ -82,7 +82,7 @@ def render_report(
         rejected=[] if version else _counted(progress.reasons, seeds, REASONS),
         notes=_counted(progress.notes, seeds, NOTES),
         # A seed row may have become several, of which some are rejected.
-        dropped=_counted(version.dropped, version.read, REASONS) if version else [],
+        dropped=_counted(version.dropped, version.read, DROPPED) if version else [],
         openings=[Counted(name, count, 100 * count / figures.rows, "") for name, count in figures.openings]
         if figures
         else [],
@@ -92,10 +92,15 @@ def render_report(
 
 def _counted(counts: Mapping[str, int], of: int, meanings: Mapping[str, str]) -> list[Counted]:
     return [
-        Counted(one_line(name), count, min(100.0, 100 * count / of) if of else 0.0, meaning(code, meanings))
+        Counted(one_line(name), count, min(100.0, 100 * count / of) if of else 0.0, _meaning(name, meanings))
         for name, count in most_first(counts)
-        for code in [name.removeprefix("rejected: ")]
     ]
+
+
+def _meaning(name: str, meanings: Mapping[str, str]) -> str:
+    """What a name means; the merger counts rejected rows under theirs."""
+    rejected = name.removeprefix("rejected: ")
+    return meaning(name, meanings) if rejected == name else meaning(rejected, REASONS)
 
 
 def _bars(histogram: Histogram) -> list[Bar]:

@@ -103,11 +103,11 @@ class Maker:
         """
         name = self._random.choice([*TASKS])
         spec = TASKS[name]
-        if name == "group_columns" and len(self._of("text")) < 2:
+        if len(self._of("text")) < {"group_columns": 2, "filter": 1}.get(name, 0):
             return None
         given = self._parameters(name)
         parameters = spec.parameters.model_validate(given)
-        mappings = self._mappings(spec.inputs(parameters))
+        mappings = self._mappings(spec.inputs(parameters)) if name != "filter" else {}
         if mappings is None:
             return None
         outputs = {column: bare(kind) for column, kind in spec.outputs(parameters).items()}
@@ -126,6 +126,8 @@ class Maker:
         given = {**TASKS[name].example, **EXAMPLES[name].parameters}
         if name == "group_columns":
             return {"columns": self._random.sample(self._of("text"), 2)}
+        if name == "filter":
+            return {"keep": {self._random.choice(self._of("text")): {"min_words": self._random.randint(1, 4)}}}
         fields = TASKS[name].parameters.model_fields
         given |= {each: chance() < 0.5 for each in _SWITCHES if each in fields and chance() < 0.5}
         given |= {
@@ -189,6 +191,8 @@ class Maker:
             merge |= {"prompt": self._random.choice(texts), "answer": self._random.choice(texts)}
         if chance() < 0.2:
             merge["columns"] = self._random.sample([*self._columns], 1)
+        if chance() < 0.2:
+            merge["keep"] = {"output_tokens": {"max": self._random.randint(10, 100)}}
         return merge
 
 

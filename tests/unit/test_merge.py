@@ -19,6 +19,7 @@ from typing import Any
 import numba
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, load_dataset
@@ -226,7 +227,7 @@ def test_a_text_is_cut_into_words_and_signs():
     def tokens(text: str) -> list[int]:
         data = np.frombuffer(text.encode() or b" ", np.uint8)
         out = np.empty(len(data), np.uint64)
-        return out[: minhash._tokens(data, 0, len(data), out)].tolist()
+        return out[: minhash.hash_tokens(data, 0, len(data), out)].tolist()
 
     cut = "für | 5 | × | 3 | = | 15 | , | 机 | 器 | か | ก | 😀 | 𠀀 | हिन्दी | । | قال | ؟ | 한국어 | … | 10 | €"
     words = cut.split(" | ")
@@ -250,6 +251,14 @@ def test_a_sliced_array_is_read_from_its_own_start():
 
 def test_normalisation():
     assert normalise(pa.array(["  Ｗhat\tIS \n it? "])).to_pylist() == ["what is it?"]
+
+
+def test_every_run_of_white_space_is_a_single_space():
+    rng = random.Random(5)
+    signs = [" ", " ", "\t", "\n", "\r", "\f", "\v", "\u2028", "a", "b"]
+    texts = ["".join(rng.choices(signs, k=rng.randrange(12))) for _ in range(3000)]
+    expected = pc.utf8_trim_whitespace(pc.replace_substring_regex(pa.array(texts), pattern=r"\s+", replacement=" "))
+    assert normalise(pa.array(texts)).equals(expected)
 
 
 def answered(tmp_path: Path, texts: list[str], script: dict | None = None, **changes: object):
@@ -601,13 +610,13 @@ def test_several_answers_to_one_question_are_no_duplicates_unless_they_are_the_s
 def compared(rows: list[tuple[int, str, str]], **merge: object) -> tuple[list[int], list[int], dict[str, int]]:
     """(rows that stay, how many each stands for, rows left out by reason) of (seed row, question, answer)."""
     names = {"row_index": [seed for seed, _, _ in rows], "q": [q for _, q, _ in rows], "a": [a for _, _, a in rows]}
-    dropped = Counter[str]()
     seen = Compared(len(rows), Chat("q", "a"), Merge(**{"compare": "answers"} | merge))
-    seen.add(pa.table(names), dropped)
-    stay, sizes = seen.different(dropped)
-    assert sum(sizes) == len(rows)
-    assert len(stay) + sum(dropped.values()) == len(rows)
-    return stay.tolist(), sizes.tolist(), dict(dropped)
+    assert seen.add(pa.table(names)).all()
+    alike = seen.alike()
+    assert sum(alike.sizes) == len(rows)
+    assert alike.stays[alike.first].all(), "who stands for others stays"
+    dropped = Counter(f"{'exact' if exact else 'near'} duplicate" for exact in alike.exact[~alike.stays])
+    return np.flatnonzero(alike.stays).tolist(), alike.sizes.tolist(), dict(dropped)
 
 
 def test_of_questions_that_are_nearly_the_same_the_first_keeps_its_answers():

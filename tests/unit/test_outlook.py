@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -63,6 +64,20 @@ def test_a_model_that_repeats_itself_is_told_after_the_first_thousand_rows(tmp_p
     assert line.endswith("(a drop_duplicates step ends duplicates before their answers are generated)")
     assert "of the first 1," in line, "it looked at what was committed then"
     assert " ok rows a merge would keep 700; dropped: exact duplicate " in line
+
+
+def test_benchmarks_are_read_once_for_all_of_its_looks(tmp_path: Path):
+    held_out = tmp_path / "held.jsonl"
+    rows = {row["instruction"] for row in ROWS}
+    held_out.write_text("".join(json.dumps({"q": text}) + "\n" for text in sorted(rows)[:5]))
+    job = done(tmp_path / "run", merge={"decontaminate": {"path": str(held_out), "columns": ["q"]}, "near": False})
+    plan, _, store = planned(job)
+    looker = Outlook(store, plan, job, 0)
+    (first,) = told(looker, 1000)
+    held_out.unlink()
+    (second,) = told(looker, 10_000)
+    assert first == second
+    assert "contaminated: held.jsonl " in first
 
 
 @pytest.mark.parametrize("merge", [{"near": False}, {"near": {"threshold": 0.5}}, {"exact": False, "near": False}])

@@ -71,10 +71,10 @@ from distilabel.steps.tasks import (
 from pydantic import BaseModel, Field, SecretStr
 
 from batchgen import JobError, from_pipeline
+from batchgen.columns import trace_columns
 from batchgen.engines.base import Completion, Request
 from batchgen.engines.chaos import ChaosEngine
 from batchgen.errors import SeedError, UserError
-from batchgen.plan import trace_columns
 from batchgen.translation.segments import segments_of
 from batchgen.translation.translate import translate
 

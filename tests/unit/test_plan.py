@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from batchgen.api import plan_run
+from batchgen.columns import trace_columns
 from batchgen.embedded import MODEL_PATH
 from batchgen.engines import repository
 from batchgen.engines.arguments import engine_arguments
 from batchgen.errors import JobError, ModelError, PlanMismatch, SeedError
 from batchgen.job import Job, Source
-from batchgen.plan import _TEXT_ARGUMENTS, Plan, make_plan, read_plan, settle_plan, shard_bounds, trace_columns
+from batchgen.plan import _TEXT_ARGUMENTS, Plan, make_plan, read_plan, settle_plan, shard_bounds
 from batchgen.seeds import load_seeds
 from batchgen.store import LocalStore
 from tests.helpers import chaos_job, planned

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from ray.job_submission import JobStatus
 
+from batchgen.benchmarks import read_benchmark
 from batchgen.distributed import submit as submission
 from batchgen.distributed.submit import _pack, follow, submit
 from batchgen.errors import BatchgenError, UserError
@@ -144,6 +145,43 @@ def test_what_is_in_a_bucket_is_read_there(tmp_path: Path, monkeypatch: pytest.M
     _pack(job, tmp_path / "sent")
     sent = Job.load(tmp_path / "sent" / "job.yaml").source.path
     assert sent == ["seeds/00000-1.jsonl", "s3://bucket/*.jsonl", "seeds/00002-2.jsonl"]
+
+
+def test_benchmarks_go_along_with_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("held").mkdir()
+    for name in ("held/a.jsonl", "held/b.jsonl", "c.jsonl"):
+        Path(name).write_text(f'{{"q": "What is in {name}?"}}\n')
+    benchmarks = [
+        {"path": "held/*.jsonl", "columns": ["q"]},
+        {"dataset": "ORG/NAME", "columns": ["q"]},
+        {"path": ["c.jsonl", "s3://bucket/d.jsonl"], "columns": ["q"]},
+    ]
+    job = Job.of(
+        {
+            "name": "n",
+            "source": {"count": 3},
+            "model": {"path": "chaos"},
+            "steps": [{"task": "magpie"}],
+            "merge": {"decontaminate": benchmarks},
+            "output": "/shared/run",
+        }
+    )
+    with pytest.raises(UserError, match="no Ray dashboard accepts jobs there"):
+        submit(job, "http://127.0.0.1:1", False, print)
+    (tmp_path / "sent").mkdir()
+    _pack(job, tmp_path / "sent")
+    monkeypatch.chdir(tmp_path / "sent")
+    first, hub, last = Job.load("job.yaml").merge.decontaminate
+    assert first.path == ["benchmark-0/00000-a.jsonl", "benchmark-0/00001-b.jsonl"]
+    assert read_benchmark(first, 0).to_pylist() == ["What is in held/a.jsonl?", "What is in held/b.jsonl?"]
+    assert (hub.dataset, hub.path) == ("ORG/NAME", None)
+    assert last.path == ["benchmark-2/00000-c.jsonl", "s3://bucket/d.jsonl"]
+
+    monkeypatch.chdir(tmp_path)
+    Path("held/b.jsonl").write_text("{")
+    with pytest.raises(UserError, match=r"held/b\.jsonl:1: not JSON"):
+        submit(job, "http://127.0.0.1:1", False, print)
 
 
 class Taker:

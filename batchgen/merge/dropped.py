@@ -1,0 +1,94 @@
+"""Rows that the merger leaves out, to look at: why, and of a duplicate the row that is kept in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from batchgen.commit import Manifest
+from batchgen.job import Job, Merge
+from batchgen.merge.conversations import chat_columns, settled
+from batchgen.merge.selection import Selection, Shards, select
+from batchgen.plan import Plan
+from batchgen.rows import REJECTED
+from batchgen.store.base import ObjectStore
+
+_Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DroppedRow:
+    """An ok row that is in no dataset.
+
+    Args:
+        row: its columns, but for nulls.
+        original: the columns of the row that is kept in its place; None where it is no duplicate.
+    """
+
+    reason: str
+    row: _Row
+    original: _Row | None
+
+
+class Dropped:
+    """What a merge leaves out of the rows that are committed, but for rejected ones.
+
+    Args:
+        merge: its settings, as a version has them; by default those of the job.
+
+    Attributes:
+        counts: rows by reason.
+
+    Raises:
+        UserError: a benchmark cannot be read.
+        CorruptShard: names the shard.
+    """
+
+    def __init__(
+        self, store: ObjectStore, plan: Plan, job: Job, manifests: Mapping[int, Manifest], merge: Merge | None = None
+    ) -> None:
+        chat = chat_columns(job, plan)
+        self._shards = Shards(store, plan, manifests)
+        self._selection: Selection = select(self._shards, chat, merge or settled(job, chat))
+        self.counts = {
+            reason: rows for reason, rows in self._selection.dropped.items() if not reason.startswith(f"{REJECTED}: ")
+        }
+
+    def rows(self, reason: str | None = None, limit: int = 0) -> Iterator[DroppedRow]:
+        """Rows in the order of their seeds.
+
+        Args:
+            reason: only these.
+            limit: of each reason; 0: all.
+        """
+        reasons: dict[int, str] = {}
+        for name in self.counts if reason is None else [reason]:
+            rows = self._selection.fates.of(name)
+            reasons |= dict.fromkeys(rows[: limit or len(rows)].tolist(), name)
+        originals = {
+            row: original
+            for row, original in zip(
+                self._selection.duplicates.tolist(), self._selection.originals.tolist(), strict=True
+            )
+            if row in reasons
+        }
+        kept: dict[int, _Row] = {}  # an original comes before its duplicates
+        for index, row in self._at(sorted({*reasons, *originals.values()})):
+            if index in reasons:
+                original = kept[originals[index]] if index in originals else None
+                yield DroppedRow(reasons[index], row, original)
+            else:
+                kept[index] = row
+
+    def _at(self, indices: list[int]) -> Iterator[tuple[int, _Row]]:
+        """Rows by their indices, which are in order."""
+        start, wanted = 0, np.array(indices, np.int64)
+        for table in self._shards:
+            here = wanted[(wanted >= start) & (wanted < start + table.num_rows)]
+            for index, row in zip(here.tolist(), table.take(pa.array(here - start)).to_pylist(), strict=True):
+                yield index, {name: value for name, value in row.items() if value is not None}
+            start += table.num_rows
