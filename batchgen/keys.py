@@ -80,7 +80,9 @@ class Keys:
             "the job itself": self._job.model_fields,
             **{part: self._parts[part].model_fields for part in ("source", "merge")},
             "merge.near": self._parts["near"].model_fields,
-            "merge.decontaminate": self._parts["decontaminate"].model_fields,
+            # What it has in common with a source is more likely meant for that.
+            "merge.decontaminate": self._parts["decontaminate"].model_fields.keys()
+            - self._parts["source"].model_fields.keys(),
             model: self._parts["model"].model_fields,
             f"{model}.engine": arguments.engine_arguments(),
             f"{step}.sampling" if in_step else "sampling": arguments.sampling_arguments(),

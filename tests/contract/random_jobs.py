@@ -127,7 +127,7 @@ class Maker:
         if name == "group_columns":
             return {"columns": self._random.sample(self._of("text"), 2)}
         if name == "filter":
-            return {"keep": {self._random.choice(self._of("text")): {"min_words": self._random.randint(1, 4)}}}
+            return {"keep": {self._random.choice(self._of("text")): {"max_words": self._random.randint(3, 7)}}}
         fields = TASKS[name].parameters.model_fields
         given |= {each: chance() < 0.5 for each in _SWITCHES if each in fields and chance() < 0.5}
         given |= {
@@ -192,7 +192,7 @@ class Maker:
         if chance() < 0.2:
             merge["columns"] = self._random.sample([*self._columns], 1)
         if chance() < 0.2:
-            merge["keep"] = {"output_tokens": {"max": self._random.randint(10, 100)}}
+            merge["keep"] = {"output_tokens": {"max": self._random.randint(40, 200)}}
         return merge
 
 

@@ -17,7 +17,7 @@ import yaml
 from batchgen import keys
 from batchgen.engines.arguments import sampling_arguments
 from batchgen.errors import JobError
-from batchgen.job import Job, Merge, Model, Near, Source
+from batchgen.job import Benchmark, Job, Merge, Model, Near, Source
 from batchgen.keys import EXAMPLES
 from batchgen.step import Step
 from batchgen.tasks.table import TASKS
@@ -453,7 +453,7 @@ def test_of_very_many_mistakes_the_first_are_told(tmp_path: Path):
 
 
 def test_the_shapes_that_are_told_are_good_ones():
-    kinds = {kind.__name__: kind for kind in (Source, Model, Step, Merge, Near)}
+    kinds = {kind.__name__: kind for kind in (Source, Model, Step, Merge, Benchmark, Near)}
     assert EXAMPLES.keys() == kinds.keys()
     for name, text in EXAMPLES.items():
         shapes = re.findall(r"\{[^{}]*(?:\{[^{}]*\})?\}", text)

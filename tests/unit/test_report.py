@@ -81,7 +81,7 @@ def test_the_page_says_what_came_of_the_rows(tmp_path: Path):
     assert tiles[3:11:2] == ["7", "6", "1", "5"]
     assert tiles[4:12:2] == ["seed rows", "of them good", "rejected", "rows in the dataset"]
     told = page.sections["Left out of the dataset"]
-    assert told[-7:-4] == ["exact duplicate", "1", "14.3 %"]
+    assert told[-8:-4] == ["exact duplicate", "the same text as an earlier row's", "1", "14.3 %"]
     assert told[-4:] == ["rejected: empty_input", "the texts that the step reads are empty", "1", "14.3 %"]
     assert "Rejected" not in page.sections
     assert page.sections["How questions begin"][-3:] == ["What is the", "4", "80.0 %"]
