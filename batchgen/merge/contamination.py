@@ -116,7 +116,7 @@ def _forms(texts: pa.Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
 
 
 class Contamination:
-    """What is known of benchmarks' texts: 8 to 32 bytes for each of their n-grams.
+    """What is known of benchmarks' texts: 16 to 32 bytes for each of their n-grams.
 
     Raises:
         UserError: one of them cannot be read.
