@@ -322,7 +322,8 @@ def describe_dropped(dropped: DroppedRow) -> list[str]:
             continue
         lines.append(f"  {one_line(name)}: {_shortened(value)}")
         if original and original.get(name) != value:
-            lines.append(f"  {'there':>{len(one_line(name))}}: {_shortened(original.get(name))}")
+            there = f"(row {original['row_index']})"
+            lines.append(f"  {there:>{len(one_line(name))}}: {_shortened(original.get(name))}")
     return lines
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 # The note of a good row with a text that was cut at max_tokens; reasons for which others are rejected begin with it.
 TRUNCATED = "truncated"
+# The reason for which a filter rejects a row, before the column that it fails by; alone, that of a step of the user's.
+FILTERED = "filtered"
 TRUNCATED_REASONING = "truncated_reasoning"
 THOUGHTS_OFF = "many templates leave thoughts out with model.chat_template_kwargs: {enable_thinking: false}"
 _MANY_CUT = 0.1

@@ -7,7 +7,7 @@ import shlex
 from batchgen.drive import Status
 from batchgen.errors import BatchgenError
 from batchgen.job import Job
-from batchgen.progress import THOUGHTS_OFF, TRUNCATED, TRUNCATED_REASONING, Progress
+from batchgen.progress import FILTERED, THOUGHTS_OFF, TRUNCATED, TRUNCATED_REASONING, Progress
 
 _RAISE = "raise sampling.max_tokens (within max_model_len)"
 _KEEP = "or keep rows that were cut with merge.drop_truncated=false"
@@ -34,7 +34,8 @@ def hopeless(job: Job, status: Status, before: Progress) -> BatchgenError | None
     number = status.done.rejected + cut
     if limit is None or number < ended or number >= status.rows:
         return None
-    if number - before.rejected - _dropped_as_cut(job, before) < limit:
+    free = _filtered_for_nothing(job, status.done) - _filtered_for_nothing(job, before)
+    if number - free - before.rejected - _dropped_as_cut(job, before) < limit:
         return None
     rows, so = f"all of the first {ended:,} rows", f"more are not tried (fail_after_rejected: {limit})"
     if not cut:
@@ -42,6 +43,19 @@ def hopeless(job: Job, status: Status, before: Progress) -> BatchgenError | None
     also = f" or rejected ({status.done.rejected:,})" * bool(status.done.rejected)
     lost = f"{rows} were cut at max_tokens{also}, and the merger drops such rows"
     return BatchgenError(f"{lost}; {so}: {_RAISE}, {_KEEP}")
+
+
+def _filtered_for_nothing(job: Job, progress: Progress) -> int:
+    """Rows that ended at a filter before a model was asked anything of them, as most of a large seed file may."""
+    calling = [index for index, step in enumerate(job.steps) if step.spec.calls_model]
+    first = calling[0] if calling else len(job.steps)
+    names = [
+        {f"{FILTERED}:{column}" for column in step.spec.keep(step.parameters)}
+        | ({FILTERED} if step.spec.may_spread else set())
+        for step in job.steps
+    ]
+    free = set().union(*names[:first]) - set().union(*names[first:])
+    return sum(count for reason, count in progress.reasons.items() if reason in free)
 
 
 def _dropped_as_cut(job: Job, progress: Progress) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -102,7 +103,9 @@ def merge_run(store: ObjectStore, plan: Plan, job: Job, partial: bool = False) -
         )
     merged = merge_rows(store, plan, job, manifests)
     if not merged.rows:
-        raise _nothing_left(merged)
+        # `dropped` shows what the newest version leaves out, which has other settings where there is one.
+        look = "" if version_numbers(store) else f". To look at them: batchgen dropped {shlex.quote(job.output)}"
+        raise _nothing_left(merged, look)
     details: dict[str, Any] = {
         "fingerprint": plan.fingerprint,
         "merge": _settings(merged.merge),
@@ -141,12 +144,12 @@ def _settings(merge: Merge) -> dict[str, Any]:
     return {name: value for name, value in merge.model_dump(mode="json").items() if value not in ({}, [])}
 
 
-def _nothing_left(merged: Merged) -> BatchgenError:
+def _nothing_left(merged: Merged, look: str) -> BatchgenError:
     dropped = merged.selection.dropped
     reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
     hint = "; merge.drop_truncated: false keeps those that were cut at max_tokens" * ("truncated" in dropped)
     return BatchgenError(
-        f"the merge left out all {merged.shards.rows} rows ({reasons}); there is nothing to publish{hint}"
+        f"the merge left out all {merged.shards.rows} rows ({reasons}); there is nothing to publish{hint}{look}"
     )
 
 

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from batchgen.conditions import checked_conditions, met
 from batchgen.errors import RowRejected
+from batchgen.progress import FILTERED
 from batchgen.tasks.spec import ANY, Gate, Row, TaskParameters, TaskSpec, columns
 
 
@@ -41,7 +42,7 @@ def _filtered(row: Row, parameters: Filter, notes: list[str]) -> Row:
 
     for column, condition in parameters.keep.items():
         if not met(pa.array([row.get(column)]), condition)[0]:
-            raise RowRejected(f"filtered:{column}")
+            raise RowRejected(f"{FILTERED}:{column}")
     return row
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from batchgen import bridge
 from batchgen.errors import RowRejected
+from batchgen.progress import FILTERED
 from batchgen.tasks.llm import CallLog
 from batchgen.tasks.spec import Row, TaskParameters, TaskSpec
 
@@ -49,7 +50,7 @@ class PlainStep:
         finally:
             self._free.put(step)
         if not made:
-            raise RowRejected("filtered")
+            raise RowRejected(FILTERED)
         return made
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from batchgen import bridge
 from batchgen.engines.base import Engine, Message
 from batchgen.errors import EngineError, EngineStartError, RowRejected, Stopped, own_place_of
+from batchgen.progress import FILTERED
 from batchgen.rows import as_message
 from batchgen.tasks import completions
 from batchgen.tasks.fixes import task_class
@@ -173,7 +174,7 @@ class TaskRunner:
         else:
             made = [row for rows in self._task.process([inputs]) for row in rows]
         if not made:
-            raise RowRejected("filtered")
+            raise RowRejected(FILTERED)
         return [dict(row) for row in made]
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
-from batchgen import JobError, run
+from batchgen import BatchgenError, JobError, run
 from batchgen.cli import main
 from batchgen.conditions import checked_conditions, is_for, met
 from batchgen.engines.base import EngineSpec
@@ -261,5 +261,11 @@ def test_conditions_may_change_when_a_run_goes_on(tmp_path: Path):
     first = run(chaos_job(tmp_path / "run"), in_process=True)
     assert "keep" not in first.version.merge, "runs of before there were conditions merge to what they were"
     least = {"keep": {"output_tokens": {"min": 10**6}}}
-    with pytest.raises(Exception, match=r"the merge left out all 40 rows \(filtered: output_tokens 40\)"):
+    told = r"the merge left out all 40 rows \(filtered: output_tokens 40\); there is nothing to publish"
+    with pytest.raises(BatchgenError, match=rf"{told}$"):
         run(chaos_job(tmp_path / "run", merge=least), in_process=True)
+    # Where there is no version with other settings, it can be looked at why.
+    other = tmp_path / "other"
+    with pytest.raises(BatchgenError, match=rf"{told}\. To look at them: batchgen dropped {other}$"):
+        run(chaos_job(other, merge=least), in_process=True)
+    assert main(["dropped", str(other), "--limit", "1"]) == 0

@@ -95,11 +95,11 @@ def test_a_few_of_each_reason_are_shown_to_be_read(folder: Path, capsys: pytest.
     assert [row.partition("\n")[0] for row in rows] == firsts
     assert rows[0].splitlines()[1:] == [
         f"  q: {LONG}!",
-        f"  there: {LONG}",
+        f"  (row 0): {LONG}",
         "  a: Two.",
-        "  there: One.",
+        "  (row 0): One.",
         "  score: 4",
-        "  there: 5",
+        "  (row 0): 5",
     ]
     assert "  a: One.\n  score" in rows[2], "what is the same there is not said twice"
     assert "\x1b" not in rows[3]

@@ -97,3 +97,47 @@ def test_cut_rows_end_no_run_in_which_a_step_may_make_several_of_one(tmp_path: P
     for own, ends in ((own_task(Step, {}, {}), False), (TASKS["magpie"], True)):
         made = Job.of({**job, "steps": [{"task": "own"}], "fail_after_rejected": 100}, tasks={"own": own})
         assert bool(hopeless(made, Status(1000, lost(cut=200), 10, 1), Progress())) == ends
+
+
+FILTER = {"task": "filter", "keep": {"score": {"min": 4}}}
+LATER = {"task": "filter", "keep": {"generation": {"min_words": 3}}}
+ANSWER = {"task": "text_generation"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "reason", "ends"),
+    [
+        ([FILTER, ANSWER], "filtered:score", False),
+        ([FILTER, {"task": "drop_duplicates"}, ANSWER], "filtered:score", False),
+        ([FILTER], "filtered:score", False),
+        ([ANSWER, LATER], "filtered:generation", True),
+        ([ANSWER, FILTER], "filtered:score", True),
+        # At which of the two it was is not known.
+        ([FILTER, ANSWER, FILTER], "filtered:score", True),
+        ([FILTER, ANSWER], "empty_input", True),
+    ],
+)
+def test_rows_that_a_filter_ends_before_a_model_is_asked_end_no_run(
+    tmp_path: Path, steps: list[dict[str, Any]], reason: str, ends: bool
+):
+    source = {"rows": [{"instruction": "x", "score": 1}]}
+
+    def told(done: Progress, before: Progress | None = None) -> str:
+        return verdict(tmp_path, done, before, source=source, steps=steps)
+
+    assert bool(told(Progress(0, 500, {reason: 500}))) == ends
+    assert bool(told(Progress(0, 599, {reason: 500, "invalid_output": 99}))) == ends
+    assert told(Progress(0, 600, {reason: 500, "invalid_output": 100}))
+    # Resumed: with as many again of those that count.
+    before = Progress(0, 450, {reason: 400, "invalid_output": 50})
+    assert bool(told(Progress(0, 649, {reason: 500, "invalid_output": 149}), before)) == ends
+    assert told(Progress(0, 650, {reason: 500, "invalid_output": 150}), before)
+
+
+def test_so_do_rows_of_which_a_step_of_the_user_s_own_makes_none(tmp_path: Path):
+    job = {"name": "t", "source": {"count": 1000}, "model": {"path": "chaos"}, "output": str(tmp_path)}
+    done = Progress(0, 200, {"filtered": 200})
+    for steps, ends in ((["own", "magpie"], False), (["magpie", "own"], True)):
+        tree = {**job, "steps": [{"task": task} for task in steps], "fail_after_rejected": 100}
+        made = Job.of(tree, tasks={"own": own_task(Step, {}, {})})
+        assert bool(hopeless(made, Status(1000, done, 10, 1), Progress())) == ends
