@@ -10,7 +10,8 @@ keep_row_after_semantic_check: true
 
 from __future__ import annotations
 
-import math
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +27,8 @@ Mask = npt.NDArray[np.bool_]
 Conditions = Mapping[str, Any]
 _Scalar = bool | int | float | str
 _WORD = r"\S+"
+_HALF = re.compile(r"[\ud800-\udfff]")
+_MOST = 1_000_000_000
 
 
 class _Bound(NamedTuple):
@@ -43,18 +46,23 @@ class _Bound(NamedTuple):
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is text that a column could hold: half of a surrogate pair is none."""
+    return isinstance(value, str) and not _HALF.search(value)
 
 
 def _is_pattern(value: Any) -> bool:
     import pyarrow as pa
 
     try:
-        return isinstance(value, str) and value != "" and len(_holds(pa.array([""]), "matches", value)) == 1
+        return _is_text(value) and value != "" and len(_holds(pa.array([""]), "matches", value)) == 1
     except pa.ArrowInvalid:
         return False
 
@@ -62,7 +70,7 @@ def _is_pattern(value: Any) -> bool:
 _BOUNDS: Mapping[str, _Bound] = {
     **{name: _Bound("number", "a number", _is_number) for name in ("min", "max")},
     **{
-        f"{end}_{unit}": _Bound("text", "a whole number of 0 or more", _is_size)
+        f"{end}_{unit}": _Bound("text", f"a whole number from 0 to {_MOST:,}", _is_size)
         for unit in ("words", "chars")
         for end in ("min", "max")
     },
@@ -112,7 +120,7 @@ def _wrong(message: str, *path: str) -> PydanticCustomError:
 def _values(condition: Any) -> Sequence[Any]:
     """The values of a condition that is no mapping; none where one of them is no value."""
     values = condition if isinstance(condition, list | tuple) else [condition]
-    return values if all(isinstance(value, _Scalar) and value == value for value in values) else ()
+    return values if all(isinstance(value, bool) or _is_text(value) or _is_number(value) for value in values) else ()
 
 
 def _kind_of_value(value: _Scalar) -> str:
@@ -152,11 +160,13 @@ def met(values: pa.Array, condition: Any) -> Mask:
         return met(pc.struct_field(values, "content" if "content" in names else "value"), condition)
     if pa.types.is_null(values.type):
         return np.zeros(len(values), bool)
+    if kind_for(condition) == "number":
+        values = values.cast(pa.float64(), safe=False)  # a whole number beyond 2**53 is near enough
     if isinstance(condition, Mapping):
         holds = [_holds(values, name, value) for name, value in condition.items()]
     else:
-        values = values.cast(pa.float64()) if kind_for(condition) == "number" else values
-        holds = [pc.is_in(values, value_set=pa.array(_values(condition), values.type))]
+        wanted = [float(value) if _is_number(value) else value for value in _values(condition)]
+        holds = [pc.is_in(values, value_set=pa.array(wanted, values.type))]
     result = np.ones(len(values), bool)
     for each in holds:
         result &= np.asarray(pc.fill_null(each, False))
@@ -174,4 +184,4 @@ def _holds(items: pa.Array, name: str, value: Any) -> pa.Array:
         items = pc.count_substring_regex(items, pattern=_WORD)
     elif name.endswith("_chars"):
         items = pc.utf8_length(items)
-    return pc.greater_equal(items, value) if name.startswith("min") else pc.less_equal(items, value)
+    return pc.greater_equal(items, float(value)) if name.startswith("min") else pc.less_equal(items, float(value))

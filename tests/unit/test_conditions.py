@@ -66,6 +66,14 @@ def test_a_number_is_one_whatever_its_width(type: pa.DataType):
     assert met(values, {"min": 1.5}).tolist() == [False, True, True]
 
 
+def test_numbers_that_are_no_floats_are_compared_all_the_same():
+    values = pa.array([2**60 + 1, -(2**62), 5, None])
+    assert met(values, {"min": 1.5}).tolist() == [True, False, True, False]
+    assert met(values, {"min": -(10**30), "max": 10**30}).tolist() == [True, True, True, False]
+    assert met(values, [2**60 + 1, 10**30]).tolist() == [True, False, False, False]
+    assert met(pa.array([1.0, 2.0], pa.float16()), {"min": 1.5}).tolist() == [False, True]
+
+
 def test_a_text_is_one_whatever_its_offsets():
     values = pa.array(["a", "b c", None], pa.large_string())
     assert met(values, "a").tolist() == [True, False, False]
@@ -104,8 +112,14 @@ def test_a_condition_is_for_columns_of_its_kind(kind: str, fitting: set[str]):
         ("{score: {min: x}}", r"merge\.keep\.score\.min: expected a number, got 'x'"),
         ("{score: {min: true}}", r"merge\.keep\.score\.min: expected a number, got True"),
         ("{score: {max: .inf}}", r"merge\.keep\.score\.max: expected a number, got inf"),
-        ("{q: {min_words: -1}}", r"merge\.keep\.q\.min_words: expected a whole number of 0 or more, got -1"),
-        ("{q: {max_chars: 1.5}}", r"merge\.keep\.q\.max_chars: expected a whole number of 0 or more, got 1\.5"),
+        ("{q: {min_words: -1}}", r"merge\.keep\.q\.min_words: expected a whole number from 0 to 1,000,000,000, got -1"),
+        ("{q: {max_chars: 1.5}}", r"merge\.keep\.q\.max_chars: expected a whole number from 0 to .* got 1\.5"),
+        (f"{{q: {{max_chars: {10**40}}}}}", r"merge\.keep\.q\.max_chars: expected a whole number from 0 to"),
+        (f"{{score: {{min: -{10**400}}}}}", r"merge\.keep\.score\.min: expected a number, got -1000"),
+        (f"{{score: [1, {10**400}]}}", r"merge\.keep\.score: expected a value"),
+        ("{score: .inf}", r"merge\.keep\.score: expected a value"),
+        ('{q: "\\ud800"}', r"merge\.keep\.q: expected a value"),
+        ('{q: {matches: "a\\udfff"}}', r"merge\.keep\.q\.matches: expected a regular expression"),
         ("{q: {matches: '('}}", r"merge\.keep\.q\.matches: expected a regular expression that RE2 knows, got '\('"),
         ("{q: {not_matches: '(?=a)'}}", r"merge\.keep\.q\.not_matches: expected a regular expression that RE2 knows"),
         ("{q: {matches: ''}}", r"merge\.keep\.q\.matches: expected a regular expression"),
