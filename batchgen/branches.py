@@ -129,13 +129,22 @@ def storable(text: str | None) -> str | None:
     return text and text.encode("utf-8", "replace").decode("utf-8")
 
 
-def explode(branch: Branch, column: str, new: str) -> list[Branch]:
-    """A branch for every item of a list; the branch itself, rejected, where the list has none."""
+def explode(branch: Branch, columns: Mapping[str, str]) -> list[Branch]:
+    """A branch for every item of some lists, side by side; the branch itself, rejected, where that cannot be.
+
+    Args:
+        columns: those of the items, by those of the lists. Where the first list has no item, there is no branch.
+    """
     if branch.reason is not None:
         return [branch]
-    items = [item for item in branch.data.get(column) or () if item is not None and item != ""]
-    if not items:
+    lists = [branch.data.get(column) or () for column in columns]
+    if len({len(each) for each in lists}) > 1:
+        return [replace(branch, reason="unequal_lists")]
+    rows = [row for row in zip(*lists, strict=True) if row[0] is not None and row[0] != ""]
+    if not rows:
         return [replace(branch, reason="nothing_to_explode")]
-    rest = {name: value for name, value in branch.data.items() if name != column}
-    parts = branch.split(len(items))
-    return [replace(part, data={**rest, new: item}) for part, item in zip(parts, items, strict=True)]
+    rest = {name: value for name, value in branch.data.items() if name not in columns}
+    new, parts = columns.values(), branch.split(len(rows))
+    return [
+        replace(part, data={**rest, **dict(zip(new, row, strict=True))}) for part, row in zip(parts, rows, strict=True)
+    ]

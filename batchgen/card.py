@@ -119,8 +119,8 @@ def _held(job: Job, column: str) -> str:
     if column in _HELD:
         return _HELD[column]
     for number, step in enumerate(job.steps, 1):
-        if step.exploded is not None and step.exploded[1] == column:
-            return f"one of the list {_cell(step.exploded[0], code=True)}, spread by step {number}, {_cell(step.task)}"
+        if lists := [spread for spread, new in step.exploded.items() if new == column]:
+            return f"one of the list {_cell(lists[0], code=True)}, spread by step {number}, {_cell(step.task)}"
         if column in step.outputs:
             return f"written by step {number}, {_cell(step.task)}"
     return "of the seed row"

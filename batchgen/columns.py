@@ -40,8 +40,8 @@ def trace_columns(job: Job, seed_columns: Mapping[str, str]) -> dict[str, str]:
         check_conditions({step.reads[name]: each for name, each in conditions.items()}, columns, f"{where}.keep")
         for name, kind in step.outputs.items():
             add(name, kind, where)
-        if step.exploded:
-            column, new = step.exploded
+        spread: dict[str, str] = {}
+        for column, new in step.exploded.items():
             if column not in columns:
                 raise JobError(f"{where}.explode: no column {column!r}; {_existing(columns, column)}")
             kind = columns[column]
@@ -51,10 +51,12 @@ def trace_columns(job: Job, seed_columns: Mapping[str, str]) -> dict[str, str]:
                     f"{where}.explode: column {column!r} is not a list (it is {kind}); "
                     f"{'lists: ' + ', '.join(lists) if lists else 'there is no list'}"
                 )
+            spread[new] = kind[5:-1]
             # A list that was spread over rows is no column of theirs any more.
             del columns[column]
             added.pop(column, None)
-            add(new, kind[5:-1], f"{where}.explode")
+        for new, kind in spread.items():
+            add(new, kind, f"{where}.explode")
     check_merge_columns(job, columns)
     return added
 

@@ -115,7 +115,8 @@ def plan(options: argparse.Namespace) -> int:
     for index, step in enumerate(job.steps):
         outputs = f" -> {', '.join(map(one_line, step.outputs))}" if step.outputs else ""
         on = f" on {step.model}" if step.model is not None else ""
-        print(f"  {index + 1}. {step.task}{on}{outputs}" + (f"; explode {step.explode}" if step.explode else ""))
+        spread = ", ".join(f"{column} -> {new}" for column, new in step.exploded.items())
+        print(f"  {index + 1}. {step.task}{on}{outputs}" + (f"; explode {spread}" if spread else ""))
     for path, (opening, end) in user_turns(job, options.trust_remote_code).items():
         print(f"user turns of {path}: opened by {opening!r}, ended by {end!r}")
     print(f"columns of a shard: {', '.join(map(one_line, plan.schema.names))}")

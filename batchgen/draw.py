@@ -34,7 +34,7 @@ def mermaid(job: Job) -> str:
 def _edge(step: Step, generations: int) -> str:
     """Thick, with its reason, where a row becomes several."""
     reasons = [f"{generations} generations"] * (generations > 1 and not step.group_generations)
-    reasons += [(step.explode or "").strip()] * (step.explode is not None)
+    reasons += [f"{column} -> {new}" for column, new in step.exploded.items()]
     return f'== "{_safe(", ".join(reasons))}" ==>' if reasons else "-->"
 
 

@@ -94,8 +94,7 @@ class Worker:
         self._differing = differing_columns(job.steps)
         # By step: lists that it or a later one spreads over rows. A row that is rejected before has them still.
         self._lists = [
-            {step.exploded[0] for step in job.steps[index:] if step.exploded is not None}
-            for index in range(len(job.steps))
+            {column for step in job.steps[index:] for column in step.exploded} for index in range(len(job.steps))
         ]
         self._gates = [
             (column, gate)
@@ -253,8 +252,8 @@ class Worker:
             branches = [each.ended_if_cut() for each in branches]
         for column in self._differing.get(index, ()):
             branches = [each.ended_if_alike(column) for each in branches]
-        if step.exploded is not None:
-            branches = [part for each in branches for part in explode(each, *step.exploded)]
+        if step.exploded:
+            branches = [part for each in branches for part in explode(each, step.exploded)]
         # The column of such a list may be one of texts by the end.
         lists = self._lists[index] - row.seed.data.keys()
         branches = [each if each.reason is None else each.without(lists) for each in branches]

@@ -61,5 +61,5 @@ def _filtered_for_nothing(job: Job, progress: Progress) -> int:
 def _dropped_as_cut(job: Job, progress: Progress) -> int:
     """Rows that are good but for being cut at `max_tokens`; 0 where a seed row may have others beside one."""
     several = (job.generations(step) > 1 and not step.group_generations for step in job.steps)
-    spread = any(several) or any(step.exploded is not None or step.spec.may_spread for step in job.steps)
+    spread = any(several) or any(step.exploded or step.spec.may_spread for step in job.steps)
     return progress.notes.get(TRUNCATED, 0) if job.merge.drop_truncated and not spread else 0

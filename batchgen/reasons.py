@@ -39,6 +39,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "truncated_instruction": "a user's turn was cut at max_tokens",
         "truncated_output": "cut at max_tokens, so that the task could not read it",
         "truncated_reasoning": "cut at max_tokens while the model was still thinking",
+        "unequal_lists": "the lists that are spread over rows together have not the same number of items",
         "unknown_label": "a label that is none of available_labels",
     }
 )

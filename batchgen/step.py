@@ -48,7 +48,9 @@ class Step(Part):
     logprobs: bool = Field(False, description="adds the log-probabilities of the completion's tokens")
     reasoning: Reasoning = Field("drop", description="what becomes of a reasoning model's thoughts")
     model_name: bool = Field(False, description="adds the name of the model that the step runs on")
-    explode: str | None = None
+    explode: str | list[str] | None = Field(
+        None, description="spreads a list over rows, or several of one length: [texts -> text, scores -> score]"
+    )
     _spec: TaskSpec | None = PrivateAttr(None)
 
     @field_validator("task")
@@ -67,10 +69,17 @@ class Step(Part):
 
     @field_validator("explode")
     @classmethod
-    def _explode_form(cls, text: str | None) -> str | None:
-        if text is not None and not re.fullmatch(r"\s*\S+\s*->\s*\S+\s*", text):
-            raise complaint("must read `list column -> new column`, like instructions -> instruction")
-        return text
+    def _explode_form(cls, given: str | list[str] | None) -> str | list[str] | None:
+        texts = [given] if isinstance(given, str) else given
+        if texts is None:
+            return None
+        if not texts or not all(re.fullmatch(r"\s*\S+\s*->\s*\S+\s*", text) for text in texts):
+            raise complaint(
+                "must read `list column -> new column`, like instructions -> instruction, or be a list of such"
+            )
+        if len(_spread(texts)) < len(texts):
+            raise complaint("spreads one list twice")
+        return given
 
     @model_validator(mode="after")
     def _known_parameters(self, info: ValidationInfo) -> Step:
@@ -162,12 +171,14 @@ class Step(Part):
         return given or self.spec.distilabel == "StructuredGeneration"
 
     @property
-    def exploded(self) -> tuple[str, str] | None:
-        """(list column, new column) of `explode`."""
-        if self.explode is None:
-            return None
-        column, _, new = self.explode.partition("->")
-        return column.strip(), new.strip()
+    def exploded(self) -> Mapping[str, str]:
+        """The new columns of `explode`, by the lists whose items are in them."""
+        return _spread([self.explode] if isinstance(self.explode, str) else self.explode or [])
+
+
+def _spread(texts: Sequence[str]) -> dict[str, str]:
+    pairs = (text.partition("->") for text in texts)
+    return {column.strip(): new.strip() for column, _, new in pairs}
 
 
 def differing_columns(steps: Sequence[Step]) -> Mapping[int, Sequence[str]]:

@@ -77,14 +77,14 @@ def _repeats(job: Job, prompt: str) -> bool:
         if there and job.generations(step) > 1 and not step.group_generations:
             return True
         there = there or prompt in _written(step)
-        if there and step.exploded is not None and step.exploded[1] != prompt:
+        if there and step.exploded and prompt not in step.exploded.values():
             return True
     return False
 
 
 def _written(step: Step) -> set[str]:
     """The columns that a step's rows have more than the ones before it."""
-    return {*step.outputs, *(step.exploded[1:] if step.exploded is not None else ())}
+    return {*step.outputs, *step.exploded.values()}
 
 
 def _found_columns(job: Job, plan: Plan) -> ChatColumns | None:
@@ -98,8 +98,7 @@ def _found_columns(job: Job, plan: Plan) -> ChatColumns | None:
     spread: dict[str | None, str] = {}
     alternatives: dict[str | None, str | None] = {}
     for index, step in reversed(list(enumerate(job.steps))):
-        if step.exploded is not None:
-            spread[step.exploded[0]] = step.exploded[1]
+        spread |= dict(step.exploded.items())
         if step.spec.groups:
             (grouped,) = step.outputs
             alternatives |= dict.fromkeys((_column(step, name) for name in step.inputs), spread.get(grouped))

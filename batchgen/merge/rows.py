@@ -96,7 +96,7 @@ def merge_rows(store: ObjectStore, plan: Plan, job: Job, manifests: Mapping[int,
     merge = settled(job, chat)
     selection = select(shards, chat, merge)
     # A list of the seeds that was spread over rows is in none of them.
-    spread = {step.exploded[0] for step in job.steps if step.exploded is not None} - plan.step_columns.keys()
+    spread = {column for step in job.steps for column in step.exploded} - plan.step_columns.keys()
     unwanted: set[str] = set()
     if job.merge.columns is not None:
         unwanted = set(plan.schema.names) - META_NAMES - set(job.merge.columns)

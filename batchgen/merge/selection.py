@@ -128,12 +128,13 @@ def select(
     for table in shards:
         stop = start + table.num_rows
         _leave_out_unsound(table, start, merge, fates)
-        rows = fates.kept(start, stop)
-        for benchmark, found in contamination.found(table.take(rows - start)).items():
-            fates.leave_out(rows[found], f"contaminated: {benchmark}")
+        if merge.decontaminate:
+            rows = fates.kept(start, stop)
+            for benchmark, found in contamination.found(_taken(table, rows - start)).items():
+                fates.leave_out(rows[found], f"contaminated: {benchmark}")
         if seen is not None:
             rows = fates.kept(start, stop)
-            fates.leave_out(rows[~seen.add(table.take(rows - start))], "empty")
+            fates.leave_out(rows[~seen.add(_taken(table, rows - start))], "empty")
         start = stop
     none = np.empty(0, np.int64)
     if seen is None:
@@ -159,6 +160,11 @@ def _leave_out_unsound(table: pa.Table, start: int, merge: Merge, fates: Fates) 
         fates.leave_out(start + np.flatnonzero(cut), "truncated")
     for column, condition in merge.keep.items():
         fates.leave_out(start + np.flatnonzero(~met(table[column].combine_chunks(), condition)), f"filtered: {column}")
+
+
+def _taken(table: pa.Table, rows: Indices) -> pa.Table:
+    """Some rows of a shard, in order; mostly all of them, which need no copy."""
+    return table if len(rows) == table.num_rows else table.take(rows)
 
 
 def _mask(values: pa.ChunkedArray) -> Mask:

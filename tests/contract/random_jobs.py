@@ -172,15 +172,17 @@ class Maker:
                 options |= fields
         return options
 
-    def _explode(self, index: int) -> dict[str, str]:
-        """Perhaps spreads a list over rows, under its own name where it is no seed's."""
+    def _explode(self, index: int) -> dict[str, Any]:
+        """Perhaps spreads a list over rows, or two of them, under its own name where it is no seed's."""
         lists = [name for name, kind in self._columns.items() if kind.startswith("list[")]
         if not lists or self._random.random() < 0.6:
             return {}
-        column = self._random.choice(lists)
-        new = column if column not in SEEDS and self._random.random() < 0.5 else f"item_{index}"
-        self._columns[new] = self._columns.pop(column).removeprefix("list[").removesuffix("]")
-        return {"explode": f"{column} -> {new}"}
+        spread = []
+        for number, column in enumerate(self._random.sample(lists, min(len(lists), self._random.choice([1, 1, 1, 2])))):
+            new = column if column not in SEEDS and self._random.random() < 0.5 else f"item_{index}_{number}"
+            self._columns[new] = self._columns.pop(column).removeprefix("list[").removesuffix("]")
+            spread.append(f"{column} -> {new}")
+        return {"explode": spread if len(spread) > 1 else spread[0]}
 
     def _merge(self) -> dict[str, Any]:
         chance = self._random.random

@@ -72,7 +72,7 @@ def test_what_was_spent_before_a_split_goes_with_the_first_branch():
 
 def test_a_list_becomes_a_branch_an_item():
     branch = Branch("2", {"instructions": ["a", None, "", "b"], "topic": "t"}, 5, 7)
-    parts = explode(branch, "instructions", "instruction")
+    parts = explode(branch, {"instructions": "instruction"})
     assert [(part.path, part.data) for part in parts] == [
         ("2.0", {"topic": "t", "instruction": "a"}),
         ("2.1", {"topic": "t", "instruction": "b"}),
@@ -82,13 +82,32 @@ def test_a_list_becomes_a_branch_an_item():
 
 @pytest.mark.parametrize("items", [[], None, [None, ""]])
 def test_a_list_without_items_rejects_the_branch_which_keeps_what_it_cost(items: list[str] | None):
-    (part,) = explode(Branch("1", {"instructions": items}, 5, 7), "instructions", "instruction")
+    (part,) = explode(Branch("1", {"instructions": items}, 5, 7), {"instructions": "instruction"})
     assert (part.reason, part.path, part.input_tokens) == ("nothing_to_explode", "1", 5)
+
+
+def test_lists_are_spread_side_by_side():
+    data = {"texts": ["a", None, "b", ""], "scores": [1.0, 2.0, None, 4.0], "scored": True}
+    parts = explode(Branch("", data, 5, 7), {"texts": "text", "scores": "scores"})
+    assert [part.data for part in parts] == [
+        {"scored": True, "text": "a", "scores": 1.0},
+        {"scored": True, "text": "b", "scores": None},
+    ]
+    assert [part.path for part in parts] == ["0", "1"]
+    (none,) = explode(Branch("", {**data, "texts": [None] * 4}), {"texts": "text", "scores": "score"})
+    assert none.reason == "nothing_to_explode"
+
+
+@pytest.mark.parametrize("scores", [[1.0], [], None, [1.0, 2.0, 3.0]])
+def test_lists_of_unequal_lengths_reject_the_branch(scores: list[float] | None):
+    branch = Branch("1", {"texts": ["a", "b"], "scores": scores}, 5, 7)
+    (part,) = explode(branch, {"texts": "text", "scores": "score"})
+    assert (part.reason, part.data, part.input_tokens) == ("unequal_lists", branch.data, 5)
 
 
 def test_a_rejected_branch_stays_one():
     branch = Branch("1", {"instructions": ["a", "b"]}, 5, 7, reason="refusal")
-    assert explode(branch, "instructions", "instruction") == [branch]
+    assert explode(branch, {"instructions": "instruction"}) == [branch]
 
 
 def test_generations_of_a_group_are_lists_and_cost_what_all_of_them_did():

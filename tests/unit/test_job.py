@@ -195,6 +195,10 @@ def test_a_job_cannot_be_changed(tmp_path: Path):
         ("model: {", "# model: {", "/job.yaml:1: model: missing"),
         ("name: magpie-math", "name: !!python/object/apply:os.getcwd []", "not valid YAML"),
         ("    n_turns: 1", "    explode: instruction", "steps[0].explode: must read `list column -> new column`"),
+        ("    n_turns: 1", "    explode: [a -> b, c]", "steps[0].explode: must read `list column -> new column`"),
+        ("    n_turns: 1", "    explode: []", "steps[0].explode: must read `list column -> new column`"),
+        ("    n_turns: 1", "    explode: [a -> b, a -> c]", "steps[0].explode: spreads one list twice"),
+        ("    n_turns: 1", "    explode: 5", "steps[0].explode: expected text or a list, got 5"),
         ("    n_turns: 1", "    input_mappings: {x: y}", "steps[0].input_mappings.x: 'x' is not an input of magpie"),
         (
             "  - task: magpie\n    n_turns: 1",
