@@ -40,7 +40,7 @@ def trace_columns(job: Job, seed_columns: Mapping[str, str]) -> dict[str, str]:
         check_conditions({step.reads[name]: each for name, each in conditions.items()}, columns, f"{where}.keep")
         for name, kind in step.outputs.items():
             add(name, kind, where)
-        spread: dict[str, str] = {}
+        spread: list[tuple[str, str]] = []
         for column, new in step.exploded.items():
             if column not in columns:
                 raise JobError(f"{where}.explode: no column {column!r}; {_existing(columns, column)}")
@@ -51,11 +51,11 @@ def trace_columns(job: Job, seed_columns: Mapping[str, str]) -> dict[str, str]:
                     f"{where}.explode: column {column!r} is not a list (it is {kind}); "
                     f"{'lists: ' + ', '.join(lists) if lists else 'there is no list'}"
                 )
-            spread[new] = kind[5:-1]
+            spread.append((new, kind[5:-1]))
             # A list that was spread over rows is no column of theirs any more.
             del columns[column]
             added.pop(column, None)
-        for new, kind in spread.items():
+        for new, kind in spread:
             add(new, kind, f"{where}.explode")
     check_merge_columns(job, columns)
     return added

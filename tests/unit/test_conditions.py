@@ -230,6 +230,61 @@ def test_items_of_a_list_are_filtered_each_by_itself(tmp_path: Path):
     assert result.progress.reasons == {"filtered:tag": 1}
 
 
+def test_scores_stay_with_the_texts_that_they_are_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = [
+        {"texts": ["a one", "b two", "", "d four"], "scores": [1.0, 5.0, 3.0, 4.0], "said": [SAID] * 4},
+        {"texts": ["e five"], "scores": [], "said": [SAID]},
+        {"texts": ["f six", "g seven"], "scores": [None, 2.0], "said": [SAID[:1], SAID]},
+    ]
+    spread = ["texts -> text", " scores->score ", "said -> scores"]
+    steps = [
+        {"task": "filter", "keep": {"texts": {"max_words": 2}}, "explode": spread},
+        {"task": "filter", "keep": {"score": {"min": 2}}},
+        {"task": "text_generation", "input_mappings": {"instruction": "text"}},
+    ]
+    everything = {"exact": False, "near": False}
+    tree = {"name": "t", "source": {"rows": rows}, "model": {"path": "chaos"}, "steps": steps, "merge": everything}
+    (tmp_path / "job.yaml").write_text(json.dumps({**tree, "output": str(tmp_path / "refused")}))
+    assert main(["plan", str(tmp_path / "job.yaml")]) == 2
+    assert "column 'scores' already exists" in capsys.readouterr().err, "it is the seeds' own"
+    spread[2] = "said -> conversation"
+    (tmp_path / "job.yaml").write_text(json.dumps({**tree, "output": str(tmp_path / "run")}))
+    assert main(["plan", str(tmp_path / "job.yaml")]) == 0
+    line = "  1. filter; explode texts -> text, scores -> score, said -> conversation\n"
+    assert line in capsys.readouterr().out
+    assert main(["draw", str(tmp_path / "job.yaml")]) == 0
+    assert '== "texts → text, scores → score, said → conversation" ==>' in capsys.readouterr().out
+    result = run({**tree, "output": str(tmp_path / "run")}, in_process=True)
+    dataset = load_dataset(result.dataset, split="train")
+    assert list(zip(dataset["text"], dataset["score"], strict=True)) == [
+        ("b two", 5.0),
+        ("d four", 4.0),
+        ("g seven", 2.0),
+    ]
+    assert dataset["conversation"][0] == SAID
+    assert not {"texts", "scores", "said"} & set(dataset.column_names)
+    assert result.progress.reasons == {"filtered:score": 2, "unequal_lists": 1}
+    card = (Path(result.dataset) / "README.md").read_text()
+    assert "| `score` | `double` | one of the list `scores`, spread by step 1, filter |" in card
+
+
+@pytest.mark.parametrize(
+    ("explode", "message"),
+    [
+        (["texts -> text", "score -> s"], "explode: no column 'score'; did you mean 'scores'"),
+        (["texts -> text", "n -> m"], "explode: column 'n' is not a list"),
+        (["texts -> text", "scores -> text"], "explode: column 'text' already exists"),
+        (["texts -> text", "scores -> n"], "explode: column 'n' already exists"),
+        (["texts -> text", "scores -> row_id"], "explode: column 'row_id' is one that batchgen writes itself"),
+    ],
+)
+def test_lists_that_cannot_be_spread_are_refused(tmp_path: Path, explode: list[str], message: str):
+    rows = [{"texts": ["a"], "scores": [1.0], "n": 1}]
+    steps = [{"task": "filter", "keep": {"n": 1}, "explode": explode}]
+    with pytest.raises(JobError, match=message):
+        planned(chaos_job(tmp_path / "run", source={"rows": rows}, steps=steps))
+
+
 def test_the_merger_leaves_out_rows_that_do_not_meet_conditions(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     rows = [
         {"q": "What is one and one?", "score": 2},  # else its better twin would be the duplicate
