@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -62,7 +63,9 @@ class Source(Part):
     revision: str | None = Field(None, min_length=1, description="of a Hub dataset")
     split: str = Field("train", description="of the dataset")
     streaming: bool = Field(False, description="read a dataset as it comes, without a copy of all of it on the disk")
-    columns: list[str] | None = Field(None, min_length=1, description="use only these columns")
+    columns: list[str] | dict[str, str] | None = Field(
+        None, description="use only these columns, or those of a mapping under its new names"
+    )
     limit: PositiveInt | None = Field(None, description="use only the first rows")
 
     @model_validator(mode="after")
@@ -75,7 +78,18 @@ class Source(Part):
             raise complaint("config, revision, split and streaming belong to a dataset, and there is none")
         if self.columns is not None and self.count is not None:
             raise complaint("count makes rows without columns; leave columns out")
+        if self.columns is not None and not self.columns:
+            raise complaint("name at least one column, or leave columns out", ("columns",))
+        if twice := [name for name, times in Counter(self.names.values()).items() if times > 1]:
+            raise complaint(f"two columns would be {twice[0]!r}", ("columns",))
+        if "" in self.names.values():
+            raise complaint("a column has to have a name", ("columns",))
         return self
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """Names of the columns that are used, by their names in the source; none: all of them as they are."""
+        return self.columns if isinstance(self.columns, dict) else {name: name for name in self.columns or []}
 
 
 class Model(Part):

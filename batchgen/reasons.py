@@ -28,6 +28,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "needs_chat_template": "more than one question, such as a system prompt, and the model has no chat template",
         "no_good_answer": "no evolution has an answer that passes WizardLM's rules, nor has the instruction itself",
         "no_instructions": "the completion has no instruction in it",
+        "no_question": "the conversation has no message of the user's, or a blank one",
         "no_preference": "no answer is rated higher than another, or not by min_difference, or all are the same",
         "nothing_to_explode": "the list that is spread over rows is empty",
         "prompt_too_long": "the prompt leaves no room for an answer in max_model_len",

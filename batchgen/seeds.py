@@ -84,7 +84,7 @@ def load_seeds(source: Source, base: Path | None = None, own: bool = True) -> Se
 def read_source(source: Source, base: Path | None = None, own: bool = True) -> Part:
     """The rows of a source that has columns; arguments and errors are those of `load_seeds`."""
     base = base or Path()
-    wanted = None if source.columns is None else list(dict.fromkeys(source.columns))
+    wanted = list(source.names) or None
     if source.rows is not None:
         check_wanted(wanted, list(dict.fromkeys(name for row in source.rows for name in row)), "source.rows")
         part = join([from_records(source.rows, lambda row: f"source.rows[{row}]", wanted)])
@@ -96,7 +96,10 @@ def read_source(source: Source, base: Path | None = None, own: bool = True) -> P
         part = Part(table.select(wanted) if wanted else table, _seed_row)
     if not part.table.num_rows:
         raise SeedError("source: there are no seed rows")
-    return Part(_as_stored(part.table if own else without_own_columns(part.table)), part.place)
+    table = part.table if own else without_own_columns(part.table)
+    return Part(
+        _as_stored(table.rename_columns([source.names.get(name, name) for name in table.column_names])), part.place
+    )
 
 
 def without_own_columns(table: pa.Table) -> pa.Table:
@@ -122,8 +125,8 @@ def _as_stored(table: pa.Table) -> pa.Table:
     taken = sorted(META_NAMES & set(table.column_names))
     if taken:
         raise SeedError(
-            f"source: column {taken[0]!r} is one that batchgen writes itself; rename it in the seeds, or name those "
-            "to use in source.columns"
+            f"source: column {taken[0]!r} is one that batchgen writes itself; name those to use in source.columns, or "
+            f"give them other names there: {{{taken[0]}: NEW, ...}}"
         )
     fields = []
     for field in table.schema:

@@ -58,6 +58,11 @@ EXAMPLES: Mapping[str, Example] = {
         "[1] score: 2\n\n[2] score: 5", {"scores": [2.0, 5.0]}, {"instructions": ["Add.", "Prove."]}
     ),
     "drop_duplicates": Example("", {}, {"instruction": "Add."}),
+    "first_question": Example(
+        "",
+        {"instruction": "Add.", "system_prompt": "Be kind."},
+        {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Add."}]},
+    ),
     "filter": Example("", {}, {"score": 5.0}, {"keep": {"score": {"min": 4}}}),
     "embedding_task_generator": Example(
         '["Find a recipe.", "Find a law."]',

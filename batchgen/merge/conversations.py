@@ -36,10 +36,12 @@ def chat_columns(job: Job, plan: Plan) -> ChatColumns | None:
             name that the dataset gives to one of its own.
     """
     found = _found_columns(job, plan)
-    if found is not None and CLUSTER_SIZE in plan.schema.names:
-        raise JobError(f"column {CLUSTER_SIZE!r} is where the dataset counts duplicates; give yours another name")
-    if found is not None and MESSAGES in plan.schema.names and prompt_column(found) != MESSAGES:
-        raise JobError("column 'messages' is where the dataset has the conversation; give yours another name")
+    if found is not None:
+        taken = {CLUSTER_SIZE: "counts duplicates"}
+        taken |= {MESSAGES: "has the conversation"} if prompt_column(found) != MESSAGES else {}
+        for name in sorted(taken.keys() & set(plan.schema.names)):
+            hint = f"give yours another name (one of the seeds by source.columns: {{{name}: NEW, ...}})"
+            raise JobError(f"column {name!r} is where the dataset {taken[name]}; {hint}")
     if (
         MESSAGES in (job.merge.columns or ())
         and MESSAGES not in plan.schema.names

@@ -28,6 +28,10 @@ class GroupColumns(TaskParameters):
         return columns
 
 
+class FirstQuestion(TaskParameters):
+    """Takes a conversation's first question as an instruction."""
+
+
 class Preference(TaskParameters):
     """Makes a preference pair out of rated answers."""
 
@@ -48,6 +52,13 @@ class Preference(TaskParameters):
 
 def _finish_group(row: Row, parameters: GroupColumns, notes: list[str]) -> Row:
     return {"grouped": [row[name] for name in parameters.columns]}
+
+
+def _finish_question(row: Row, parameters: FirstQuestion, notes: list[str]) -> Row:
+    said = {message["role"]: message["content"] for message in reversed(row["messages"])}  # the first of each role
+    if not (said.get("user") or "").strip():
+        raise RowRejected("no_question")
+    return {"instruction": said["user"], "system_prompt": said.get("system")}
 
 
 class _Rated(NamedTuple):
@@ -94,6 +105,16 @@ def _preference_outputs(parameters: Preference) -> Mapping[str, str]:
 
 
 RESHAPING: Mapping[str, TaskSpec] = {
+    "first_question": TaskSpec(
+        summary="takes a conversation's first question, and its system prompt, for steps that read an instruction",
+        distilabel=None,
+        parameters=FirstQuestion,
+        inputs=lambda p: {"messages": "conversation"},
+        outputs=lambda p: {"instruction": "text", "system_prompt": "text?"},
+        calls="0",
+        finish=_finish_question,
+        single_call=False,
+    ),
     "group_columns": TaskSpec(
         summary="makes one list of several columns, such as the answers of several models",
         distilabel=None,

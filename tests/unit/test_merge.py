@@ -339,7 +339,9 @@ def test_seed_columns_of_any_type_come_out_as_they_went_in(tmp_path: Path, sourc
 @pytest.mark.parametrize("name", ["cluster_size", "messages"])
 def test_seeds_cannot_have_a_column_that_the_dataset_makes(tmp_path: Path, name: str):
     job = chaos_job(tmp_path, source={"rows": [{"instruction": "a", name: "b"}]}, steps=[{"task": "text_generation"}])
-    with pytest.raises(JobError, match=f"column '{name}' is where the dataset .*; give yours another name"):
+    with pytest.raises(
+        JobError, match=rf"column '{name}' is where the dataset .*; give yours another name \(.*{{{name}: NEW, "
+    ):
         plan_run(job)
 
 

@@ -385,6 +385,28 @@ def test_columns_of_a_dataset_and_of_rows_are_chosen(tmp_path: Path):
             load_seeds(Source(**source, columns=["z"]), tmp_path)
 
 
+@pytest.mark.parametrize("source", ["jsonl", "csv", "parquet", "dataset", "rows"])
+def test_columns_may_be_given_other_names(tmp_path: Path, source: str):
+    records = [{"x": "one", "row_id": "p", "model": "a"}, {"x": "two", "row_id": "q", "model": "b"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (tmp_path / "a.csv").write_text("x,row_id,model\none,p,a\ntwo,q,b\n")
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet")
+    Dataset.from_list(records).save_to_disk(tmp_path / "saved")
+    given = {"dataset": {"dataset": "saved"}, "rows": {"rows": records}}.get(source, {"path": f"a.{source}"})
+    seeds = load_seeds(Source(**given, columns={"model": "by", "x": "x"}), tmp_path)
+    assert [row.data for row in seeds.slice(0, 9)] == [{"by": "a", "x": "one"}, {"by": "b", "x": "two"}]
+    assert seeds.table.column_names == ["by", "x"]
+    swapped = load_seeds(Source(**given, columns={"x": "y", "row_id": "x"}), tmp_path)
+    assert [row.data for row in swapped.slice(0, 9)] == [{"y": "one", "x": "p"}, {"y": "two", "x": "q"}]
+    with pytest.raises(SeedError, match="has no column 'z'; available: x, row_id, model"):
+        load_seeds(Source(**given, columns={"z": "y"}), tmp_path)
+    message = (
+        r"column 'model' is one that batchgen writes itself; .* give them other names there: \{model: NEW, \.\.\.\}"
+    )
+    with pytest.raises(SeedError, match=message):
+        load_seeds(Source(**given, columns=["x", "model"]), tmp_path)
+
+
 def test_words_for_nothing_are_text_and_two_columns_of_one_name_are_refused(tmp_path: Path):
     (tmp_path / "a.csv").write_text("x,y\nNA,\nnull,b\nNone,c\n")
     rows = load_seeds(Source(path="a.csv"), tmp_path).slice(0, 9)
