@@ -46,12 +46,12 @@ def read_benchmark(benchmark: Benchmark, index: int) -> pa.Array:
         table = read_source(benchmark.source, own=False).table
     except SeedError as error:
         raise SeedError(_OF_SOURCE.sub(where, str(error))) from error
-    for column in benchmark.columns:
-        if not holds_texts(kind := kind_of(table.schema.field(column).type)):
+    texts = []
+    for column, here in benchmark.source.names.items():
+        if not holds_texts(kind := kind_of(table.schema.field(here).type)):
             raise JobError(f"{where}.columns: column {column!r} holds {in_words(kind)}, and no texts")
-    return pa.concat_arrays(
-        [flat_texts(table[column].combine_chunks())[0].cast(pa.large_string()) for column in benchmark.columns]
-    )
+        texts.append(flat_texts(table[here].combine_chunks())[0].cast(pa.large_string()))
+    return pa.concat_arrays(texts)
 
 
 def holds_texts(kind: str) -> bool:

@@ -163,7 +163,9 @@ class Benchmark(Part):
         """Where its texts are, as seed rows would be."""
         of_dataset = {"config": self.config, "revision": self.revision, "split": self.split}
         given = {"path": self.path} if self.dataset is None else {"dataset": self.dataset, **of_dataset}
-        return Source.model_validate({**given, "columns": self.columns})
+        # Under names of their own: as seeds, some could not have the ones that they have.
+        names = {column: f"column {index}" for index, column in enumerate(self.columns)}
+        return Source.model_validate({**given, "columns": names})
 
 
 class Merge(Part):

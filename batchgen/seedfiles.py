@@ -61,6 +61,8 @@ def read_files(patterns: Sequence[str], base: Path, wanted: Sequence[str] | None
     """
     parts: list[Part] = []
     names: list[str] = []
+    if not patterns:
+        raise SeedError("source.path: names no file")
     for pattern in patterns:
         for name, path in _in_bucket(pattern) if is_remote(pattern) else _in_folder(pattern, base):
             of_file, columns = _read_file(path, name, wanted)

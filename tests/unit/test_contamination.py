@@ -221,6 +221,12 @@ def test_a_row_that_is_in_two_benchmarks_is_counted_once(tmp_path: Path):
     assert result.version.dropped == {"contaminated: bench.jsonl": 1}
 
 
+def test_its_columns_may_have_names_that_are_batchgen_s_own(tmp_path: Path):
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"reason": DUCKS, "model": "x", "row_id": "Who wrote Hamlet?"}))
+    known = Contamination([Benchmark(path=str(tmp_path / "bench.jsonl"), columns=["reason", "row_id"])])
+    assert contaminated(known, DUCKS, "Who wrote Hamlet?", "x") == [True, True, False]
+
+
 def test_one_benchmark_needs_no_list(tmp_path: Path):
     one = {"path": "a.jsonl", "columns": ["q"]}
     assert Job.of(tree(tmp_path, decontaminate=one)).merge.decontaminate == [Benchmark(**one)]
@@ -284,6 +290,7 @@ def test_benchmarks_that_are_none_are_refused(tmp_path: Path, given: str, messag
             r"^merge\.decontaminate\[1\]\.columns: .*bench\.jsonl has no column 'nope'; available: q",
         ),
         ({"columns": ["id"]}, r"^merge\.decontaminate\[1\]\.columns: column 'id' holds numbers, and no texts"),
+        ({"path": []}, r"^merge\.decontaminate\[1\]\.path: names no file"),
         ({"path": "broken.jsonl"}, r"broken\.jsonl:2: not JSON"),
         ({"path": "empty.jsonl"}, r"^merge\.decontaminate\[1\]\.path: empty\.jsonl: the file has no rows"),
     ],

@@ -230,6 +230,8 @@ def test_odd_text_is_read_as_it_is(tmp_path: Path):
 
 
 def test_a_missing_file_is_named_with_the_folder(tmp_path: Path):
+    with pytest.raises(SeedError, match=r"^source\.path: names no file"):
+        load_seeds(Source(path=[]), tmp_path)
     with pytest.raises(SeedError, match=r"no file matches 'seeds/\*\.jsonl' \(looked in /"):
         load_seeds(Source(path="seeds/*.jsonl"), tmp_path)
 
