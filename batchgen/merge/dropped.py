@@ -88,7 +88,7 @@ class Dropped:
         """Rows by their indices, which are in order."""
         start, wanted = 0, np.array(indices, np.int64)
         for table in self._shards:
-            here = wanted[(wanted >= start) & (wanted < start + table.num_rows)]
+            here = wanted[slice(*np.searchsorted(wanted, (start, start + table.num_rows)))]
             for index, row in zip(here.tolist(), table.take(pa.array(here - start)).to_pylist(), strict=True):
                 yield index, {name: value for name, value in row.items() if value is not None}
             start += table.num_rows

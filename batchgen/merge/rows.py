@@ -54,11 +54,11 @@ class Merged:
         Raises:
             CorruptShard: names the shard.
         """
-        start = at = 0
+        keep, start, at = self.selection.keep, 0, 0
         for shard in self.shards:
-            keep = self.selection.keep[start : start + shard.num_rows]
+            kept = shard.filter(pa.array(keep[start : start + shard.num_rows]))
             start += shard.num_rows
-            for batch in batches(shard.filter(pa.array(keep))):
+            for batch in batches(kept):
                 finished = _finished(batch, self.chat, self.left_out)
                 if self.selection.cluster_sizes is not None:
                     sizes = pa.array(self.selection.cluster_sizes[at : at + batch.num_rows], pa.int64())

@@ -146,7 +146,7 @@ def select(
 
 
 def _leave_out_unsound(table: pa.Table, start: int, merge: Merge, fates: Fates) -> None:
-    """Leaves out which rows of a shard are rejected, or cut where those are unwanted, or do not meet a condition.
+    """Leaves out the rows of a shard that are rejected, or cut where those are unwanted, or that miss a condition.
 
     Args:
         start: the index of its first row.
