@@ -67,7 +67,11 @@ def check_merge_columns(job: Job, columns: Mapping[str, str]) -> None:
         fitting = {name: kind for name, kind in columns.items() if kind in kinds}
         if given is not None and given not in fitting:
             raise JobError(f"merge: no {' or '.join(kinds)} column {given!r}; {_existing(fitting, given)}")
-    check_conditions(job.merge.keep, {**META_KINDS, **columns}, "merge.keep")
+    known = {**META_KINDS, **columns}
+    check_conditions(job.merge.keep, known, "merge.keep")
+    prefer, numbers = job.merge.prefer, {name: kind for name, kind in known.items() if kind == "number"}
+    if prefer is not None and prefer not in numbers:
+        raise JobError(f"merge.prefer: no column {prefer!r} with numbers; {_existing(numbers, prefer)}")
     for name in job.merge.columns or ():
         if name not in (*columns, *META_NAMES, MESSAGES, CLUSTER_SIZE):
             there = {**columns, MESSAGES: "conversation"}

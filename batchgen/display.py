@@ -250,7 +250,8 @@ def describe_duplicates(merge: Merge, chat: ChatColumns | None) -> str:
     prompt, answer = (f"the user's messages in {chat}", "the answers") if isinstance(chat, str) else chat[:2]
     also = {"conversation": f" and {answer}", "answers": f", and those with the same by {answer}"}
     by = prompt + (also.get(merge.compare or "", "") if answer is not None else "")
-    return f"duplicates are told by {one_line(by)}"
+    stays = f"; of such rows the one with the highest {merge.prefer} stays" if merge.prefer else ""
+    return f"duplicates are told by {one_line(by + stays)}"
 
 
 def sample_rows(store: ObjectStore, version: Version, rows: int = 3) -> list[str]:

@@ -181,6 +181,7 @@ class Merge(Part):
     keep: dict[str, Any] = Field(
         default_factory=dict, description="conditions on columns, which rows have to meet: {score: {min: 4}}"
     )
+    prefer: str | None = Field(None, description="of rows that are alike the one with the most of this number stays")
     decontaminate: list[Benchmark] = Field(
         default_factory=list, description="drop rows that have texts in common with these benchmarks"
     )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
 from batchgen.job import Merge
@@ -62,6 +63,7 @@ class Compared:
         self._texts = np.empty(most if merge.exact else 0, _DIGEST)
         self._questions = np.empty(most if self._by_answers else 0, _DIGEST)
         self._answers = np.empty(most if self._by_answers else 0, _DIGEST)
+        self._values = np.empty(most if merge.prefer else 0, np.float64)
         if merge.near is not None:
             # With numba it takes more than a second to import, and most commands and ends of a run do not need it.
             from batchgen.minhash import PERMUTATIONS
@@ -75,7 +77,11 @@ class Compared:
             conversations = messages(batch, self._chat).to_pylist()
             known = [_is_complete(conversation) for conversation in conversations]
             pairs = zip(batch["row_index"].to_pylist(), conversations, known, strict=True)
-            self._take([(seed, each) for seed, each, whole in pairs if whole])
+            rows = [(seed, each) for seed, each, whole in pairs if whole]
+            if self._merge.prefer:
+                values = pc.fill_null(batch[self._merge.prefer].cast(pa.float64(), safe=False), np.nan)
+                self._values[self._rows : self._rows + len(rows)] = values.to_numpy()[np.array(known, bool)]
+            self._take(rows)
             complete += known
         return np.array(complete, bool)
 
@@ -111,25 +117,35 @@ class Compared:
     def alike(self) -> Alike:
         """Which of the rows that were taken in stay, and for which others."""
         own = np.arange(self._rows)
-        equal = _first_alike(self._texts[: self._rows]) if self._merge.exact and len(own) else own
-        alike = self._first_near(equal)
+        rank = self._rank() if self._merge.prefer else own
+        equal = _first_alike(self._texts[: self._rows], rank) if self._merge.exact and len(own) else own
+        alike = self._first_near(equal, rank)
         if self._by_answers:
             # The answers to the first question of a cluster, where no other equals them; of other questions none.
             siblings = self._questions[own] == self._questions[alike]
-            same = _first_alike(self._answers[: self._rows]) if self._merge.exact and len(own) else own
+            same = _first_alike(self._answers[: self._rows], rank) if self._merge.exact and len(own) else own
             stays, stands_with = siblings & (same == own), np.where(siblings, same, alike)
             exact = siblings | (equal == alike)
         else:
             stays, stands_with, exact = alike == own, alike, equal != own
         return Alike(stays, stands_with, exact)
 
-    def _first_near(self, equal: Indices) -> Indices:
-        """For every row the first one of its cluster, where equal ones are known already."""
+    def _rank(self) -> Indices:
+        """How many rows are preferred to each: those with a higher value, and of equal ones those before it; [rows]."""
+        values = -self._values[: self._rows]
+        values[np.isnan(values)] = np.inf
+        rank = np.empty(self._rows, np.int64)
+        rank[np.argsort(values, kind="stable")] = np.arange(self._rows)
+        return rank
+
+    def _first_near(self, equal: Indices, rank: Indices) -> Indices:
+        """For every row the first one by rank of its cluster, where equal ones are known already."""
         if self._merge.near is None or not len(equal):
             return equal
         from batchgen.merge import near
 
         firsts = np.flatnonzero(equal == np.arange(len(equal)))
+        firsts = firsts[np.argsort(rank[firsts])]
         first_near = equal.copy()
         first_near[firsts] = firsts[near.clusters(self._signatures, self._merge.near.threshold, firsts)]
         return first_near[equal]
@@ -154,9 +170,9 @@ def _digests(texts: Iterable[str]) -> npt.NDArray[Any]:
     return np.frombuffer(b"".join(xxhash.xxh3_128_digest(text.encode()) for text in texts), _DIGEST)
 
 
-def _first_alike(digests: npt.NDArray[Any]) -> Indices:
-    """For every digest the index of the first one that equals it."""
-    order = np.lexsort((digests["low"], digests["high"]))  # stable: of equal ones the first stays the first
+def _first_alike(digests: npt.NDArray[Any], rank: Indices) -> Indices:
+    """For every digest the index of the first one by rank that equals it."""
+    order = np.lexsort((rank, digests["low"], digests["high"]))
     ordered = digests[order]
     begins = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
     first = np.empty(len(digests), np.int64)

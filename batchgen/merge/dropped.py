@@ -76,13 +76,9 @@ class Dropped:
             )
             if row in reasons
         }
-        kept: dict[int, _Row] = {}  # an original comes before its duplicates
-        for index, row in self._at(sorted({*reasons, *originals.values()})):
-            if index in reasons:
-                original = kept[originals[index]] if index in originals else None
-                yield DroppedRow(reasons[index], row, original)
-            else:
-                kept[index] = row
+        kept = dict(self._at(sorted({*originals.values()})))  # one that is preferred may come after its duplicates
+        for index, row in self._at(sorted(reasons)):
+            yield DroppedRow(reasons[index], row, kept[originals[index]] if index in originals else None)
 
     def _at(self, indices: list[int]) -> Iterator[tuple[int, _Row]]:
         """Rows by their indices, which are in order."""

@@ -141,7 +141,8 @@ def merge_run(store: ObjectStore, plan: Plan, job: Job, partial: bool = False) -
 
 def _settings(merge: Merge) -> dict[str, Any]:
     """Settings as a version keeps them. A key that came after the first runs is left out where it says nothing."""
-    return {name: value for name, value in merge.model_dump(mode="json").items() if value not in ({}, [])}
+    later = ("keep", "decontaminate", "prefer")
+    return {name: value for name, value in merge.model_dump(mode="json").items() if value or name not in later}
 
 
 def _nothing_left(merged: Merged, look: str) -> BatchgenError:

@@ -194,6 +194,8 @@ class Maker:
         if chance() < 0.2:
             merge["columns"] = self._random.sample([*self._columns], 1)
         if chance() < 0.2:
+            merge["prefer"] = "output_tokens"
+        if chance() < 0.2:
             merge["keep"] = {"output_tokens": {"max": self._random.randint(40, 200)}}
         return merge
 
