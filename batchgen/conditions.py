@@ -10,7 +10,6 @@ keep_row_after_semantic_check: true
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from pydantic_core import PydanticCustomError
+
+from batchgen.plaintext import HALF
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,7 +28,6 @@ Mask = npt.NDArray[np.bool_]
 Conditions = Mapping[str, Any]
 _Scalar = bool | int | float | str
 _WORD = r"\S+"
-_HALF = re.compile(r"[\ud800-\udfff]")
 _MOST = 1_000_000_000
 
 
@@ -55,7 +55,7 @@ def _is_size(value: Any) -> bool:
 
 def _is_text(value: Any) -> bool:
     """Whether a value is text that a column could hold: half of a surrogate pair is none."""
-    return isinstance(value, str) and not _HALF.search(value)
+    return isinstance(value, str) and not HALF.search(value)
 
 
 def _is_pattern(value: Any) -> bool:

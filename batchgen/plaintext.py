@@ -8,6 +8,9 @@ import re
 # joiners of letters in Persian and Hindi, and of emoji, spaces that do not break in French.
 _COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
+# Half of a surrogate pair: in JSON and YAML a text can hold one, by its number; no file can.
+HALF = re.compile("[\ud800-\udfff]")
+
 
 def harmless(text: str) -> str:
     """A text with nothing in it that a terminal would obey, but for its tabs and line breaks."""

@@ -7,7 +7,6 @@ import io
 import itertools
 import json
 import os
-import re
 from array import array
 from bisect import bisect_right
 from collections import Counter
@@ -22,6 +21,7 @@ import pyarrow as pa
 from batchgen.errors import SeedError, StoreError, UserError, is_passing
 from batchgen.parquet import read_parquet
 from batchgen.paths import expanded, scratch_folder
+from batchgen.plaintext import HALF
 from batchgen.store import is_remote
 from batchgen.store.matching import find_objects
 
@@ -303,10 +303,6 @@ def _json_rows(file: Iterable[bytes], name: str) -> Iterator[tuple[int, dict[str
         yield number, record
 
 
-# In JSON a text may hold one, by its number; no file can.
-_HALF = re.compile("[\ud800-\udfff]")
-
-
 def from_records(
     records: Sequence[dict[str, Any]],
     place: Callable[[int], str],
@@ -328,7 +324,7 @@ def from_records(
         raise SeedError(f"{place(0)}: a seed row without columns; for empty rows use source.count")
     arrays = {}
     for name in columns if wanted is None else wanted:
-        if _HALF.search(name):
+        if HALF.search(name):
             row = next((row for row, record in enumerate(records) if name in record), 0)
             raise SeedError(f"{place(row)}: the name of a column holds half of a surrogate pair, which is not text")
         values = [record.get(name) for record in records]
@@ -345,7 +341,7 @@ def _odd_value(name: str, values: Sequence[Any], place: Callable[[int], str]) ->
     for row, value in enumerate(values):
         if value is None:
             continue
-        if isinstance(value, str) and _HALF.search(value):
+        if isinstance(value, str) and HALF.search(value):
             return f"{place(row)}: column {name!r} holds half of a surrogate pair, which is not text"
         if first is None:
             first = type(value)
