@@ -6,19 +6,22 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from batchgen.commit import Manifest, committed
 from batchgen.errors import CorruptShard, StoreError
 from batchgen.job import Job
-from batchgen.merge.contamination import Contamination
 from batchgen.merge.conversations import chat_columns, settled
-from batchgen.merge.selection import Selection, Shards, select
+from batchgen.merge.selection import Selection, Shards, contamination_of, select
 from batchgen.plan import Plan
 from batchgen.progress import TRUNCATED, cut_hint
 from batchgen.rows import REJECTED
 from batchgen.store.base import ObjectStore
+
+if TYPE_CHECKING:
+    from batchgen.merge.contamination import Contamination
 
 # Committed seed rows at which it looks. A look at 100,000 short rows took a second; a merge of a million takes half a
 # minute (`python -m tests.bench merge`), too much beside a run.
@@ -67,8 +70,8 @@ class Outlook:
             self._reader.join(_READ_SECONDS)
 
     @cached_property
-    def _contamination(self) -> Contamination:
-        return Contamination(self._job.merge.decontaminate)
+    def _contamination(self) -> Contamination | None:
+        return contamination_of(self._job.merge.decontaminate)
 
     def _look(self) -> None:
         try:

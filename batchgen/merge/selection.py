@@ -5,8 +5,9 @@ Whoever writes them reads them again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,13 +15,15 @@ import pyarrow.compute as pc
 
 from batchgen.commit import Manifest, check_shard
 from batchgen.conditions import met
-from batchgen.job import Merge
+from batchgen.job import Benchmark, Merge
 from batchgen.merge.compared import Compared, Indices, Mask
-from batchgen.merge.contamination import Contamination
 from batchgen.merge.conversations import ChatColumns
 from batchgen.plan import Plan
 from batchgen.rows import OK
 from batchgen.store.base import ObjectStore
+
+if TYPE_CHECKING:
+    from batchgen.merge.contamination import Contamination
 
 
 class Shards:
@@ -109,6 +112,15 @@ class Selection:
         return self.fates.dropped
 
 
+def contamination_of(benchmarks: Sequence[Benchmark]) -> Contamination | None:
+    """What is known of the texts of benchmarks; None of none. Errors are those of `Contamination`."""
+    if not benchmarks:
+        return None
+    from batchgen.merge.contamination import Contamination  # numba, which a merge without them may do without
+
+    return Contamination(benchmarks)
+
+
 def select(
     shards: Shards, chat: ChatColumns | None, merge: Merge, contamination: Contamination | None = None
 ) -> Selection:
@@ -121,14 +133,14 @@ def select(
     Raises:
         CorruptShard: names the shard.
     """
-    contamination = contamination or Contamination(merge.decontaminate)
+    contamination = contamination or contamination_of(merge.decontaminate)
     fates = Fates(shards.rows)
     seen = Compared(shards.rows, chat, merge) if chat is not None else None
     start = 0
     for table in shards:
         stop = start + table.num_rows
         _leave_out_unsound(table, start, merge, fates)
-        if merge.decontaminate:
+        if contamination is not None:
             rows = fates.kept(start, stop)
             for benchmark, found in contamination.found(_taken(table, rows - start)).items():
                 fates.leave_out(rows[found], f"contaminated: {benchmark}")

@@ -499,11 +499,12 @@ def test_the_chaos_engine_s_fields_are_checked(tmp_path: Path):
     )
 
 
-def test_a_job_is_checked_without_importing_anything_heavy(tmp_path: Path):
+@pytest.mark.parametrize("last", ["Job.load({path!r})", "import batchgen.api"], ids=["checked", "run"])
+def test_a_job_is_checked_and_a_run_begun_without_importing_anything_heavy(tmp_path: Path, last: str):
     code = f"""
 import sys
 from batchgen.job import Job
-Job.load({str(write(tmp_path, GOOD))!r})
+{last.format(path=str(write(tmp_path, GOOD)))}
 names = {{"vllm", "ray", "distilabel", "torch", "transformers", "datasets", "numba", "scipy", "pandas"}}
 heavy = names & set(sys.modules)
 assert not heavy, heavy
