@@ -29,7 +29,7 @@ demo: setup
 	@$(BIN)/batchgen run jobs/demo.yaml
 
 test: setup
-	@$(BIN)/python -m pytest -n 2 -m "not engine and not cluster and not alone"
+	@$(BIN)/python -m pytest -n 3 -m "not engine and not cluster and not alone"
 	@$(BIN)/python -m pytest -n 2 -m "engine or cluster"
 	@$(BIN)/python -m pytest -m alone
 

@@ -1,4 +1,4 @@
-"""Real vLLM under real Ray, whose engine process is killed in the middle of a run."""
+"""Real vLLM under real Ray, whose engine processes are killed in the middle of a run."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ def engine_core(log: Path) -> int | None:
     return int(found[1]) if found else None
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_run_whose_engine_process_is_killed_ends_with_every_row_once(tmp_path: Path, number: signal.Signals):
-    # At SIGTERM vLLM hands back what there is of every text, as if it were whole: a shard of single calls would end.
+def test_a_run_whose_engine_processes_are_killed_ends_with_every_row_once(tmp_path: Path):
     run = tmp_path / "run"
     job = tmp_path / "job.yaml"
     tree = {
@@ -45,16 +43,23 @@ def test_a_run_whose_engine_process_is_killed_ends_with_every_row_once(tmp_path:
     job.write_text(yaml.safe_dump(tree))
 
     process = kill.start(job)
-    kill.wait_for(lambda: kill.shards_committed(run) >= 5, 240)
-    victim = engine_core(run / "logs" / "engine-0.log")
-    before = {path: path.read_bytes() for path in run.glob("commits/*/0000.json")}
-    assert victim is not None
-    assert psutil.Process(victim) in psutil.Process(process.pid).children(recursive=True)
-    os.kill(victim, number)
-    kill.wait_for(lambda: engine_core(run / "logs" / "engine-1.log") is not None, 240)
+    before = {}
+    # At SIGTERM vLLM hands back what there is of every text, as if it were whole: a shard of single calls would end.
+    for engine, number in enumerate([signal.SIGKILL, signal.SIGTERM]):
+        least, log = len(before) + 5, run / "logs" / f"engine-{engine}.log"
+        kill.wait_for(lambda least=least: kill.shards_committed(run) >= least, 240)
+        victim = engine_core(log)
+        before = {path: path.read_bytes() for path in run.glob("commits/*/0000.json")}
+        assert victim is not None
+        assert psutil.Process(victim) in psutil.Process(process.pid).children(recursive=True)
+        os.kill(victim, number)
+        log = log.with_name(f"engine-{engine + 1}.log")
+        kill.wait_for(lambda log=log: engine_core(log) is not None, 240)
     out = kill.finish(process, 0)
-    assert ("was told to end" if number == signal.SIGTERM else "process died") in out
-    ledger.record(f"vLLM's EngineCore ended with {number.name}", 1, run, ROWS)
+    assert "process died" in out
+    assert "was told to end" in out
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        ledger.record(f"vLLM's EngineCore ended with {number.name}", 1, run, ROWS)
     store = LocalStore(run)
     plan = read_plan(store)
     tables = [read_shard(store, plan, manifest) for manifest in committed(store, plan).values()]
