@@ -45,13 +45,19 @@ def read_benchmark(benchmark: Benchmark, index: int) -> pa.Array:
     try:
         table = read_source(benchmark.source, own=False).table
     except SeedError as error:
-        raise SeedError(_OF_SOURCE.sub(where, str(error))) from error
+        message = _OF_SOURCE.sub(where, str(error))
+        for column, here in benchmark.source.names.items():
+            message = message.replace(f"column {here!r}", f"column {column!r}")
+        raise SeedError(message) from error
     texts = []
     for column, here in benchmark.source.names.items():
         if not holds_texts(kind := kind_of(table.schema.field(here).type)):
             raise JobError(f"{where}.columns: column {column!r} holds {in_words(kind)}, and no texts")
         texts.append(flat_texts(table[here].combine_chunks())[0].cast(pa.large_string()))
-    return pa.concat_arrays(texts)
+    found = pa.concat_arrays(texts)
+    if not len(found):
+        raise JobError(f"{where}.columns: there are no texts in {', '.join(map(repr, benchmark.columns))}, only nulls")
+    return found
 
 
 def holds_texts(kind: str) -> bool:

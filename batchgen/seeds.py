@@ -117,8 +117,6 @@ def _seed_row(row: int) -> str:
 def _as_stored(table: pa.Table) -> pa.Table:
     """The rows with the types that they have once they are in a shard: Parquet turns seconds into milliseconds.
 
-    Categories become what they stand for, which tasks can read.
-
     Raises:
         SeedError: a column cannot be stored, or not be read from the dataset.
     """
@@ -130,8 +128,7 @@ def _as_stored(table: pa.Table) -> pa.Table:
         )
     fields = []
     for field in table.schema:
-        plain = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-        stored = stored_type(plain)
+        stored = stored_type(_plain(field.type))
         if stored is None or not is_publishable(stored):
             raise SeedError(
                 f"source: column {field.name!r} is {field.type}, which Parquet or the datasets library cannot hold; "
@@ -140,6 +137,17 @@ def _as_stored(table: pa.Table) -> pa.Table:
         fields.append(field.with_type(stored))
     schema = pa.schema(fields)
     return table if schema.equals(table.schema) else table.cast(schema)
+
+
+def _plain(type: pa.DataType) -> pa.DataType:
+    """The type of the same values that tasks can read: of categories what they stand for, and texts of views."""
+    if pa.types.is_dictionary(type):
+        return _plain(type.value_type)
+    if pa.types.is_string_view(type):
+        return pa.large_string()
+    if pa.types.is_binary_view(type):
+        return pa.large_binary()
+    return pa.list_(type.value_field.with_type(_plain(type.value_type))) if pa.types.is_list(type) else type
 
 
 def _from_dataset(source: Source, base: Path) -> pa.Table:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, load_dataset
 
@@ -292,6 +293,14 @@ def test_benchmarks_that_are_none_are_refused(tmp_path: Path, given: str, messag
         ({"columns": ["id"]}, r"^merge\.decontaminate\[1\]\.columns: column 'id' holds numbers, and no texts"),
         ({"path": []}, r"^merge\.decontaminate\[1\]\.path: names no file"),
         ({"path": "broken.jsonl"}, r"broken\.jsonl:2: not JSON"),
+        (
+            {"path": "nulls.parquet"},
+            r"^merge\.decontaminate\[1\]\.columns: there are no texts in 'question', only nulls",
+        ),
+        (
+            {"path": "maps.parquet"},
+            r"^merge\.decontaminate\[1\]: column 'question' is map<.*\.decontaminate\[1\]\.columns$",
+        ),
         ({"path": "empty.jsonl"}, r"^merge\.decontaminate\[1\]\.path: empty\.jsonl: the file has no rows"),
     ],
 )
@@ -303,6 +312,8 @@ def test_benchmarks_that_cannot_be_read_are_told_before_anything_starts(
     Path("bench.jsonl").write_text('{"question": "Why is it so?", "id": 1}\n')
     Path("broken.jsonl").write_text('{"question": "Why?"}\n{"question\n')
     Path("empty.jsonl").write_text("")
+    pq.write_table(pa.table({"question": pa.array([None, None], pa.string())}), "nulls.parquet")
+    pq.write_table(pa.table({"question": pa.array([None], pa.map_(pa.string(), pa.string()))}), "maps.parquet")
     job = Job.of(tree(tmp_path, decontaminate=[good, {**good, **given}]))
     with pytest.raises(UserError, match=message):
         plan_run(job)

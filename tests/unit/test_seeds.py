@@ -358,6 +358,28 @@ def test_columns_of_a_dataset_have_the_type_that_they_have_in_a_shard(tmp_path: 
     assert pq.read_schema(tmp_path / "shard.parquet").equals(pa.schema(seeds.fields))
 
 
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["a", "b", None]).dictionary_encode(),
+        pa.array(["a", "b", None], pa.string_view()),
+        pa.ListArray.from_arrays([0, 2, 3], pa.array(["a", "b", None], pa.string_view())),
+        pa.ListArray.from_arrays([0, 2, 3], pa.array(["a", "b", None]).dictionary_encode()),
+        pa.array([b"a", None], pa.binary_view()),
+    ],
+    ids=lambda column: str(column.type)[:30],
+)
+def test_texts_may_be_categories_and_views(tmp_path: Path, column: pa.Array):
+    pq.write_table(pa.table({"x": column}), tmp_path / "a.parquet")
+    assert pq.read_schema(tmp_path / "a.parquet").field("x").type == column.type
+    seeds = load_seeds(Source(path="a.parquet"), tmp_path)
+    assert [row.data["x"] for row in seeds.slice(0, len(column))] == column.to_pylist()
+    kind = {"dictionary<": "text", "string_view": "text", "list<": "list[text]", "binary_view": "other"}
+    [expected] = [kind[start] for start in kind if str(column.type).startswith(start)]
+    assert kind_of(seeds.fields[0].type) == expected
+    assert pa.table({"x": seeds.table["x"]}).take([1])["x"].to_pylist() == column.to_pylist()[1:2]
+
+
 def test_a_csv_file_may_be_large_and_its_texts_long_and_of_many_lines(tmp_path: Path):
     texts = [f"{i}: a line\nand, quoted, the next\n" * 20 for i in range(3000)] + ["x" * 3_000_000, "last"]
     with (tmp_path / "a.csv").open("w", newline="") as file:
