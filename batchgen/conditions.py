@@ -74,6 +74,7 @@ _BOUNDS: Mapping[str, _Bound] = {
         for unit in ("words", "chars")
         for end in ("min", "max")
     },
+    "max_repeated": _Bound("text", "a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1),
     **{name: _Bound("text", "a regular expression that RE2 knows", _is_pattern) for name in ("matches", "not_matches")},
 }
 _FORMS = f"a value, a list of values, or a mapping with {', '.join(_BOUNDS)}"
@@ -175,12 +176,18 @@ def met(values: pa.Array, condition: Any) -> Mask:
 
 def _holds(items: pa.Array, name: str, value: Any) -> pa.Array:
     """Which texts or numbers keep to a bound, or match a pattern."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     if name in ("matches", "not_matches"):
         found = pc.match_substring_regex(items, pattern=value)
         return found if name == "matches" else pc.invert(found)
-    if name.endswith("_words"):
+    if name == "max_repeated":
+        from batchgen.repetition import repeated_shares  # numba
+
+        shares = repeated_shares(pc.fill_null(items, ""))
+        items = pc.if_else(pc.is_valid(items), shares, pa.scalar(None, pa.float64()))
+    elif name.endswith("_words"):
         items = pc.count_substring_regex(items, pattern=_WORD)
     elif name.endswith("_chars"):
         items = pc.utf8_length(items)

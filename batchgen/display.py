@@ -318,6 +318,8 @@ def describe_dropped(dropped: DroppedRow) -> list[str]:
 
     row, original = dropped.row, dropped.original or {}
     lines = [f"row {_place(row)}: {one_line(dropped.reason)}" + (f" of row {_place(original)}" if original else "")]
+    if dropped.in_common is not None:
+        lines.append(f"  in common, of {one_line(dropped.in_common.column)}: {_shortened(dropped.in_common.words)}")
     for name, value in row.items():
         if name in META_NAMES:
             continue

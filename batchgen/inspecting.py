@@ -148,7 +148,11 @@ def dropped(options: argparse.Namespace) -> int:
     rows = found.rows(options.reason, 0 if options.json else options.limit)
     if options.json:
         for each in rows:
-            told = each.row | {"reason": each.reason} | ({"duplicate_of": each.original} if each.original else {})
+            told = each.row | {"reason": each.reason}
+            if each.original is not None:
+                told["duplicate_of"] = each.original
+            if each.in_common is not None:
+                told["in_common"] = each.in_common._asdict()
             print(json.dumps(told, ensure_ascii=False, default=str))
         return 0
     shown = map(one_line, explained(found.counts, DROPPED))

@@ -111,33 +111,55 @@ def _plain(code: Any) -> Any:
 
 
 @compiled
-def hash_tokens(data: Any, start: Any, stop: Any, out: Any) -> Any:
-    """Hashes of the words, and of the characters that stand alone, of a text; returns their number.
+def _token(data: Any, at: Any, stop: Any) -> Any:
+    """The hash of the token that begins at `at`, and where it ends: a word, or a character that stands alone.
 
     A sign is a token of its own: `5 + 3` and `5 - 3` are not the same text.
     """
+    value = np.uint64(0xCBF29CE484222325)
+    code, size = _character(data, at)
+    if not _in_word(code):
+        value = (value ^ np.uint64(_plain(code))) * np.uint64(0x100000001B3)
+        return mix(value), at + size
+    while at < stop:
+        code, size = _character(data, at)
+        if not _in_word(code):
+            break
+        for i in range(at, at + size):
+            value = (value ^ np.uint64(data[i])) * np.uint64(0x100000001B3)
+        at += size
+    return mix(value), at
+
+
+@compiled
+def hash_tokens(data: Any, start: Any, stop: Any, out: Any) -> Any:
+    """Hashes of the tokens of a text; returns their number."""
     count = 0
     at = start
     while at < stop:
-        code, size = _character(data, at)
-        if code <= 32:
-            at += size
+        if data[at] <= 32:
+            at += 1
             continue
-        value = np.uint64(0xCBF29CE484222325)
-        if not _in_word(code):
-            value = (value ^ np.uint64(_plain(code))) * np.uint64(0x100000001B3)
-            at += size
-        else:
-            while at < stop:
-                code, size = _character(data, at)
-                if not _in_word(code):
-                    break
-                for i in range(at, at + size):
-                    value = (value ^ np.uint64(data[i])) * np.uint64(0x100000001B3)
-                at += size
-        out[count] = mix(value)
+        out[count], at = _token(data, at, stop)
         count += 1
     return count
+
+
+@compiled
+def token_bounds(data: Any, start: Any, stop: Any, first: Any, last: Any) -> Any:
+    """Where the tokens from number `first` to number `last` of a text begin and end, in bytes."""
+    begins = stop
+    count = 0
+    at = start
+    while at < stop and count <= last:
+        if data[at] <= 32:
+            at += 1
+            continue
+        if count == first:
+            begins = at
+        _, at = _token(data, at, stop)
+        count += 1
+    return begins, at
 
 
 @compiled

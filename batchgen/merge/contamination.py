@@ -9,7 +9,7 @@ compared with its signs, but for those around it: `2 + 2` is not `2 - 2`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from batchgen.benchmarks import benchmark_name, flat_texts, holds_texts, read_benchmarks
 from batchgen.job import Benchmark
-from batchgen.minhash import Array, buffers, compiled, hash_tokens, mix, normalise
+from batchgen.minhash import Array, buffers, compiled, hash_tokens, mix, normalise, token_bounds
 from batchgen.rows import META_NAMES, kind_of
 
 # A text of fewer words, such as an answer, is in too many others to mean anything.
@@ -87,6 +87,15 @@ def _table(grams: Any, slots: Any) -> Any:
 
 
 @compiled
+def _has(table: Any, mark: Any) -> Any:
+    last = np.uint64(len(table) - 1)
+    at = mark & last
+    while table[at] != 0 and table[at] != mark:
+        at = (at + np.uint64(1)) & last
+    return table[at] == mark
+
+
+@compiled
 def _meets(text: Any, whole: Any, size: Any, table: Any) -> Any:
     """Which texts have a hash that is in the table."""
     offsets = whole[1]
@@ -95,16 +104,35 @@ def _meets(text: Any, whole: Any, size: Any, table: Any) -> Any:
         longest = max(longest, offsets[at + 1] - offsets[at])
     words, marks = np.empty(longest, np.uint64), np.empty(longest, np.uint64)
     result = np.zeros(len(offsets) - 1, np.bool_)
-    last = np.uint64(len(table) - 1)
     for text_at in range(len(result)):
         for j in range(_marks(text, whole, text_at, size, words, marks)):
-            at = marks[j] & last
-            while table[at] != 0 and table[at] != marks[j]:
-                at = (at + np.uint64(1)) & last
-            if table[at] == marks[j]:
+            if _has(table, marks[j]):
                 result[text_at] = True
                 break
     return result
+
+
+@compiled
+def _first_run(text: Any, whole: Any, size: Any, table: Any) -> Any:
+    """Of a single text: where its first words in a row that are in the table begin and end, in bytes.
+
+    (-1, -1) where there are none, (0, -1) where it is all of the text that is.
+    """
+    room = whole[1][1] - whole[1][0] + 1
+    words, marks = np.empty(room, np.uint64), np.empty(room, np.uint64)
+    count = _marks(text, whole, 0, size, words, marks)
+    first = 0
+    while first < count and not _has(table, marks[first]):
+        first += 1
+    after = first
+    while after < count and _has(table, marks[after]):
+        after += 1
+    data, offsets = text
+    if after == first:
+        return -1, -1
+    if hash_tokens(data, offsets[0], offsets[1], words) < size:
+        return 0, -1
+    return token_bounds(data, offsets[0], offsets[1], first, after + size - 2)
 
 
 def _forms(texts: pa.Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
@@ -113,6 +141,13 @@ def _forms(texts: pa.Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     words = pc.replace_substring_regex(normal, pattern=_SIGNS, replacement=" ")
     # No longer than the other, so that what has room for its tokens has it for theirs.
     return buffers(words), buffers(pc.replace_substring_regex(normal, pattern=_AROUND, replacement=""))
+
+
+class InCommon(NamedTuple):
+    """What a row has in common with a benchmark: the first words of it, as they are compared, and their column."""
+
+    column: str
+    words: str
 
 
 class Contamination:
@@ -138,13 +173,33 @@ class Contamination:
         Args:
             table: rows of a shard; all of their own columns with texts count.
         """
-        columns = [
-            field.name for field in table.schema if field.name not in META_NAMES and holds_texts(kind_of(field.type))
-        ]
         found = {name: np.zeros(table.num_rows, bool) for name, _, _ in self._known}
-        for column in columns if self._known else ():
+        for column in _columns(table) if self._known else ():
             texts, rows = flat_texts(table[column].combine_chunks())
             forms = _forms(texts)
             for name, size, grams in self._known:
                 found[name][rows[_meets(*forms, size, grams)]] = True
         return found
+
+    def in_common(self, row: pa.Table, benchmark: str) -> InCommon | None:
+        """What a row has in common with a benchmark of that name; None if nothing.
+
+        Args:
+            row: of a shard, alone.
+        """
+        for column in _columns(row):
+            texts, _ = flat_texts(row[column].combine_chunks())
+            for text in range(len(texts)):
+                words, whole = _forms(texts.slice(text, 1))
+                for name, size, grams in self._known:
+                    begin, end = _first_run(words, whole, size, grams)
+                    if name == benchmark and begin >= 0:
+                        data, (first, last) = whole
+                        found = data[first:last] if end < 0 else words[0][begin:end]
+                        return InCommon(column, " ".join(found.tobytes().decode().split()))
+        return None
+
+
+def _columns(table: pa.Table) -> list[str]:
+    """The columns of a row's own with texts."""
+    return [field.name for field in table.schema if field.name not in META_NAMES and holds_texts(kind_of(field.type))]

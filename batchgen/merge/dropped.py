@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from batchgen.commit import Manifest
 from batchgen.job import Job, Merge
+from batchgen.merge.contamination import InCommon
 from batchgen.merge.conversations import chat_columns, settled
-from batchgen.merge.selection import Selection, Shards, select
+from batchgen.merge.selection import CONTAMINATED, Selection, Shards, contamination_of, select
 from batchgen.plan import Plan
 from batchgen.rows import REJECTED
 from batchgen.store.base import ObjectStore
@@ -27,11 +28,13 @@ class DroppedRow:
     Args:
         row: its columns, but for nulls.
         original: the columns of the row that is kept in its place; None where it is no duplicate.
+        in_common: what it has in common with a benchmark; None where that is not why.
     """
 
     reason: str
     row: _Row
     original: _Row | None
+    in_common: InCommon | None
 
 
 class Dropped:
@@ -53,7 +56,9 @@ class Dropped:
     ) -> None:
         chat = chat_columns(job, plan)
         self._shards = Shards(store, plan, manifests)
-        self._selection: Selection = select(self._shards, chat, merge or settled(job, chat))
+        merge = merge or settled(job, chat)
+        self._contamination = contamination_of(merge.decontaminate)
+        self._selection: Selection = select(self._shards, chat, merge, self._contamination)
         self.counts = {
             reason: rows for reason, rows in self._selection.dropped.items() if not reason.startswith(f"{REJECTED}: ")
         }
@@ -76,15 +81,24 @@ class Dropped:
             )
             if row in reasons
         }
-        kept = dict(self._at(sorted({*originals.values()})))  # one that is preferred may come after its duplicates
-        for index, row in self._at(sorted(reasons)):
-            yield DroppedRow(reasons[index], row, kept[originals[index]] if index in originals else None)
+        # One that is preferred may come after its duplicates.
+        kept = {index: row for index, row, _ in self._at(sorted({*originals.values()}))}
+        for index, row, table in self._at(sorted(reasons)):
+            original = kept[originals[index]] if index in originals else None
+            yield DroppedRow(reasons[index], row, original, self._in_common(table, reasons[index]))
 
-    def _at(self, indices: list[int]) -> Iterator[tuple[int, _Row]]:
-        """Rows by their indices, which are in order."""
+    def _in_common(self, row: pa.Table, reason: str) -> InCommon | None:
+        kind, _, benchmark = reason.partition(": ")
+        if self._contamination is None or kind != CONTAMINATED:
+            return None
+        return self._contamination.in_common(row, benchmark)
+
+    def _at(self, indices: list[int]) -> Iterator[tuple[int, _Row, pa.Table]]:
+        """Rows by their indices, which are in order, each also as a table."""
         start, wanted = 0, np.array(indices, np.int64)
         for table in self._shards:
             here = wanted[slice(*np.searchsorted(wanted, (start, start + table.num_rows)))]
-            for index, row in zip(here.tolist(), table.take(pa.array(here - start)).to_pylist(), strict=True):
-                yield index, {name: value for name, value in row.items() if value is not None}
+            found = table.take(pa.array(here - start))
+            for place, (index, row) in enumerate(zip(here.tolist(), found.to_pylist(), strict=True)):
+                yield index, {name: value for name, value in row.items() if value is not None}, found.slice(place, 1)
             start += table.num_rows

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from batchgen.merge.contamination import Contamination
 
 
+# The reason of rows with texts in common with a benchmark, before its name.
+CONTAMINATED = "contaminated"
+
+
 class Shards:
     """The rows of committed shards, a shard at a time and in order, as often as they are asked for.
 
@@ -143,7 +147,7 @@ def select(
         if contamination is not None:
             rows = fates.kept(start, stop)
             for benchmark, found in contamination.found(_taken(table, rows - start)).items():
-                fates.leave_out(rows[found], f"contaminated: {benchmark}")
+                fates.leave_out(rows[found], f"{CONTAMINATED}: {benchmark}")
         if seen is not None:
             rows = fates.kept(start, stop)
             fates.leave_out(rows[~seen.add(_taken(table, rows - start))], "empty")

@@ -22,6 +22,7 @@ from batchgen.merge import latest_version
 from batchgen.store import LocalStore
 from tests.helpers import chaos_job, planned, worker_on
 
+LOOP = "I need it for my friend. " * 20
 SAID = [{"role": "user", "content": "What is two plus two?"}, {"role": "assistant", "content": "Four."}]
 
 
@@ -43,7 +44,11 @@ SAID = [{"role": "user", "content": "What is two plus two?"}, {"role": "assistan
         ({"matches": "(?i)sorry"}, ["I am Sorry.", "No."], [True, False]),
         ({"not_matches": "^I"}, ["I can't.", "Can I?", None], [False, True, False]),
         ({"min_words": 2, "not_matches": ":$"}, ["Write this:", "Write this.", "Write"], [False, True, False]),
+        ({"max_repeated": 0.5}, [LOOP, "It is 4.", "", None], [False, True, True, False]),
+        ({"max_repeated": 0}, ["a b c d e f a b c d e", "a b c d e f a b c d"], [False, True]),
+        ({"max_repeated": 1}, [LOOP], [True]),
         # Lists, and conversations, by each of their items.
+        ({"max_repeated": 0.5, "min_words": 2}, [["It is.", LOOP], ["It is.", "It was."]], [False, True]),
         ({"min": 3}, [[3, 4], [2, 4], [], None], [True, False, True, False]),
         ("a", [["a", "a"], ["a", "b"]], [True, False]),
         ({"min": 3}, [[[3], [4]], [[3], [2]], [[], None]], [True, False, False]),
@@ -117,6 +122,9 @@ def test_a_condition_is_for_columns_of_its_kind(kind: str, fitting: set[str]):
         (f"{{q: {{max_chars: {10**40}}}}}", r"merge\.keep\.q\.max_chars: expected a whole number from 0 to"),
         (f"{{score: {{min: -{10**400}}}}}", r"merge\.keep\.score\.min: expected a number, got -1000"),
         (f"{{score: [1, {10**400}]}}", r"merge\.keep\.score: expected a value"),
+        ("{q: {max_repeated: 1.5}}", r"merge\.keep\.q\.max_repeated: expected a number from 0 to 1, got 1\.5"),
+        ("{q: {max_repeated: yes}}", r"merge\.keep\.q\.max_repeated: expected a number from 0 to 1, got True"),
+        ("{q: {max_repeated: 0, max: 2}}", r"merge\.keep\.q: bounds of numbers and of texts do not go together"),
         ("{score: .inf}", r"merge\.keep\.score: expected a value"),
         ('{q: "\\ud800"}', r"merge\.keep\.q: expected a value"),
         ('{q: {matches: "a\\udfff"}}', r"merge\.keep\.q\.matches: expected a regular expression"),

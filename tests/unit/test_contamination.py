@@ -70,6 +70,39 @@ def test_which_texts_are_in_common(tmp_path: Path, text: str | None, expected: b
     assert contaminated(known, "Another.", text, "What else?") == [False, expected, False]
 
 
+JANET = "janet s ducks lay 16 eggs per day she eats three for breakfast every morning"
+MUFFINS = "and bakes muffins for her friends every day with four how much does she make"
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        ([DUCKS], f"{JANET} {MUFFINS}"),
+        (["No.", ALIKE, DUCKS], JANET),  # the first of its texts, from its first word in common to the last in a row
+        (["Eat for a day: 16 eggs per day she eats three for breakfast every morning and bakes bread"], "16 eggs"),
+        (["**Who wrote Hamlet?**"], "who wrote hamlet"),
+        (["What is 2+2?"], "what is 2+2"),
+        (["谁写了哈姆雷特？"], "谁写了哈姆雷特"),
+        (["Say who wrote Hamlet?"], None),
+        ([], None),
+    ],
+)
+def test_what_is_in_common_is_told(tmp_path: Path, texts: list[str], expected: str | None):
+    known = Contamination(
+        [
+            benchmark(tmp_path, "Is it nothing of these, and nothing else?"),
+            benchmark(tmp_path, DUCKS, "Who wrote Hamlet?", "What is 2 + 2?", "谁写了哈姆雷特"),
+        ]
+    )
+    row = pa.table({"id": [7], "a": ["A text."], "b": pa.array([texts], pa.list_(pa.string()))})
+    found = known.in_common(row, "bench.jsonl")
+    if expected == "16 eggs":
+        expected = f"{JANET.partition('lay ')[2]} and bakes"
+    assert found == (None if expected is None else ("b", expected))
+    assert (found is not None) == any(contaminated(known, *texts))
+    assert known.in_common(row, "another.jsonl") is None
+
+
 def words(text: str) -> list[str]:
     plain = unicodedata.normalize("NFKC", text).lower()
     return "".join(" " if unicodedata.category(sign)[0] in "PS" else sign for sign in plain).split()
@@ -102,8 +135,15 @@ def test_it_finds_what_sets_of_n_grams_find(tmp_path: Path, size: int):
         texts.append(" ".join(part).upper())
     known = set().union(*(marks(each, size) for each in known_texts))
     expected = [not marks(each, size).isdisjoint(known) for each in texts]
-    found = contaminated(Contamination([benchmark(tmp_path, *known_texts, ngram=size)]), *texts)
+    contamination = Contamination([benchmark(tmp_path, *known_texts, ngram=size)])
+    found = contaminated(contamination, *texts)
     assert found == expected
+    for each, is_found in list(zip(texts, found, strict=True))[::20]:
+        told = contamination.in_common(pa.table({"text": [each]}), "bench.jsonl")
+        assert (told is not None) == is_found
+        if told is not None and len(words(each)) >= size:
+            assert marks(told.words, size) <= known, "and no word beside those"
+            assert marks(told.words, size) <= marks(each, size)
     assert 200 < sum(found) < len(found) - 200, "so that there is something to tell apart"
 
 

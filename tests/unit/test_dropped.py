@@ -79,6 +79,8 @@ def test_every_row_that_is_not_kept_is_shown_with_its_reason(folder: Path, capsy
             assert (original["row_index"], original["q"], original["score"]) == (0, LONG, 5)
         else:
             assert "duplicate_of" not in row
+        contaminated = {"in_common": {"column": "q", "words": "who wrote hamlet"}}
+        assert row.items() >= contaminated.items() if row["row_index"] == 4 else "in_common" not in row
 
 
 def test_a_few_of_each_reason_are_shown_to_be_read(folder: Path, capsys: pytest.CaptureFixture[str]):
@@ -102,6 +104,7 @@ def test_a_few_of_each_reason_are_shown_to_be_read(folder: Path, capsys: pytest.
         "  (row 0): 5",
     ]
     assert "  a: One.\n  score" in rows[2], "what is the same there is not said twice"
+    assert rows[3].splitlines()[1] == "  in common, of q: who wrote hamlet"
     assert "\x1b" not in rows[3]
     assert shown(capsys).count("\nrow ") == 7
     assert shown(capsys, "--reason", "near duplicate").count("\nrow ") == 2

@@ -33,6 +33,7 @@ LAYERS = [
         "outage",
         "stopsignals",
         "minhash",
+        "repetition",
         "conditions",
     ],
     ["engines"],
