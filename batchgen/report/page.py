@@ -16,6 +16,7 @@ from batchgen.plan import Plan
 from batchgen.progress import Progress
 from batchgen.reasons import DROPPED, NOTES, REASONS, meaning, most_first
 from batchgen.report.figures import Figures, Histogram
+from batchgen.rows import REJECTED
 
 # By which a file is known as a report.
 MARK = b'<meta name="generator" content="batchgen">'
@@ -83,6 +84,7 @@ def render_report(
         notes=_counted(progress.notes, seeds, NOTES),
         # A seed row may have become several, of which some are rejected.
         dropped=_counted(version.dropped, version.read, DROPPED) if version else [],
+        good_ones_left_out=version is not None and any(not why.startswith(f"{REJECTED}: ") for why in version.dropped),
         openings=[Counted(name, count, 100 * count / figures.rows, "") for name, count in figures.openings]
         if figures
         else [],

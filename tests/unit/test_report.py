@@ -81,6 +81,7 @@ def test_the_page_says_what_came_of_the_rows(tmp_path: Path):
     assert tiles[3:11:2] == ["7", "6", "1", "5"]
     assert tiles[4:12:2] == ["seed rows", "of them good", "rejected", "rows in the dataset"]
     told = page.sections["Left out of the dataset"]
+    assert told[:3:2] == ["batchgen rejected RUN", "batchgen dropped RUN"]
     assert told[-8:-4] == ["exact duplicate", "the same text as an earlier row's", "1", "14.3 %"]
     assert told[-4:] == ["rejected: empty_input", "the texts that the step reads are empty", "1", "14.3 %"]
     assert "Rejected" not in page.sections
@@ -98,6 +99,7 @@ def test_of_a_seed_row_that_became_several_rejected_ones_are_told(tmp_path: Path
     page = page_of(folder)
     assert page.sections[""][3:9:2] == ["2", "1", "1"]
     said = page.sections["Left out of the dataset"]
+    assert "batchgen dropped RUN" not in said, "it would show nothing"
     assert said[-4:] == ["rejected: empty_input", "the texts that the step reads are empty", "3", "50.0 %"]
 
 
