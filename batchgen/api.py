@@ -27,13 +27,13 @@ from batchgen.models import check_models
 from batchgen.outage import outlast_store
 from batchgen.paths import expanded, resolved
 from batchgen.patience import stall_seconds
-from batchgen.plan import PLAN_KEY, Plan, make_plan, settle_plan
+from batchgen.plan import Plan, make_plan, settle_plan
 from batchgen.problems import placed
 from batchgen.progress import Progress
 from batchgen.prospects import all_rejected, hopeless
 from batchgen.publish import check_target, check_writable, publish_folder, publish_store, unwritable_is_told
-from batchgen.records import RecordError, seal, unseal
 from batchgen.remarks import remarks
+from batchgen.savedjob import check_vacant, save_job
 from batchgen.schedule import Scheduler
 from batchgen.seeds import Seeds, load_seeds
 from batchgen.software import changes
@@ -41,8 +41,6 @@ from batchgen.step import OwnTasks
 from batchgen.stopsignals import handled_in_loop, stopped_by_signals
 from batchgen.store import ObjectStore, is_remote, log_folder, open_store, probe
 
-JOB_KEY = "job.json"
-JOB_FORMAT = 1
 Watch = Callable[[Status], None]
 
 
@@ -206,51 +204,6 @@ def check_output(output: str) -> None:
     with unwritable_is_told(f"output: {output!r}"):
         check_writable(resolved(output))
         check_target(Path(output) / "dataset")
-
-
-def check_vacant(store: ObjectStore) -> None:
-    """Refuses a place without a run in which a file of the user's has the name that the job is kept under.
-
-    Raises:
-        UserError: says so.
-    """
-    if (data := store.read(JOB_KEY)) is None:
-        return
-    try:
-        unseal(data, JOB_FORMAT)
-    except RecordError:
-        if store.read(PLAN_KEY) is None:
-            message = f"output: {store.location} is no run and has a {JOB_KEY}, which a run would write over"
-            raise UserError(f"{message}; choose another folder") from None
-
-
-def save_job(store: ObjectStore, job: Job) -> None:
-    """Keeps the job as it was last run with the run, for `merge` and `status`."""
-    store.put(JOB_KEY, seal(job.tree(), JOB_FORMAT))
-
-
-def saved_job(store: ObjectStore) -> Job:
-    """The job of a run.
-
-    Raises:
-        UserError: the folder is no run.
-    """
-    return Job.of(saved_tree(store))
-
-
-def saved_tree(store: ObjectStore) -> dict[str, Any]:
-    """The job of a run as a tree, which may name tasks of the user's own.
-
-    Raises:
-        UserError: the folder is no run.
-    """
-    data = store.read(JOB_KEY)
-    if data is None:
-        raise UserError(f"{store.location} is not a batchgen run: it has no {JOB_KEY}")
-    try:
-        return unseal(data, JOB_FORMAT)
-    except RecordError as error:
-        raise UserError(f"{store.location}: {JOB_KEY} {error}; the job's own command writes it again") from error
 
 
 def progress_of(manifests: dict[int, Manifest]) -> Progress:

@@ -96,6 +96,7 @@ def plan(options: argparse.Namespace) -> int:
     from batchgen.models import user_turns
     from batchgen.plan import PLAN_KEY, check_plan
     from batchgen.remarks import remarks
+    from batchgen.savedjob import check_vacant
     from batchgen.store import open_store
 
     job = _load(options)
@@ -107,7 +108,7 @@ def plan(options: argparse.Namespace) -> int:
     if begun:
         plan = check_plan(store, plan)
     else:
-        api.check_vacant(store)
+        check_vacant(store)
     commit = f" at commit {plan.commit_of(None)}" if plan.commit_of(None) else ""
     shards = "1 shard" if len(plan.shards) == 1 else f"{len(plan.shards):,} shards"
     model = f", model {job.model.path}{commit}" if None in job.used_models else ""
@@ -156,21 +157,19 @@ def report(options: argparse.Namespace) -> int:
 
 def merge(options: argparse.Namespace) -> int:
     """Merges a run again."""
-    from batchgen import api
     from batchgen.display import describe_version
     from batchgen.errors import JobError
-    from batchgen.job import Job
     from batchgen.merge import merge_run
     from batchgen.plan import read_plan
+    from batchgen.savedjob import saved_job
     from batchgen.store import open_store
 
     store = open_store(options.run)
     plan = read_plan(store)
-    job: Job = api.saved_job(store)
     for override in options.set:
         if not override.startswith("merge."):
             raise JobError(f"--set {override}: only merge.* fields can change when a run is merged")
-    job = Job.of(job.tree(), options.set)
+    job = saved_job(store, options.set)
     version = merge_run(store, plan, job, options.partial)
     print(describe_version(version, job))
     print(f"version {version.number}; publish it with: batchgen publish {shlex.quote(options.run)} --to DIR")

@@ -127,7 +127,6 @@ def rejected(options: argparse.Namespace) -> int:
 
 def dropped(options: argparse.Namespace) -> int:
     """Shows ok rows that the merger left out."""
-    from batchgen import api
     from batchgen.commit import committed
     from batchgen.display import describe_dropped
     from batchgen.job import Merge
@@ -135,13 +134,14 @@ def dropped(options: argparse.Namespace) -> int:
     from batchgen.merge.dropped import Dropped
     from batchgen.plan import read_plan
     from batchgen.reasons import DROPPED, explained, most_first
+    from batchgen.savedjob import saved_job
     from batchgen.store import open_store
 
     store = open_store(options.run)
     plan = read_plan(store)
     version = latest_version(store)
     merge = Merge.model_validate(version.merge) if version is not None else None
-    found = Dropped(store, plan, api.saved_job(store), committed(store, plan), merge)
+    found = Dropped(store, plan, saved_job(store), committed(store, plan), merge)
     counts = ", ".join(f"{one_line(reason)} {count:,}" for reason, count in most_first(found.counts)) or "none"
     if options.reason not in (None, *found.counts):
         raise UserError(f"--reason {options.reason}: no row was left out for that; left out: {counts}")

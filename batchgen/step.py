@@ -119,6 +119,11 @@ class Step(Part):
         """The task's entry in the table."""
         return self._spec or TASKS[self.task]
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the task is one of the user's own."""
+        return self._spec is not None
+
     @cached_property
     def parameters(self) -> TaskParameters:
         """The task's parameters."""

@@ -6,7 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from batchgen.api import progress_of, saved_tree
+from batchgen.api import progress_of
 from batchgen.commit import committed
 from batchgen.errors import UserError
 from batchgen.merge.version import CARD, latest_version, read_file
@@ -14,6 +14,7 @@ from batchgen.paths import expanded
 from batchgen.plan import read_plan
 from batchgen.report.figures import look
 from batchgen.report.page import MARK, render_report
+from batchgen.savedjob import saved_tree
 from batchgen.store.base import ObjectStore
 
 __all__ = ["write_report"]

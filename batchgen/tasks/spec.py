@@ -224,6 +224,29 @@ def own_task(
     )
 
 
+class _Elsewhere:
+    """Stands for a class that only the program has which ran it."""
+
+
+def declared(task: TaskSpec, parameters: Any) -> dict[str, Any]:
+    """What a run keeps of a user's own task: its columns, without its code."""
+    return {"inputs": dict(task.inputs(parameters)), "outputs": dict(task.outputs(parameters)), "calls": task.calls}
+
+
+def as_declared(kept: Mapping[str, Any]) -> TaskSpec:
+    """The entry of a task of which `declared` was kept: for what is done with its columns, not to run it."""
+    return TaskSpec(
+        "",
+        _Elsewhere,
+        AnyParameters,
+        inputs=lambda parameters: kept["inputs"],
+        outputs=lambda parameters: kept["outputs"],
+        calls=kept["calls"],
+        single_call=False,
+        chooses=always,
+    )
+
+
 def _check_class(task: Any) -> None:
     if not isinstance(task, type) or all(base.__module__.partition(".")[0] != "distilabel" for base in task.__mro__):
         got = getattr(task, "__name__", f"an object of type {type(task).__name__}")

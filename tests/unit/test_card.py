@@ -11,13 +11,13 @@ import yaml
 from datasets import Dataset, load_dataset
 
 from batchgen import run
-from batchgen.api import saved_job
 from batchgen.card import _source, is_card, is_edited, render_card, render_configs
 from batchgen.cli import main
 from batchgen.engines import EngineSpec, build_engine
 from batchgen.job import Job
 from batchgen.merge import latest_version
 from batchgen.rows import CLUSTER_SIZE, MESSAGES, META_NAMES, SHARD_ONLY
+from batchgen.savedjob import saved_job
 from batchgen.store import LocalStore
 from tests.helpers import chaos_job, planned
 

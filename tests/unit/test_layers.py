@@ -53,7 +53,7 @@ LAYERS = [
     ["schedule"],
     ["generate", "fleet"],
     ["host", "drive"],
-    ["prospects", "preview"],
+    ["prospects", "preview", "savedjob"],
     ["distributed"],
     ["card"],
     ["merge"],

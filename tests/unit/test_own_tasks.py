@@ -23,12 +23,17 @@ from distilabel.steps.tasks import Task
 
 from batchgen import Job, JobError, own_task, run
 from batchgen.api import plan_run
+from batchgen.cli import main
 from batchgen.distributed.parcel import Parcel
 from batchgen.errors import EngineStartError, UserError
 from batchgen.fleet import HostConfig
+from batchgen.merge import latest_version
 from batchgen.plan import read_plan
+from batchgen.publish import publish_folder
+from batchgen.records import seal, unseal
 from batchgen.report import write_report
-from batchgen.store import open_store
+from batchgen.savedjob import JOB_FORMAT
+from batchgen.store import LocalStore, open_store
 from batchgen.tasks.spec import TaskSpec
 from batchgen.upkeep import verify
 
@@ -373,6 +378,42 @@ def test_the_page_about_a_run_needs_none_of_its_tasks(tmp_path: Path):
     page = Path(write_report(open_store(str(tmp_path)))).read_text()
     assert "task: shout" in page
     assert f"<b>{result.version.kept}</b>rows in the dataset" in page
+
+
+def test_it_is_merged_again_and_looked_at_without_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    shorten = own_task(Shorten, inputs={"word": "text"}, outputs={"short": "text", "long": "boolean"})
+    words = ("hello", "bad", "ho", "hello!", "wellington")
+    job = {
+        **tree(tmp_path / "run"),
+        "source": {"rows": [{"word": word} for word in words]},
+        "steps": [{"task": "shorten", "length": 3}, {"task": "shout", "input_mappings": {"word": "short"}}],
+        "merge": {"near": False, "prompt": "short", "answer": "shout", "keep": {"long": True}},
+    }
+    run(job, in_process=True, tasks={"shorten": shorten, "shout": ENTRY})
+    path = str(tmp_path / "run")
+
+    def kept() -> list[str]:
+        version = latest_version(LocalStore(path))
+        assert version is not None
+        rows = pq.read_table(publish_folder(LocalStore(path), version, tmp_path / "out") / "data").to_pylist()
+        assert all(row["messages"][1]["content"] == row["shout"] for row in rows)
+        return [row["word"] for row in rows]
+
+    assert kept() == ["hello", "wellington"]
+    assert main(["dropped", path, "--json"]) == 0
+    dropped = {row["word"]: row["reason"] for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert dropped == {"ho": "filtered: long", "hello!": "exact duplicate"}
+    assert main(["merge", path]) == 0
+    assert "version 1;" in capsys.readouterr().out, "what it merges to is what the run merged to"
+    assert main(["merge", path, "--set", "merge.exact=false", "--set", "merge.keep.length.max=4"]) == 0
+    assert kept() == ["hello", "hello!", "wellington"]
+    # With a job as earlier code kept it.
+    saved = unseal(Path(path, "job.json").read_bytes(), JOB_FORMAT)
+    del saved["own_tasks"]
+    Path(path, "job.json").write_bytes(seal(saved, JOB_FORMAT))
+    capsys.readouterr()
+    assert main(["merge", path]) == 2
+    assert "unknown task 'shorten'" in capsys.readouterr().err
 
 
 def test_a_seed_value_that_a_task_cannot_read_rejects_its_row_alone(tmp_path: Path):
