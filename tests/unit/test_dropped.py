@@ -159,3 +159,14 @@ def test_rejected_rows_are_not_among_them(tmp_path: Path, capsys: pytest.Capture
     found = Dropped(store, plan, Job.of(tree), committed(store, plan))
     assert found.counts == {"truncated": 1}
     assert [(each.reason, each.row["instruction"]) for each in found.rows()] == [("truncated", "cut")]
+
+
+def test_words_in_common_are_those_of_the_row_itself(folder: Path, capsys: pytest.CaptureFixture[str]):
+    rows = [{"q": "Say.", "a": "Who wrote Hamlet?"}, {"q": "Who wrote Hamlet?", "a": "Four."}, {"q": "A.", "a": "B."}]
+    contaminated = {"merge": {"decontaminate": {"path": "held.jsonl", "columns": ["q"]}, "prompt": "q", "answer": "a"}}
+    job = {"name": "dropped", "source": {"rows": rows}, "steps": [], **contaminated, "output": "other"}
+    run(job, in_process=True)
+    capsys.readouterr()
+    assert main(["dropped", "other", "--json"]) == 0
+    told = [json.loads(line)["in_common"]["column"] for line in capsys.readouterr().out.splitlines()]
+    assert told == ["a", "q"]
