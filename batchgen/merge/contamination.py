@@ -191,9 +191,9 @@ class Contamination:
             texts, _ = flat_texts(row[column].combine_chunks())
             for text in range(len(texts)):
                 words, whole = _forms(texts.slice(text, 1))
-                for name, size, grams in self._known:
+                for _, size, grams in (each for each in self._known if each[0] == benchmark):
                     begin, end = _first_run(words, whole, size, grams)
-                    if name == benchmark and begin >= 0:
+                    if begin >= 0:
                         data, (first, last) = whole
                         found = data[first:last] if end < 0 else words[0][begin:end]
                         return InCommon(column, " ".join(found.tobytes().decode().split()))
