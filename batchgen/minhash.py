@@ -56,6 +56,21 @@ def mix(value: Any) -> Any:
 
 
 @compiled
+def slot_of(table: Any, value: Any) -> Any:
+    """Where a value is in a hash table with open addressing, or would be.
+
+    Args:
+        table: [a power of two] of uint64, with 0 where a slot is free; one is.
+        value: not 0.
+    """
+    last = np.uint64(len(table) - 1)
+    at = value & last
+    while table[at] != 0 and table[at] != value:
+        at = (at + np.uint64(1)) & last
+    return at
+
+
+@compiled
 def _character(data: Any, at: Any) -> Any:
     """The code point that begins at `at` of valid UTF-8, and its number of bytes."""
     first = data[at]

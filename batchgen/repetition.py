@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchgen.minhash import Array, buffers, compiled, hash_tokens, mix, normalise
+from batchgen.minhash import Array, buffers, compiled, hash_tokens, mix, normalise, slot_of
 
 GRAM = 5
 # Of tables, rules and code: signs that come again. (RE2 takes a millisecond to read Unicode's classes of them.)
@@ -29,25 +29,22 @@ def _shares(data: Any, offsets: Any, size: Any) -> Any:
     words = np.empty(longest, np.uint64)
     for at in range(len(shares)):
         count = hash_tokens(data, offsets[at], offsets[at + 1], words)
-        slots = 1
+        slots = 2
         while slots < 2 * count:
             slots *= 2
         seen = np.zeros(slots, np.uint64)
-        last = np.uint64(slots - 1)
         repeated = 0
         covered = 0  # the tokens before this one are counted
         for first in range(count - size + 1):
             gram = np.uint64(0)
             for each in range(first, first + size):
                 gram = mix(gram ^ words[each])
-            gram = max(gram, np.uint64(1))  # 0 marks a place that is free
-            place = gram & last
-            while seen[place] != 0 and seen[place] != gram:
-                place = (place + np.uint64(1)) & last
-            if seen[place] == gram:
+            gram = max(gram, np.uint64(1))  # 0 marks a slot that is free
+            slot = slot_of(seen, gram)
+            if seen[slot] == gram:
                 repeated += first + size - max(first, covered)
                 covered = first + size
-            seen[place] = gram
+            seen[slot] = gram
         if count:
             shares[at] = repeated / count
     return shares

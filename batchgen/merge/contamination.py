@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from batchgen.benchmarks import benchmark_name, flat_texts, holds_texts, read_benchmarks
 from batchgen.job import Benchmark
-from batchgen.minhash import Array, buffers, compiled, hash_tokens, mix, normalise, token_bounds
+from batchgen.minhash import Array, buffers, compiled, hash_tokens, mix, normalise, slot_of, token_bounds
 from batchgen.rows import META_NAMES, kind_of
 
 # A text of fewer words, such as an answer, is in too many others to mean anything.
@@ -77,22 +77,14 @@ def _all_marks(text: Any, whole: Any, size: Any) -> Any:
 def _table(grams: Any, slots: Any) -> Any:
     """A hash table with open addressing; [a power of two] of uint64."""
     table = np.zeros(slots, np.uint64)
-    last = np.uint64(slots - 1)
     for gram in grams:
-        at = gram & last
-        while table[at] != 0 and table[at] != gram:
-            at = (at + np.uint64(1)) & last
-        table[at] = gram
+        table[slot_of(table, gram)] = gram
     return table
 
 
 @compiled
 def _has(table: Any, mark: Any) -> Any:
-    last = np.uint64(len(table) - 1)
-    at = mark & last
-    while table[at] != 0 and table[at] != mark:
-        at = (at + np.uint64(1)) & last
-    return table[at] == mark
+    return table[slot_of(table, mark)] == mark
 
 
 @compiled
