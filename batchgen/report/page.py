@@ -72,6 +72,9 @@ def render_report(
     environment.filters |= {"number": _number, "line": one_line, "text": _text, "role": _role}
     environment.globals |= {"bars": _bars, "width": _WIDTH, "height": _HEIGHT}
     seeds = progress.ok + progress.rejected
+    dropped = version.dropped if version else {}
+    # A seed row may have become several, of which some are rejected.
+    rejected_ones = [why for why in dropped if why.startswith(f"{REJECTED}: ")]
     template = environment.from_string(files(__package__).joinpath("page.html").read_text("utf-8"))
     return template.render(
         job=job,
@@ -82,9 +85,9 @@ def render_report(
         figures=figures,
         rejected=[] if version else _counted(progress.reasons, seeds, REASONS),
         notes=_counted(progress.notes, seeds, NOTES),
-        # A seed row may have become several, of which some are rejected.
-        dropped=_counted(version.dropped, version.read, DROPPED) if version else [],
-        good_ones_left_out=version is not None and any(not why.startswith(f"{REJECTED}: ") for why in version.dropped),
+        dropped=_counted(dropped, version.read, DROPPED) if version else [],
+        shows_rejected=progress.rejected or rejected_ones,
+        shows_dropped=len(dropped) > len(rejected_ones),
         openings=[Counted(name, count, 100 * count / figures.rows, "") for name, count in figures.openings]
         if figures
         else [],

@@ -99,6 +99,7 @@ def test_of_a_seed_row_that_became_several_rejected_ones_are_told(tmp_path: Path
     page = page_of(folder)
     assert page.sections[""][3:9:2] == ["2", "1", "1"]
     said = page.sections["Left out of the dataset"]
+    assert said[0] == "batchgen rejected RUN"
     assert "batchgen dropped RUN" not in said, "it would show nothing"
     assert said[-4:] == ["rejected: empty_input", "the texts that the step reads are empty", "3", "50.0 %"]
 
