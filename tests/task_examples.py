@@ -49,6 +49,11 @@ EXAMPLES: Mapping[str, Example] = {
     "chat_generation": Example(
         "Paris.", {"generation": "Paris."}, {"messages": [{"role": "user", "content": "Capital of France?"}]}
     ),
+    "choose": Example(
+        "",
+        {"topic": "algebra", "level": "easy", "number": 3, "short": True},
+        parameters={"columns": {"topic": ["algebra"], "level": {"easy": 1, "hard": 0}, "number": [3], "short": [True]}},
+    ),
     "clair": Example(
         "{teacher_reasoning}: Off by one.\n\n{corrected_student_solution}: 3",
         {"revision": "3", "rational": "Off by one."},

@@ -88,7 +88,7 @@ class TaskRunner:
             if isinstance(self._task, PlainStep):
                 made = await self._task.run(inputs, log, log.seed if self._chooses else None)
             else:
-                made = [inputs] if self._task is None else await self._called(inputs, log)
+                made = [self._uncalled(inputs, log)] if self._task is None else await self._called(inputs, log)
             finished = [self.spec.finish(each, self.parameters, log.notes) for each in made]
             added = [self._fitted(each) for each in finished]
             if log.cuts and await self._reads_past_cut(inputs, log):
@@ -140,6 +140,9 @@ class TaskRunner:
             # A model answers an empty prompt with whatever comes to it. Where one of several is empty it may be meant.
             raise RowRejected("empty_input")
         return inputs
+
+    def _uncalled(self, inputs: Row, log: CallLog) -> Row:
+        return inputs if self.spec.draw is None else self.spec.draw(self.parameters, log.seed)
 
     async def _called(self, inputs: Row, log: CallLog) -> list[Row]:
         """What the task makes of a row, unless an engine left one of its calls without an answer.
@@ -243,7 +246,8 @@ def fitted(value: Any, kind: str) -> Any:
             return [fitted(item, kind[5:-1]) for item in value]
     elif kind == "number":
         if isinstance(value, int | float):
-            return float(value)
+            # In a template after it, 3 is to be "3". Beyond, not every whole number has a float of its own.
+            return value if type(value) is int and abs(value) <= 2**53 else float(value)
     elif kind == "boolean":
         if isinstance(value, bool):
             return value

@@ -104,7 +104,7 @@ class TaskSpec:
     Args:
         summary: what it does, in a line.
         distilabel: class name in `distilabel.steps.tasks`, or a class of the user's own; None for an entry whose
-            `finish` makes the outputs out of the inputs or ends rows, or whose `gate` does.
+            `finish` makes the outputs out of the inputs or ends rows, or whose `gate` or `draw` does.
         parameters: what a job may set.
         inputs: columns that it reads, name to kind, for given parameters.
         outputs: columns that it writes, name to kind, for given parameters.
@@ -125,6 +125,7 @@ class TaskSpec:
         differing: its input list that has to hold two different texts: a row without them is rejected as
             `no_preference`.
         gate: of an entry that reads one text and writes nothing; made once for every engine.
+        draw: of an entry that makes its outputs by chance: out of its parameters and the row's seed.
         keep: of an entry that ends rows which do not meet conditions: those, by its inputs.
         threads: on which rows of a class that uses no model run beside the engine's requests; 0: between them.
         example: parameters with which the columns are listed, where some have no default.
@@ -149,6 +150,7 @@ class TaskSpec:
     groups: bool = False
     differing: str | None = None
     gate: Callable[[Any], Gate] | None = None
+    draw: Callable[[Any, int], Row] | None = None
     keep: Callable[[Any], Conditions] = _no_conditions
     threads: int = 0
     example: Mapping[str, Any] = field(default_factory=dict)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from batchgen.tasks.chance import CHANCE
 from batchgen.tasks.domain import DOMAIN
 from batchgen.tasks.evolution import EVOLUTION
 from batchgen.tasks.gates import GATES
@@ -16,7 +17,7 @@ from batchgen.tasks.judging import JUDGING
 from batchgen.tasks.reshaping import RESHAPING
 from batchgen.tasks.spec import TaskSpec
 
-_FAMILIES = (GENERATION, EVOLUTION, JUDGING, DOMAIN, RESHAPING, GATES)
+_FAMILIES = (GENERATION, EVOLUTION, JUDGING, DOMAIN, RESHAPING, GATES, CHANCE)
 TASKS: Mapping[str, TaskSpec] = MappingProxyType(dict(sorted(entry for each in _FAMILIES for entry in each.items())))
 
 # Classes of `distilabel.steps.tasks` that are no entry, and why.
