@@ -13,7 +13,8 @@ import pyarrow as pa
 import yaml
 
 from batchgen.engines.repository import is_hub_name, public_name
-from batchgen.job import Job, Model
+from batchgen.job import Job
+from batchgen.model import Model
 from batchgen.plaintext import one_line
 from batchgen.plan import Plan, text_arguments
 from batchgen.reasons import REASONS, meaning

@@ -15,6 +15,7 @@ from batchgen.engines.base import EngineSpec
 from batchgen.errors import UserError
 from batchgen.job import Job
 from batchgen.known import Texts
+from batchgen.model import memory_shares
 from batchgen.plan import Plan, Shard
 from batchgen.progress import Progress
 from batchgen.rows import SeedRow
@@ -65,16 +66,18 @@ class Placement:
     Args:
         engines: at the start.
         gpus: an engine's, all on one machine; 0 where engines run on CPUs.
+        share: engines that are on a GPU at once.
         elastic: whether engines are added as machines join the cluster.
     """
 
     engines: int
     gpus: int = 0
     elastic: bool = False
+    share: int = 1
 
     def room(self, machines: Sequence[int]) -> int:
         """How many engines machines with so many GPUs each have room for."""
-        return sum(count // self.gpus for count in machines)
+        return sum(count // self.gpus * self.share for count in machines)
 
 
 def place_engines(job: Job, machines: Sequence[int], local: bool) -> Placement:
@@ -99,7 +102,8 @@ def place_engines(job: Job, machines: Sequence[int], local: bool) -> Placement:
                 "(wait_for_gpus: true), or say how many are to run on its CPUs (engines: 1)"
             )
         return Placement(job.engines or 1)
-    placement = Placement(job.engines or 1, max(model.gpus for model in here), elastic=not (local or job.engines))
+    gpus, elastic = max(model.gpus for model in here), not (local or job.engines)
+    placement = Placement(job.engines or 1, gpus, elastic, job.engines_per_gpu)
     room = placement.room(machines)
     if not room:
         raise UserError(
@@ -107,8 +111,10 @@ def place_engines(job: Job, machines: Sequence[int], local: bool) -> Placement:
         )
     if placement.engines > room:
         wait = "" if local else " (wait_for_gpus: true has them wait for more machines)"
-        gpus = "1 GPU" if placement.gpus == 1 else f"{placement.gpus} GPUs"
-        raise UserError(f"engines: {job.engines} engines take {gpus} each; the cluster has room for {room}{wait}")
+        takes = f"take {'1 GPU' if gpus == 1 else f'{gpus} GPUs'} each"
+        if placement.share > 1:
+            takes = f"need a GPU for every {placement.share}"
+        raise UserError(f"engines: {job.engines} engines {takes}; the cluster has room for {room}{wait}")
     return placement if job.engines else replace(placement, engines=room)
 
 
@@ -116,7 +122,7 @@ def _waiting_placement(job: Job, gpus: int, machines: Sequence[int], local: bool
     """The placement of a job whose engines wait for room: an autoscaler adds the machines that they wait for."""
     if local:
         raise UserError("wait_for_gpus: no machine joins a run on this machine alone; it is for clusters")
-    placement = Placement(job.engines or 1, gpus, elastic=not job.engines)
+    placement = Placement(job.engines or 1, gpus, not job.engines, job.engines_per_gpu)
     return placement if job.engines else replace(placement, engines=max(1, placement.room(machines)))
 
 
@@ -195,6 +201,7 @@ class HostConfig:
             revision=self.plan.commit_of(name) or model.revision,
             lora=model.lora,
             arguments=model.engine,
+            gpu_memory=memory_shares(self.job.used_models, self.job.engines_per_gpu).get(name),
             pre_query_template=model.pre_query_template,
             chat_template_kwargs=model.chat_template_kwargs,
             trust_remote_code=self.trust_remote_code,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,9 +17,7 @@ from pydantic import (
 )
 
 from batchgen.checks import (
-    check_engine,
     check_lengths,
-    check_options,
     check_place,
     check_sampling,
     check_secrets,
@@ -30,11 +27,9 @@ from batchgen.checks import (
     unknown,
 )
 from batchgen.conditions import checked_conditions
-from batchgen.engines import arguments
-from batchgen.engines.chaos import ChaosScript
-from batchgen.engines.options import OPTIONS
 from batchgen.errors import JobError
 from batchgen.keys import Keys
+from batchgen.model import Model, memory_shares
 from batchgen.problems import apply_override, problems
 from batchgen.step import OwnTasks, Part, Step
 from batchgen.tasks.generation import Exchange, Magpie
@@ -90,47 +85,6 @@ class Source(Part):
     def names(self) -> Mapping[str, str]:
         """Names of the columns that are used, by their names in the source; none: all of them as they are."""
         return self.columns if isinstance(self.columns, dict) else {name: name for name in self.columns or []}
-
-
-class Model(Part):
-    """The model and how its engine is set up."""
-
-    path: str = Field(min_length=1, description="a Hub name, a folder, `embedded` or `chaos`; the name on a server")
-    backend: Literal["vllm", "openai", "transformers"] = Field("vllm", description="what runs the model")
-    revision: str | None = Field(None, min_length=1, description="of a Hub model")
-    lora: str | None = Field(None, description="folder of a LoRA adapter that every request uses (vLLM)")
-    pre_query_template: str | None = Field(None, description="opens a user turn, where it cannot be derived (Magpie)")
-    chat_template_kwargs: dict[str, bool | int | float | str | None] = Field(
-        default_factory=dict, description="what the chat template is given besides the messages"
-    )
-    engine: dict[str, Any] = Field(default_factory=dict, description="vLLM's engine arguments, or the backend's own")
-
-    @model_validator(mode="after")
-    def _known_arguments(self) -> Model:
-        if self.path == "chaos":
-            check_options(self.engine, ChaosScript, "chaos engine")
-        elif self.backend != "vllm":
-            check_options(self.engine, OPTIONS[self.backend], f"{self.backend} backend")
-        else:
-            check_engine(self.engine)
-        if self.backend != "vllm" and self.lora is not None:
-            raise complaint("lora needs the vllm backend")
-        for name in self.chat_template_kwargs:
-            if name in arguments.OWNED_TEMPLATE:
-                raise complaint("is batchgen's to set", ("chat_template_kwargs", name))
-        if self.backend == "openai" and (self.revision or self.pre_query_template):
-            raise complaint("the server decides on revision and chat template; leave them out")
-        return self
-
-    @property
-    def gpus(self) -> int:
-        """GPUs that one engine takes, all on one machine."""
-        return math.prod(int(self.engine.get(name, 1)) for name in arguments.GPU_ARGUMENTS)
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the model is loaded by batchgen, so that its tokenizer is at hand and a GPU is wanted."""
-        return self.path != "chaos" and self.backend != "openai"
 
 
 class Near(Part):
@@ -222,7 +176,8 @@ class Job(Part):
     steps: list[Step] = Field(description="what becomes of a row; with none, the merge of what there is")
     merge: Merge = Field(default_factory=lambda: Merge())
     output: str = Field(min_length=1)
-    engines: PositiveInt | None = Field(None, description="number of engines; else one a GPU, or one on a CPU")
+    engines: PositiveInt | None = Field(None, description="number of engines; else as many as fit, or one on a CPU")
+    engines_per_gpu: PositiveInt = Field(1, le=16, description="engines that share a GPU, for small models")
     wait_for_gpus: bool = Field(False, description="engines wait for machines with GPUs that are yet to join")
     stall_seconds: float | None = Field(
         None, gt=0, description="an engine of which nothing comes for so long is replaced"
@@ -278,6 +233,11 @@ class Job(Part):
         if (many := self.sampling.get("n") or 1) > 1 and sum(step.spec.calls_model for step in self.steps) > 1:
             message = f"every step would run {many} times for each row; give num_generations to the one that is meant"
             raise complaint(message, ("sampling", "n"))
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_have_room(self) -> Job:
+        memory_shares(self.used_models, self.engines_per_gpu)
         return self
 
     def _check_used(self) -> None:

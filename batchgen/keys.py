@@ -31,7 +31,7 @@ _OF_STEPS: Mapping[str, str] = {
     "input_batch_size": "rows do not wait for each other",
     "llm": "the job's model answers, or the one of the job's models that the step's model names",
     "name": "a step has none",
-    "resources": "engines, and model.engine: {tensor_parallel_size: N}, say how many GPUs are used",
+    "resources": "engines, engines_per_gpu and model.engine: {tensor_parallel_size: N} say how many GPUs are used",
     "seed": "it is for all steps",
     "use_cache": "the same command goes on with a run",
     "use_system_prompt": "a row's system_prompt is used where it has one",

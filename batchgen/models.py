@@ -11,7 +11,8 @@ from batchgen.engines.repository import files_digest, find_folder, find_model, i
 from batchgen.engines.structure import check_structure
 from batchgen.engines.tokenizer import chat_from_tokenizer, has_chat_template, load_tokenizer, longest_context
 from batchgen.errors import JobError, ModelError
-from batchgen.job import Job, Model
+from batchgen.job import Job
+from batchgen.model import Model
 from batchgen.paths import expanded
 from batchgen.plan import ModelVersion
 from batchgen.step import Step

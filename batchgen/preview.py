@@ -13,7 +13,8 @@ from batchgen.engines.chat import TemplateChat
 from batchgen.engines.idle import IdleEngine
 from batchgen.errors import EngineDead
 from batchgen.generate import Worker
-from batchgen.job import Job, Model
+from batchgen.job import Job
+from batchgen.model import Model
 from batchgen.models import chat_of
 from batchgen.plan import Plan
 from batchgen.rows import SeedRow

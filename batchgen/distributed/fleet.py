@@ -25,6 +25,7 @@ from batchgen.distributed.cluster import ask, fate_of, gpus_of_machines, usable_
 from batchgen.distributed.guard import guard_this_process
 from batchgen.distributed.parcel import Parcel
 from batchgen.distributed.process import allow_open_files, collect_less, redirect_output, set_threads
+from batchgen.distributed.turn import Turn
 from batchgen.errors import ClusterLost, EngineDead, EngineStartError
 from batchgen.fleet import Answer, HostConfig, Placement, Work
 from batchgen.known import Texts
@@ -50,6 +51,7 @@ class _Actor:
     """
 
     _refused: EngineStartError | None = None
+    _turn: Turn | None = None
 
     def __init__(self, parcel: Parcel, log: str | None, threads: int | None, local: bool) -> None:
         if log is not None:
@@ -74,6 +76,13 @@ class _Actor:
     async def placed(self) -> None:
         """Answers as soon as the actor runs somewhere."""
 
+    async def take_turn(self) -> None:
+        """Answers as soon as no other engine is starting on the GPU: vLLM measures there what it may take."""
+        await self._once("turn", self._take_turn)
+
+    async def _take_turn(self) -> None:
+        self._turn = await Turn.taken(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+
     async def _once(self, key: str, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """What a call gives, which is made once, however often it is asked for: an answer may have been lost."""
         if key not in self._calls:
@@ -97,6 +106,9 @@ class _Actor:
         except Exception as error:
             message = f"{self._where}{str(error) or type(error).__name__}"
             return EngineStartError(message, getattr(error, "final", False), getattr(error, "outage", False))
+        finally:
+            if self._turn is not None:
+                self._turn.end()
 
     async def run(self, key: str, work: Work) -> Answer:
         answer: Answer = await self._once(key, lambda: self._host.run(work))
@@ -174,7 +186,7 @@ class RayFleet:
         options = {
             # A cluster may be used by others, too; here nothing but the number of GPUs limits that of engines.
             "num_cpus": 0 if self._local else 1,
-            "num_gpus": self._placement.gpus,
+            "num_gpus": self._placement.gpus / self._placement.share,
             "max_restarts": 0,
             "max_task_retries": 0,
             # Rows are tasks of the actor's loop; a call is a shard, and an engine holds few of them.
@@ -192,6 +204,8 @@ class RayFleet:
         self._actors[engine] = actor
         await self._answer(actor, actor.placed)
         self._placed.add(engine)
+        if self._placement.share > 1:
+            await self._answer(actor, actor.take_turn)
 
     async def start(self, engine: int) -> int:
         """Starts an engine that has its place and returns its slots."""

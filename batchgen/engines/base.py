@@ -112,6 +112,7 @@ class EngineSpec:
         backend: `vllm`, `openai` or `transformers`.
         revision: of a Hub model.
         arguments: vLLM's engine arguments, or the backend's own.
+        gpu_memory: the part of a GPU's memory that it has, where others are on it (vLLM); None: vLLM's default.
         lora: folder of an adapter that every request uses.
         pre_query_template: text that opens a user turn, where it cannot be derived.
         chat_template_kwargs: what the chat template is given besides the messages.
@@ -125,6 +126,7 @@ class EngineSpec:
     revision: str | None = None
     lora: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    gpu_memory: float | None = None
     pre_query_template: str | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     trust_remote_code: bool = False

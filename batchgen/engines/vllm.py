@@ -282,6 +282,8 @@ def _async_llm(spec: EngineSpec, model: Repository) -> Any:
         arguments["enforce_eager"] = True
         # In bfloat16 the CPU build's workers now and then died of SIGILL on a virtual machine with AMX.
         arguments["dtype"] = "float32"
+    elif spec.gpu_memory is not None:
+        arguments["gpu_memory_utilization"] = spec.gpu_memory
     if spec.lora is not None:
         arguments |= _lora_arguments(spec.lora)
     arguments |= spec.arguments

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from batchgen.errors import JobError
@@ -134,11 +134,3 @@ def _structure(structured: Mapping[str, Any]) -> dict[str, Any]:
     schema = structured["schema"]
     schema = schema.model_json_schema() if hasattr(schema, "model_json_schema") else schema
     return {structured.get("format") or ("regex" if isinstance(schema, str) else "json"): schema}
-
-
-def share_memory(models: Sequence[dict[str, Any]]) -> None:
-    """Several vLLM engines of one process share its GPU."""
-    local = [model for model in models if model.get("backend") != "openai" and model["path"] != "chaos"]
-    if len(local) > 1:
-        for model in local:
-            model["engine"] = {"gpu_memory_utilization": round(0.9 / len(local), 2), **model["engine"]}

@@ -11,7 +11,7 @@ from batchgen.job import Job
 from batchgen.rows import MESSAGES
 from batchgen.step import MODEL_NAME
 from batchgen.tasks.spec import ANY, OPTIONAL, TaskSpec, own_task
-from batchgen.translation.llms import model_of, place_of, sampling_of, share_memory
+from batchgen.translation.llms import model_of, place_of, sampling_of
 from batchgen.translation.segments import Segment
 from batchgen.translation.steps import (
     COMBINE,
@@ -93,7 +93,6 @@ def translate(
     if not tree_steps:  # `KeepColumns` alone: `merge.columns` does it, and its own class has nothing to do
         own[f"own:{starter.name}"] = own_task(type(starter), {}, {})
         tree_steps.append({"task": f"own:{starter.name}", "columns": []})
-    share_memory(models)
     seeds = {"path": str(folder / "seeds" / f"{segment.name}.parquet")}
     job = {
         **settings,

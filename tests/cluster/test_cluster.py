@@ -271,6 +271,16 @@ def test_on_this_machine_alone_engines_are_as_many_as_its_gpus_whatever_its_core
     check_complete(folder / "run", 60)
 
 
+def test_engines_that_share_gpus_start_one_after_the_other_on_each(folder: Path):
+    resources = json.dumps({"CPU": 1, "GPU": 2})
+    slow = ("--set", "model.engine={latency: 1.0, slots: 4}", "--set", "shard_rows=2", "--set", "engines_per_gpu=2")
+    code, out = batchgen("run", "job.yaml", *slow, RAY_OVERRIDE_RESOURCES=resources)
+    assert code == 0, out
+    assert len(list((folder / "run" / "logs").glob("engine-*.log"))) == 4
+    check_complete(folder / "run", 60)
+    assert not list(Path("/tmp").glob(f"batchgen-{os.getuid()}-gpu-*")), "nobody waits for a turn any more"
+
+
 def test_a_run_that_ends_well_leaves_nothing_in_the_temporary_folder(folder: Path):
     with tempfile.TemporaryDirectory() as own:
         code, out = batchgen("run", "job.yaml", TMPDIR=own)

@@ -20,8 +20,9 @@ from batchgen.engines.arguments import CODE_FIELDS, OWNED_ENGINE, _frozen, engin
 from batchgen.engines.base import Engine, EngineSpec, Request
 from batchgen.engines.vllm import VllmEngine
 from batchgen.errors import EngineDead, EngineError, EngineStartError, EngineStopped, RowRejected
-from batchgen.job import Job, Model
+from batchgen.job import Job
 from batchgen.merge import merge_run
+from batchgen.model import Model
 from batchgen.publish import publish_folder
 from tests.helpers import worker_on
 

@@ -60,6 +60,7 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
 def test_there_is_room_for_as_many_engines_as_fit_or_as_were_asked_for(room):
     assert room(Placement(1, gpus=2, elastic=True), lambda: (0, 3, 4)) == 3
+    assert room(Placement(1, gpus=1, elastic=True, share=3), lambda: (0, 1, 2)) == 9
     assert room(Placement(5), lambda: (0,)) == 5
 
     def cannot_say() -> tuple[int, ...]:

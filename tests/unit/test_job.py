@@ -17,8 +17,9 @@ import yaml
 from batchgen import keys
 from batchgen.engines.arguments import sampling_arguments
 from batchgen.errors import JobError
-from batchgen.job import Benchmark, Job, Merge, Model, Near, Source
+from batchgen.job import Benchmark, Job, Merge, Near, Source
 from batchgen.keys import EXAMPLES
+from batchgen.model import Model
 from batchgen.step import Step
 from batchgen.tasks.table import TASKS
 
@@ -771,7 +772,8 @@ def test_no_field_s_name_is_another_thing_in_yaml():
     """YAML 1.1 reads `on`, `off`, `yes` and `no` as booleans, keys among them."""
     import yaml
 
-    from batchgen.job import Merge, Model, Near, Source
+    from batchgen.job import Merge, Near, Source
+    from batchgen.model import Model
     from batchgen.step import Step
     from batchgen.tasks.table import TASKS
 

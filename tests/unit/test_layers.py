@@ -43,6 +43,7 @@ LAYERS = [
     ["keys"],
     ["problems"],
     ["step"],
+    ["model"],
     ["job"],
     ["seedfiles", "draw"],
     ["seeds", "columns"],

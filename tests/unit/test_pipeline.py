@@ -75,6 +75,7 @@ from batchgen.columns import trace_columns
 from batchgen.engines.base import Completion, Request
 from batchgen.engines.chaos import ChaosEngine
 from batchgen.errors import SeedError, UserError
+from batchgen.model import memory_shares
 from batchgen.translation.segments import segments_of
 from batchgen.translation.translate import translate
 
@@ -325,10 +326,9 @@ def test_a_model_that_hugging_face_hosts_runs_here():
             )
         )
     (job,) = translated(pipeline).values()
-    share = {"gpu_memory_utilization": 0.45}
-    assert (job.model.path, job.model.backend, job.model.engine) == ("org/writer", "vllm", share)
+    assert (job.model.path, job.model.backend, job.model.engine) == ("org/writer", "vllm", {})
     assert job.model.pre_query_template == "<|me|>"
-    assert job.models["llm_1"].engine == {"tokenizer": "org/words", **share}
+    assert job.models["llm_1"].engine == {"tokenizer": "org/words"}
     sampling = {"temperature": 0.7, "max_tokens": 300, "stop": ["\n\n"]}
     assert job.step_sampling(job.steps[0]) == sampling
     assert "hf_secret" not in str(job.tree())
@@ -340,8 +340,8 @@ def test_two_local_models_share_the_gpu():
         chain = TextGeneration(llm=a, output_mappings={"generation": "draft"})
         LoadDataFromDicts(data=ROWS) >> chain >> TextGeneration(llm=b)
     (job,) = translated(pipeline).values()
-    assert job.model.engine == {"gpu_memory_utilization": 0.45}
     assert job.models["llm_1"].engine == {"gpu_memory_utilization": 0.3}
+    assert memory_shares(job.used_models, 1) == {None: pytest.approx(0.6), "llm_1": 0.3}
 
 
 def test_magpie_s_weights_and_a_template_are_carried_over():

@@ -13,7 +13,8 @@ import yaml
 import batchgen
 from batchgen.api import stall_after
 from batchgen.cli import build_parser
-from batchgen.job import Job, Merge, Model, Source
+from batchgen.job import Job, Merge, Source
+from batchgen.model import Model
 from batchgen.step import Step
 from batchgen.tasks.listing import markdown
 from tests.helpers import chaos_job
