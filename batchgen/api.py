@@ -8,12 +8,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from batchgen.benchmarks import read_benchmarks
 from batchgen.commit import Manifest, committed, generation_of
+from batchgen.deadline import Deadline
 from batchgen.drive import Driver, Status
 from batchgen.engines.installed import missing
 from batchgen.errors import JobError, ModelError, Stopped, StoreError, UserError
@@ -59,6 +61,11 @@ class Result:
     version: Version
     dataset: str
 
+    @property
+    def complete(self) -> bool:
+        """Whether the dataset is of all rows; otherwise the same call goes on with the rest."""
+        return self.version.shards == self.version.of_shards
+
 
 def plan_run(job: Job, trust_remote_code: bool = False) -> tuple[Plan, Seeds]:
     """Checks everything that can be checked without an engine, and plans the run; writes nothing.
@@ -81,6 +88,7 @@ def run(
     trust_remote_code: bool = False,
     in_process: bool = False,
     tasks: OwnTasks | None = None,
+    until: datetime | None = None,
 ) -> Result:
     """Runs a job to its published dataset, or goes on with a run that was interrupted.
 
@@ -91,26 +99,38 @@ def run(
         trust_remote_code: lets the model's repository run its own code.
         in_process: runs the engines in this process, without Ray.
         tasks: entries for tasks of the caller's own, by the name that the job's steps use; see `own_task`.
+        until: when nothing more is begun, in local time where it has no time zone: what is there then is merged and
+            published (`Result.complete` is false), and the same call goes on with the rest.
 
     Raises:
         UserError: bad input; no engine was started.
         Stopped: ended early; the same call goes on.
         BatchgenError: failed.
     """
+    if not isinstance(until, datetime | None):
+        raise UserError(f"run: until: expected a datetime, got {type(until).__name__}")
+    deadline = Deadline(until) if until is not None else None
     with stopped_by_signals():
         if isinstance(job, Mapping):
             job = Job.of(job, tasks=tasks)
         elif isinstance(job, str | Path):
             try:
-                return _run(Job.load(job, tasks=tasks), address, watch, trust_remote_code, in_process)
+                return _run(Job.load(job, tasks=tasks), address, watch, trust_remote_code, in_process, deadline)
             except UserError as error:
                 raise type(error)(placed(str(error), job)) from error
         elif not isinstance(job, Job):
             raise JobError(f"run: expected a Job, its tree, or the path of its file, got {type(job).__name__}")
-        return _run(job, address, watch, trust_remote_code, in_process)
+        return _run(job, address, watch, trust_remote_code, in_process, deadline)
 
 
-def _run(job: Job, address: str | None, watch: Watch, trust_remote_code: bool, in_process: bool) -> Result:
+def _run(
+    job: Job,
+    address: str | None,
+    watch: Watch,
+    trust_remote_code: bool,
+    in_process: bool,
+    deadline: Deadline | None,
+) -> Result:
     plan, seeds = plan_run(job, trust_remote_code)
     if in_process or not (address or os.environ.get("RAY_ADDRESS")):
         _check_installed(job)
@@ -133,14 +153,20 @@ def _run(job: Job, address: str | None, watch: Watch, trust_remote_code: bool, i
         last = status
         watch(status)
 
+    publish = partial(_publish, job, store, plan)
     if len(manifests) < len(plan.shards):
         # What Ray prints from here on is kept where `watch` has it kept: its connection can end this process.
         watch(last)
         config = HostConfig(job, plan, store.location, job.seed, trust_remote_code)
         with _fleet(config, address, in_process) as (fleet, engines):
-            _generate(job, plan, seeds, store, manifests, fleet, engines, show)
+            try:
+                _generate(job, plan, seeds, store, manifests, fleet, engines, show, deadline)
+            except Stopped as error:
+                if deadline is None or str(error) != deadline.reason:
+                    raise
+                publish = partial(_publish_partly, job, store, plan, deadline.reason)
 
-    return outlast_store(lambda: _publish(job, store, plan), job.outage_seconds, partial(tell, "merge"))
+    return outlast_store(publish, job.outage_seconds, partial(tell, "merge"))
 
 
 def _begin(job: Job, store: ObjectStore, plan: Plan) -> tuple[Plan, dict[int, Manifest]]:
@@ -157,7 +183,22 @@ def _publish(job: Job, store: ObjectStore, plan: Plan) -> Result:
     progress = progress_of(_all_committed(store, plan))
     if progress.ok == 0:
         raise all_rejected(job, progress, f"all {plan.rows} rows", "there is nothing to publish")
-    version = merge_run(store, plan, job)
+    return _published(job, store, progress, merge_run(store, plan, job))
+
+
+def _publish_partly(job: Job, store: ObjectStore, plan: Plan, reason: str) -> Result:
+    """Merges and publishes those shards of a run that are committed.
+
+    Raises:
+        Stopped: for the reason given, before there was a good row.
+    """
+    progress = progress_of(committed(store, plan))
+    if progress.ok == 0:
+        raise Stopped(f"{reason}, before a good row was committed: there is nothing to publish")
+    return _published(job, store, progress, merge_run(store, plan, job, partial=True))
+
+
+def _published(job: Job, store: ObjectStore, progress: Progress, version: Version) -> Result:
     if is_remote(job.output):
         return Result(job.output, progress, version, publish_store(store, version))
     folder = publish_folder(store, version, expanded(job.output) / "dataset")
@@ -248,6 +289,7 @@ def _generate(
     fleet: Fleet,
     engines: int,
     watch: Watch,
+    deadline: Deadline | None,
 ) -> None:
     missing = [shard for shard in plan.shards if shard.index not in manifests]
     before = progress_of(manifests)
@@ -275,30 +317,36 @@ def _generate(
     )
 
     try:
-        _drive_to_its_end(driver)
+        _drive_to_its_end(driver, deadline)
     finally:
         outlook.close()
 
 
-def _drive_to_its_end(driver: Driver) -> None:
+def _drive_to_its_end(driver: Driver, deadline: Deadline | None) -> None:
     running = None
     with contextlib.suppress(RuntimeError):
         running = asyncio.get_running_loop()
     if running is None:
-        asyncio.run(_drive(driver))
+        asyncio.run(_drive(driver, deadline))
     else:
-        _drive_beside(driver)
+        _drive_beside(driver, deadline)
 
 
-async def _drive(driver: Driver) -> None:
+async def _drive(driver: Driver, deadline: Deadline | None) -> None:
     with handled_in_loop(driver.request_stop):
-        await driver.run()
+        stop = partial(driver.request_stop, insist=False)
+        watching = asyncio.create_task(deadline.watch(stop)) if deadline is not None else None
+        try:
+            await driver.run()
+        finally:
+            if watching is not None:
+                watching.cancel()
 
 
-def _drive_beside(driver: Driver) -> None:
+def _drive_beside(driver: Driver, deadline: Deadline | None) -> None:
     """Drives in a thread: a notebook has an event loop of its own in this one, and interrupts it by an exception."""
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(lambda: asyncio.run(_drive(driver)))
+        running = pool.submit(lambda: asyncio.run(_drive(driver, deadline)))
         while not running.done():
             try:
                 wait([running])

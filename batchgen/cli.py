@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--address", metavar="RAY", help="address of a running Ray cluster; by default a local Ray is started"
     )
+    _until_argument(run)
     _trust_argument(run)
     plan = command(commands.plan, "check a job, its seeds and its model, and show the plan; starts nothing")
     _job_arguments(plan)
@@ -90,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     submit.add_argument(
         "--address", required=True, metavar="URL", help="address of the cluster's dashboard, http://host:8265"
     )
+    _until_argument(submit)
     _trust_argument(submit)
     return parser
 
@@ -103,6 +105,14 @@ def _job_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY=VALUE",
         help="set a field of the job: --set source.count=100",
+    )
+
+
+def _until_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--until",
+        metavar="TIME",
+        help="begin nothing more from then on (07:00, 2027-01-31T07:00, 8h, 90m), and publish what is there",
     )
 
 

@@ -39,11 +39,13 @@ def told(error: BatchgenError, options: argparse.Namespace) -> str:
 def run(options: argparse.Namespace) -> int:
     """Plans, generates, merges and publishes a job."""
     from batchgen import api
+    from batchgen.deadline import parse_until
     from batchgen.display import Display, describe_version, log_tail, noise_to, sample_rows, stdout_console
     from batchgen.drive import Status
     from batchgen.rows import REJECTED
     from batchgen.store import is_remote, log_folder, open_store
 
+    until = parse_until(options.until) if options.until is not None else None
     job = _load(options)
     console = stdout_console()
     chain = " -> ".join(step.task for step in job.steps) or "merge"
@@ -56,12 +58,10 @@ def run(options: argparse.Namespace) -> int:
                 keep()
                 display.show(status)
 
-            result = api.run(job, options.address, watch, options.trust_remote_code)
+            result = api.run(job, options.address, watch, options.trust_remote_code, until=until)
     except (Stopped, KeyboardInterrupt) as error:
         kind = type(error) if isinstance(error, Stopped) else Stopped
-        again = shlex.join(["batchgen", *sys.argv[1:]])
-        reason = str(error) or "interrupted"
-        raise kind(f"{reason}\nEvery committed row is safe. To go on, run the same command again:\n  {again}") from None
+        raise kind(_to_go_on(str(error) or "interrupted")) from None
     except (EngineError, ShardFailed):
         if tail := log_tail(log_folder(job.output)):
             with contextlib.suppress(OSError):  # the terminal may be gone
@@ -85,7 +85,15 @@ def run(options: argparse.Namespace) -> int:
     ]
     for line in lines:
         console.print(line, highlight=False, markup=False)
+    if not result.complete:
+        of = f"{result.version.shards:,} of {result.version.of_shards:,} shards"
+        raise Stopped(_to_go_on(f"its time was up; the dataset has the rows of {of}"))
     return 0
+
+
+def _to_go_on(reason: str) -> str:
+    again = shlex.join(["batchgen", *sys.argv[1:]])
+    return f"{reason}\nEvery committed row is safe. To go on, run the same command again:\n  {again}"
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -258,7 +266,9 @@ def tasks(options: argparse.Namespace) -> int:
 
 def submit(options: argparse.Namespace) -> int:
     """Sends a job to a running cluster."""
+    from batchgen.deadline import parse_until
     from batchgen.distributed.submit import submit
 
+    until = parse_until(options.until) if options.until is not None else None
     job = _load(options)
-    return submit(job, options.address, options.trust_remote_code, print)
+    return submit(job, options.address, options.trust_remote_code, print, until)

@@ -108,13 +108,26 @@ class Driver:
         self._result: BatchgenError | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def request_stop(self, reason: str) -> None:
+    def request_stop(self, reason: str, insist: bool = True) -> None:
         """Stops handing out shards and takes back what has not begun; call again to end at once.
 
         Safe from signal handlers and other threads.
+
+        Args:
+            insist: end at once what is stopping already.
         """
-        stop = partial(self._events.put_nowait, lambda: self._scheduler.stop(reason))
+        stop = partial(self._events.put_nowait, partial(self._stop, reason, insist))
         self._loop.call_soon_threadsafe(stop) if self._loop else stop()
+
+    def _stop(self, reason: str, insist: bool) -> list[Action]:
+        if not self._scheduler.stopping:
+            actions = self._scheduler.stop(reason)
+            if not self._scheduler.finished:
+                self._note(
+                    f"{reason}: what has begun is finished and committed; told to stop once more, the run ends at once"
+                )
+            return actions
+        return self._scheduler.stop(reason) if insist else []
 
     def fail(self, error: BaseException) -> None:
         """Ends the run at once with an error, which `run` raises; to be called on its event loop."""

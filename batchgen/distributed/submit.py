@@ -12,6 +12,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -32,11 +33,14 @@ _PAUSES = (1, 2, 4, 8, 15, 30)
 _IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
-def submit(job: Job, address: str, trust_remote_code: bool, out: Callable[[str], Any]) -> int:
+def submit(
+    job: Job, address: str, trust_remote_code: bool, out: Callable[[str], Any], until: datetime | None = None
+) -> int:
     """Submits a job, follows its log to the end and returns its exit code.
 
     Args:
         address: of the cluster's dashboard, `http://host:8265`.
+        until: when nothing more is begun, see `api.run`.
 
     Raises:
         UserError: the job cannot run there, or nothing answers at the address.
@@ -64,10 +68,9 @@ def submit(job: Job, address: str, trust_remote_code: bool, out: Callable[[str],
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"--address {address}: no Ray dashboard accepts jobs there: {reason}") from error
     logging.disable(logging.INFO)  # modules of Ray set levels of their own, and tell of every package and socket
-    entrypoint = "python -m batchgen.cli run job.yaml" + (" --trust-remote-code" if trust_remote_code else "")
     with tempfile.TemporaryDirectory(prefix="batchgen-submit-") as folder:
         _pack(job, Path(folder))
-        submission = _submit_patiently(client, entrypoint, folder, job.name)
+        submission = _submit_patiently(client, _entrypoint(trust_remote_code, until), folder, job.name)
     out(f"submitted {submission} to {address}")
     try:
         info = asyncio.run(follow(client, submission, sys.stdout))
@@ -83,6 +86,12 @@ def submit(job: Job, address: str, trust_remote_code: bool, out: Callable[[str],
             f"{submission} ended as {info.status}: {info.message}; submit it again with the same output to resume"
         )
     return int(info.driver_exit_code)
+
+
+def _entrypoint(trust_remote_code: bool, until: datetime | None) -> str:
+    """The command there, whose clock may be that of another time zone."""
+    command = "python -m batchgen.cli run job.yaml" + (" --trust-remote-code" if trust_remote_code else "")
+    return command + (f" --until {until.astimezone().isoformat()}" if until is not None else "")
 
 
 def _offer_token() -> None:

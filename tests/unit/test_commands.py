@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchgen import api
+from batchgen import deadline as deadlines
 from batchgen.cli import main
+from batchgen.drive import Status
 from batchgen.errors import EngineStartError, Stopped
 from batchgen.job import Job
 from batchgen.reasons import NOTES
@@ -92,6 +95,50 @@ output: run"""
         f"report: {folder}/run/report.html\n"
     )
     assert said(capsys, "plan", "job.yaml") == planned + " (holds a run of this job, which would continue)\n"
+
+
+def test_a_run_whose_time_is_up_publishes_what_is_there_and_goes_on_by_the_same_command(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sys.argv", ["batchgen", "run", "job.yaml", "--until", "8h"])
+    (folder / "seeds.jsonl").write_text("".join(json.dumps({"context": str(number)}) + "\n" for number in range(80)))
+    slow = ("--set", "model.engine={reply: one two, latency: 0.05, slots: 2}")
+    whole, now = api.run, datetime.now().astimezone()
+    monkeypatch.setattr(deadlines, "_LOOK_SECONDS", 0.01)
+
+    class Morning(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return datetime.now(tz) + timedelta(hours=8)
+
+    def run(job: Job, address: str | None, watch: api.Watch, trust: bool, until: datetime) -> api.Result:
+        assert timedelta(hours=8) <= until - now < timedelta(hours=8, minutes=5)
+
+        def look(status: Status) -> None:
+            watch(status)
+            if status.shards_done:
+                monkeypatch.setattr(deadlines, "datetime", Morning)
+
+        return whole(job, address, look, trust, until=until)
+
+    monkeypatch.setattr(api, "run", run)
+    assert main(["run", "job.yaml", *slow, "--until", "8h"]) == 75
+    out, err = capsys.readouterr()
+    shards = re.fullmatch(
+        r"batchgen: stopped: its time was up; the dataset has the rows of (\d+) of 40 shards\n"
+        r"Every committed row is safe\. To go on, run the same command again:\n  batchgen run job\.yaml --until 8h\n",
+        err,
+    )
+    assert shards, err
+    assert re.search(r"\n  its time is up \(..:..\): what has begun is finished and committed; told to stop once", out)
+    assert f"\n  load_dataset('{folder}/run/dataset')\nreport: " in out
+    assert f"dataset: version 1, {2 * int(shards[1])} rows" in said(capsys, "status", "run")
+    monkeypatch.setattr(api, "run", whole)
+    monkeypatch.setattr(deadlines, "datetime", datetime)
+    assert "merged 80 rows: 80 kept" in said(capsys, "run", "job.yaml", *slow, "--until", "23h59m")
+    assert "expected a time of day (07:00), a date" in complained(capsys, "run", "job.yaml", "--until", "noon", code=2)
+    there = ("submit", "job.yaml", "--address", "http://127.0.0.1:1")
+    assert "--until '2020-01-01': that is over" in complained(capsys, *there, "--until", "2020-01-01", code=2)
 
 
 def test_a_plan_shows_how_the_user_s_turns_are_opened(folder: Path, capsys: pytest.CaptureFixture[str]):
@@ -314,7 +361,7 @@ def test_how_to_go_on_is_told_where_a_run_stops(
     again = "\nEvery committed row is safe. To go on, run the same command again:\n  batchgen run job.yaml\n"
     for error, reason in ((Stopped("a reason"), "a reason"), (KeyboardInterrupt(), "interrupted")):
 
-        def stops(*arguments: Any, error: BaseException = error) -> None:
+        def stops(*arguments: Any, error: BaseException = error, until: None = None) -> None:
             raise error
 
         monkeypatch.setattr(api, "run", stops)
@@ -328,7 +375,7 @@ def test_the_end_of_the_engine_s_log_is_shown_where_it_failed(
     log.parent.mkdir(parents=True)
     log.write_text("".join(f"line {number}\n" for number in range(100)))
 
-    def fails(*arguments: Any) -> None:
+    def fails(*arguments: Any, until: None = None) -> None:
         raise EngineStartError("it did not start")
 
     monkeypatch.setattr(api, "run", fails)
@@ -343,7 +390,7 @@ def test_a_dataset_in_a_bucket_is_fetched_before_it_is_opened(
     result = api.run(Job.load("job.yaml"))
     store = LocalStore("run")
     monkeypatch.setattr("batchgen.store.open_store", lambda location: store)
-    monkeypatch.setattr(api, "run", lambda *arguments: result)
+    monkeypatch.setattr(api, "run", lambda *arguments, until: result)
     out = said(capsys, "run", "job.yaml", "--output", "s3://bucket/a b")
     assert "rejected rows: batchgen rejected 's3://bucket/a b'\n" in out
     assert "  batchgen publish 's3://bucket/a b' --to DIR, and then load_dataset('DIR')\n" in out

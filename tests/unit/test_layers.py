@@ -28,6 +28,7 @@ LAYERS = [
         "paths",
         "plaintext",
         "patience",
+        "deadline",
         "reasons",
         "trees",
         "outage",

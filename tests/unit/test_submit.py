@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import AsyncIterator, Iterator, Sequence
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,8 @@ import pytest
 from ray.job_submission import JobStatus
 
 from batchgen.benchmarks import read_benchmark
+from batchgen.cli import build_parser
+from batchgen.deadline import parse_until
 from batchgen.distributed import submit as submission
 from batchgen.distributed.submit import _pack, follow, submit
 from batchgen.errors import BatchgenError, UserError
@@ -182,6 +185,15 @@ def test_benchmarks_go_along_with_a_job(tmp_path: Path, monkeypatch: pytest.Monk
     Path("held/b.jsonl").write_text("{")
     with pytest.raises(UserError, match=r"held/b\.jsonl:1: not JSON"):
         submit(job, "http://127.0.0.1:1", False, print)
+
+
+def test_the_end_of_a_night_is_the_same_moment_on_machines_of_another_time_zone(monkeypatch: pytest.MonkeyPatch):
+    assert submission._entrypoint(False, None) == "python -m batchgen.cli run job.yaml"
+    until = datetime(2099, 1, 31, 7, tzinfo=timezone(timedelta(hours=-5)))
+    command = submission._entrypoint(True, until)
+    options = build_parser().parse_args(command.split()[3:])
+    assert options.trust_remote_code
+    assert parse_until(options.until) == until
 
 
 class Taker:
