@@ -234,7 +234,11 @@ def describe_merge(merge: Merge, chat: ChatColumns | None) -> str:
     if merge.decontaminate:
         names = ", ".join(map(benchmark_name, merge.decontaminate))
         told.append(f"rows go that have texts in common with {names}")
-    return "; ".join([*map(one_line, told), describe_duplicates(merge, chat)])
+    most = []
+    if merge.limit is not None:
+        which = f"those with the highest {one_line(merge.prefer)}" if merge.prefer else "the first ones"
+        most = [f"at most {merge.limit:,} rows stay, {which}"]
+    return "; ".join([*map(one_line, told), describe_duplicates(merge, chat), *most])
 
 
 def describe_duplicates(merge: Merge, chat: ChatColumns | None) -> str:

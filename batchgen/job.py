@@ -136,6 +136,7 @@ class Merge(Part):
         default_factory=dict, description="conditions on columns, which rows have to meet: {score: {min: 4}}"
     )
     prefer: str | None = Field(None, description="of rows that are alike the one with the most of this number stays")
+    limit: PositiveInt | None = Field(None, description="rows at most: those with the most of `prefer`, else the first")
     decontaminate: list[Benchmark] = Field(
         default_factory=list, description="drop rows that have texts in common with these benchmarks"
     )

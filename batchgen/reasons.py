@@ -52,6 +52,7 @@ DROPPED: Mapping[str, str] = MappingProxyType(
         "exact duplicate": "the same text as an earlier row's",
         "filtered": "does not meet the condition on the column behind the colon",
         "near duplicate": "nearly the same text as an earlier row's",
+        "over the limit": "merge.limit is reached by rows with a higher number in merge.prefer, or by earlier ones",
         "truncated": "a text was cut at max_tokens",
     }
 )

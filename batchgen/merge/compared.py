@@ -79,8 +79,8 @@ class Compared:
             pairs = zip(batch["row_index"].to_pylist(), conversations, known, strict=True)
             rows = [(seed, each) for seed, each, whole in pairs if whole]
             if self._merge.prefer:
-                values = pc.fill_null(batch[self._merge.prefer].cast(pa.float64(), safe=False), np.nan)
-                self._values[self._rows : self._rows + len(rows)] = values.to_numpy()[np.array(known, bool)]
+                values = numbers(batch[self._merge.prefer])[np.array(known, bool)]
+                self._values[self._rows : self._rows + len(rows)] = values
             self._take(rows)
             complete += known
         return np.array(complete, bool)
@@ -132,10 +132,8 @@ class Compared:
 
     def _rank(self) -> Indices:
         """How many rows are preferred to each: those with a higher value, and of equal ones those before it; [rows]."""
-        values = -self._values[: self._rows]
-        values[np.isnan(values)] = np.inf
         rank = np.empty(self._rows, np.int64)
-        rank[np.argsort(values, kind="stable")] = np.arange(self._rows)
+        rank[highest_first(self._values[: self._rows])] = np.arange(self._rows)
         return rank
 
     def _first_near(self, equal: Indices, rank: Indices) -> Indices:
@@ -149,6 +147,17 @@ class Compared:
         first_near = equal.copy()
         first_near[firsts] = firsts[near.clusters(self._signatures, self._merge.near.threshold, firsts)]
         return first_near[equal]
+
+
+def numbers(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
+    """The values of a column of numbers, NaN where there is none; [rows]."""
+    return np.asarray(pc.fill_null(column.cast(pa.float64(), safe=False), np.nan).to_numpy(), np.float64)
+
+
+def highest_first(values: npt.NDArray[np.float64]) -> Indices:
+    """The places of values from the highest to the lowest, and NaN after that; equal ones as they come; [values]."""
+    falling = np.where(np.isnan(values), np.inf, -values)
+    return np.argsort(falling, kind="stable")
 
 
 @lru_cache(maxsize=1024)

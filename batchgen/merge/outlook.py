@@ -77,7 +77,9 @@ class Outlook:
         try:
             shards = _Closable(self._store, self._plan, committed(self._store, self._plan), self._closed)
             chat = chat_columns(self._job, self._plan)
-            selection = select(shards, chat, settled(self._job, chat), self._contamination)
+            # How many rows there are in the end is not known yet.
+            merge = settled(self._job, chat).model_copy(update={"limit": None})
+            selection = select(shards, chat, merge, self._contamination)
         except (StoreError, _Closed):
             return  # what is out of reach is told by those who need it
         except CorruptShard as error:

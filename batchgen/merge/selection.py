@@ -6,17 +6,18 @@ Whoever writes them reads them again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchgen.commit import Manifest, check_shard
 from batchgen.conditions import met
 from batchgen.job import Benchmark, Merge
-from batchgen.merge.compared import Compared, Indices, Mask
+from batchgen.merge.compared import Compared, Indices, Mask, highest_first, numbers
 from batchgen.merge.conversations import ChatColumns
 from batchgen.plan import Plan
 from batchgen.rows import OK
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 # The reason of rows with texts in common with a benchmark, before its name.
 CONTAMINATED = "contaminated"
+OVER_LIMIT = "over the limit"
 
 
 class Shards:
@@ -97,7 +99,7 @@ class Selection:
         fates: of all rows of the shards.
         cluster_sizes: how many rows each row that is kept stands for; None where there is no conversation to compare.
         duplicates: by their indices, in order.
-        originals: for each of them the row that is kept in its place.
+        originals: for each of them the row that is kept in its place; those are left out whose row is not.
     """
 
     fates: Fates
@@ -140,9 +142,12 @@ def select(
     contamination = contamination or contamination_of(merge.decontaminate)
     fates = Fates(shards.rows)
     seen = Compared(shards.rows, chat, merge) if chat is not None else None
+    values = np.full(shards.rows if merge.limit and merge.prefer else 0, np.nan)
     start = 0
     for table in shards:
         stop = start + table.num_rows
+        if len(values):
+            values[start:stop] = numbers(table[merge.prefer])
         _leave_out_unsound(table, start, merge, fates)
         if contamination is not None:
             rows = fates.kept(start, stop)
@@ -154,11 +159,32 @@ def select(
         start = stop
     none = np.empty(0, np.int64)
     if seen is None:
-        return Selection(fates, None, none, none)
+        return _limited(Selection(fates, None, none, none), merge.limit, values)
     rows, alike = fates.kept(), seen.alike()
     fates.leave_out(rows[~alike.stays & alike.exact], "exact duplicate")
     fates.leave_out(rows[~alike.stays & ~alike.exact], "near duplicate")
-    return Selection(fates, alike.sizes, rows[~alike.stays], rows[alike.first[~alike.stays]])
+    selection = Selection(fates, alike.sizes, rows[~alike.stays], rows[alike.first[~alike.stays]])
+    return _limited(selection, merge.limit, values)
+
+
+def _limited(selection: Selection, most: int | None, values: npt.NDArray[np.float64]) -> Selection:
+    """A selection of so many rows at most.
+
+    Args:
+        values: the rows with the highest ones stay; none where the first rows do, [rows].
+    """
+    rows = selection.fates.kept()
+    if most is None or len(rows) <= most:
+        return selection
+    selection.fates.leave_out((rows[highest_first(values[rows])] if len(values) else rows)[most:], OVER_LIMIT)
+    keep, sizes = selection.keep, selection.cluster_sizes
+    known = keep[selection.originals]
+    return replace(
+        selection,
+        cluster_sizes=None if sizes is None else sizes[keep[rows]],
+        duplicates=selection.duplicates[known],
+        originals=selection.originals[known],
+    )
 
 
 def _leave_out_unsound(table: pa.Table, start: int, merge: Merge, fates: Fates) -> None:

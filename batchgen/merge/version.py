@@ -141,7 +141,7 @@ def merge_run(store: ObjectStore, plan: Plan, job: Job, partial: bool = False) -
 
 def _settings(merge: Merge) -> dict[str, Any]:
     """Settings as a version keeps them. A key that came after the first runs is left out where it says nothing."""
-    later = ("keep", "decontaminate", "prefer")
+    later = ("keep", "decontaminate", "prefer", "limit")
     return {name: value for name, value in merge.model_dump(mode="json").items() if value or name not in later}
 
 

@@ -197,6 +197,8 @@ class Maker:
             merge["prefer"] = "output_tokens"
         if chance() < 0.2:
             merge["keep"] = {"output_tokens": {"max": self._random.randint(40, 200)}}
+        if chance() < 0.2:
+            merge["limit"] = self._random.randint(1, 8)
         return merge
 
 
