@@ -81,7 +81,10 @@ class _Actor:
         await self._once("turn", self._take_turn)
 
     async def _take_turn(self) -> None:
-        self._turn = await Turn.taken(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+        try:
+            self._turn = await Turn.taken(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+        except EngineStartError as error:
+            self._refused = error  # `start` says so: what an actor raises comes without its words
 
     async def _once(self, key: str, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """What a call gives, which is made once, however often it is asked for: an answer may have been lost."""

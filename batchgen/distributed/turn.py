@@ -32,7 +32,7 @@ class Turn:
         self._file = file
 
     @classmethod
-    async def taken(cls, gpu: str, folder: str = _FOLDER) -> Turn:
+    async def taken(cls, gpu: str) -> Turn:
         """Waits until it is this process's turn.
 
         Args:
@@ -41,7 +41,7 @@ class Turn:
         Raises:
             EngineStartError: the file cannot be made.
         """
-        path = Path(folder, f"batchgen-{os.getuid()}-gpu-{re.sub('[^A-Za-z0-9,-]', '-', gpu)}.lock")
+        path = Path(_FOLDER, f"batchgen-{os.getuid()}-gpu-{re.sub('[^A-Za-z0-9,-]', '-', gpu)}.lock")
         while True:
             try:
                 file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)

@@ -268,6 +268,34 @@ def test_an_actor_that_says_it_is_dead_is_asked_no_more(fleet):
     assert len(run.asked) == 1
 
 
+def test_an_engine_has_the_turn_that_it_took_until_it_is_up_or_says_why_it_got_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setattr("batchgen.distributed.turn._FOLDER", str(tmp_path))
+    there: list[str] = []
+
+    class Host:
+        async def start(self) -> int:
+            there.extend(path.name for path in tmp_path.iterdir())
+            return 7
+
+    async def started() -> int | EngineStartError:
+        actor = object.__new__(fleets._Actor)
+        actor._host, actor._calls, actor._where = Host(), {}, "on n1: "  # type: ignore[assignment]
+        await asyncio.gather(actor.take_turn(), actor.take_turn())
+        return await actor.start()
+
+    lock = tmp_path / f"batchgen-{os.getuid()}-gpu-3.lock"
+    assert asyncio.run(started()) == 7
+    assert there == [lock.name]
+    assert not lock.exists()
+    lock.symlink_to("/")
+    refused = asyncio.run(started())
+    assert isinstance(refused, EngineStartError)
+    assert str(refused).startswith(f"on n1: cannot make {lock}: ")
+
+
 def test_an_actor_makes_a_call_once_however_often_it_is_asked_for(fleet, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fleets, "_KEPT", 2)
 

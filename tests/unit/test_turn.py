@@ -19,10 +19,12 @@ from batchgen.errors import EngineStartError
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(turn, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(turn, "_FOLDER", turn._FOLDER)  # `take` sets it
 
 
 def take(folder: Path, gpu: str = "0") -> Turn:
-    return asyncio.run(asyncio.wait_for(Turn.taken(gpu, str(folder)), 20))
+    turn._FOLDER = str(folder)
+    return asyncio.run(asyncio.wait_for(Turn.taken(gpu), 20))
 
 
 def start_engines(folder: Path, number: int) -> None:
