@@ -15,8 +15,8 @@ from batchgen.step import Step
 # One brace too few for a placeholder, and a whole one.
 _BRACES = re.compile(r"(?<!\{)\{\s*(\w+)\s*\}(?!\})|\{\{\s*(\w+)\s*\}\}")
 _ELSEWHERE = (
-    "only `template` of text_generation is filled; system prompts that differ from row to row are a column "
-    "`system_prompt`"
+    "only a `template` is filled; a fill_template step writes system prompts that differ from row to row "
+    "(output_mappings: {text: system_prompt})"
 )
 # Not the beginning of a command of LaTeX, such as \nabla.
 _NO_NEWLINE = re.compile(r"\\n(?![a-z])")
@@ -46,7 +46,11 @@ def _without_messages(job: Job, step: Step) -> Iterator[str]:
     """A prompt that is in no column, where no other step makes conversations either."""
     chats = [each.spec.chat(each.parameters) for each in job.steps]
     unwanted = job.merge.columns is not None and MESSAGES not in job.merge.columns
-    if getattr(step.parameters, "template", None) and not (any(chats) or job.merge.prompt or unwanted):
+    if (
+        step.spec.calls_model
+        and getattr(step.parameters, "template", None)
+        and not (any(chats) or job.merge.prompt or unwanted)
+    ):
         kept = "keep_prompt: true adds it as `full_prompt`"
         yield f"template: what it comes to is in no column, so that the rows have no messages; {kept}"
 

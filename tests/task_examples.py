@@ -63,6 +63,12 @@ EXAMPLES: Mapping[str, Example] = {
         "[1] score: 2\n\n[2] score: 5", {"scores": [2.0, 5.0]}, {"instructions": ["Add.", "Prove."]}
     ),
     "drop_duplicates": Example("", {}, {"instruction": "Add."}),
+    "fill_template": Example(
+        "",
+        {"text": "3 questions about algebra (3)."},
+        {"topic": "algebra", "number": 3},
+        {"template": "{{ number }} questions about {{topic}} ({{ number }})."},
+    ),
     "first_question": Example(
         "",
         {"instruction": "Add.", "system_prompt": "Be kind."},

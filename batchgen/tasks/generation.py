@@ -33,6 +33,19 @@ def is_code(template: str) -> bool:
     return any(mark in rest for mark in ("{{", "{%", "{#"))
 
 
+def checked_template(template: str) -> str:
+    """A template that is one, for pydantic's validators.
+
+    Raises:
+        PydanticCustomError: it has other code than placeholders in it, or none of those.
+    """
+    if is_code(template):
+        raise PydanticCustomError("template", "may hold {{ column }} placeholders and no other template code")
+    if not placeholders(template):
+        raise PydanticCustomError("template", "must hold at least one {{ column }} placeholder")
+    return template
+
+
 class TextGeneration(TaskParameters):
     """Answers an instruction."""
 
@@ -47,13 +60,7 @@ class TextGeneration(TaskParameters):
     @field_validator("template")
     @classmethod
     def _plain(cls, template: str | None) -> str | None:
-        if template is None:
-            return template
-        if is_code(template):
-            raise PydanticCustomError("template", "may hold {{ column }} placeholders and no other template code")
-        if not placeholders(template):
-            raise PydanticCustomError("template", "must hold at least one {{ column }} placeholder")
-        return template
+        return template if template is None else checked_template(template)
 
     @model_validator(mode="after")
     def _has_template(self) -> TextGeneration:

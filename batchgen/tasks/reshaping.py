@@ -9,7 +9,8 @@ from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from batchgen.errors import RowRejected
-from batchgen.tasks.spec import Row, TaskParameters, TaskSpec
+from batchgen.tasks.generation import checked_template, placeholders, render_template
+from batchgen.tasks.spec import PRINTABLE, Row, TaskParameters, TaskSpec
 
 
 class GroupColumns(TaskParameters):
@@ -26,6 +27,17 @@ class GroupColumns(TaskParameters):
         if twice := sorted({name for name in columns if columns.count(name) > 1}):
             raise PydanticCustomError("columns", "name '{name}' twice", {"name": twice[0]})
         return columns
+
+
+class FillTemplate(TaskParameters):
+    """Writes a text of several columns."""
+
+    template: str = Field(description="the text, with `{{ column }}` where a column's value goes")
+
+    @field_validator("template")
+    @classmethod
+    def _plain(cls, template: str) -> str:
+        return checked_template(template)
 
 
 class FirstQuestion(TaskParameters):
@@ -52,6 +64,10 @@ class Preference(TaskParameters):
 
 def _finish_group(row: Row, parameters: GroupColumns, notes: list[str]) -> Row:
     return {"grouped": [row[name] for name in parameters.columns]}
+
+
+def _finish_template(row: Row, parameters: FillTemplate, notes: list[str]) -> Row:
+    return {"text": render_template(parameters.template, row)}
 
 
 def _finish_question(row: Row, parameters: FirstQuestion, notes: list[str]) -> Row:
@@ -105,6 +121,17 @@ def _preference_outputs(parameters: Preference) -> Mapping[str, str]:
 
 
 RESHAPING: Mapping[str, TaskSpec] = {
+    "fill_template": TaskSpec(
+        summary="writes a text with a row's columns in it, such as a system prompt",
+        distilabel=None,
+        parameters=FillTemplate,
+        inputs=lambda p: dict.fromkeys(placeholders(p.template), PRINTABLE),
+        outputs=lambda p: {"text": "text"},
+        calls="0",
+        finish=_finish_template,
+        single_call=False,
+        example={"template": "You are an expert on {{ topic }}."},
+    ),
     "first_question": TaskSpec(
         summary="takes a conversation's first question, and its system prompt, for steps that read an instruction",
         distilabel=None,

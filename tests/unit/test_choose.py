@@ -78,6 +78,40 @@ def test_a_prompt_has_what_was_drawn_and_a_whole_number_as_one(tmp_path: Path):
     assert (row["number"], row["share"], row["who"]) == (3.0, 0.5, "a child")
 
 
+def test_system_prompts_are_made_of_what_was_drawn(tmp_path: Path):
+    steps = [
+        {"task": "choose", "columns": {"topic": ["algebra", "geometry"], "years": [1, 2]}},
+        {
+            "task": "fill_template",
+            "template": "You teach {{ topic }} for {{years}} years.",
+            "output_mappings": {"text": "system_prompt"},
+        },
+        {"task": "magpie"},
+    ]
+    engine = ScriptedEngine(lambda *_: "Hello.")
+    rows, _ = run_all(chaos_job(tmp_path, source={"count": 20}, steps=steps), engine)
+    said = {f"You teach {topic} for {years} years." for topic in ("algebra", "geometry") for years in (1, 2)}
+    assert {row["system_prompt"] for row in rows} == said
+    asked = [prompt for prompt in engine.prompts if prompt.endswith("<|im_start|>user\n")]
+    for row in rows:
+        assert row["system_prompt"] == f"You teach {row['topic']} for {row['years']:.0f} years."
+    assert Counter(next(text for text in said if text in prompt) for prompt in asked) == Counter(
+        row["system_prompt"] for row in rows
+    )
+
+
+def test_a_template_that_is_none_is_refused(tmp_path: Path):
+    for template, message in (
+        ("You teach.", "must hold at least one {{ column }} placeholder"),
+        ("{% if a %}{{ a }}{% endif %}", "may hold {{ column }} placeholders and no other"),
+    ):
+        with pytest.raises(JobError, match=message.replace("{", r"\{")):
+            chaos_job(tmp_path, steps=[{"task": "fill_template", "template": template}])
+    job = chaos_job(tmp_path, steps=[{"task": "fill_template", "template": "On {{ topic }}."}])
+    with pytest.raises(JobError, match=r"steps\[0\] \(fill_template\): reads column 'topic', which no step writes"):
+        planned(job)
+
+
 @pytest.mark.parametrize(
     "options",
     [

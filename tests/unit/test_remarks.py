@@ -14,8 +14,8 @@ from tests.helpers import chaos_job, planned
 from tests.unit.test_own_tasks import ENTRY
 
 ELSEWHERE = (
-    "goes to the model as it stands: only `template` of text_generation is filled; system prompts that differ from row "
-    "to row are a column `system_prompt`"
+    "goes to the model as it stands: only a `template` is filled; a fill_template step writes system prompts that "
+    "differ from row to row (output_mappings: {text: system_prompt})"
 )
 ROW = {"instruction": "a", "role": "cook", "system": "b"}
 
