@@ -92,7 +92,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _to_go_on(reason: str) -> str:
-    again = shlex.join(["batchgen", *sys.argv[1:]])
+    from batchgen.deadline import without_past
+
+    again = shlex.join(["batchgen", *without_past(sys.argv[1:])])
     return f"{reason}\nEvery committed row is safe. To go on, run the same command again:\n  {again}"
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 from batchgen.errors import UserError
@@ -36,6 +37,25 @@ def parse_until(text: str, now: datetime | None = None) -> datetime:
     if until.astimezone() <= now.astimezone():
         raise UserError(f"--until {text!r}: that is over; it is {now:%Y-%m-%d %H:%M} here")
     return until.astimezone()
+
+
+def without_past(words: Sequence[str], now: datetime | None = None) -> list[str]:
+    """The words of a command line, but for an `--until` that is over: a date, where a time of day comes again."""
+    left, words = [], deque(words)
+    while words:
+        option = [words.popleft()]
+        if option[0] == "--until" and words:
+            option.append(words.popleft())
+        if option[0].partition("=")[0] != "--until" or _is_to_come(option[-1].removeprefix("--until="), now):
+            left += option
+    return left
+
+
+def _is_to_come(text: str, now: datetime | None) -> bool:
+    try:
+        return bool(parse_until(text, now))
+    except UserError:
+        return False
 
 
 class Deadline:

@@ -13,7 +13,7 @@ import pytest
 
 from batchgen import Stopped, run
 from batchgen import deadline as deadlines
-from batchgen.deadline import Deadline, parse_until
+from batchgen.deadline import Deadline, parse_until, without_past
 from batchgen.drive import Status
 from batchgen.errors import UserError
 from batchgen.job import Job
@@ -79,6 +79,22 @@ def test_what_is_no_time_is_refused(text: str):
 def test_a_time_that_is_over_is_refused(text: str):
     with pytest.raises(UserError, match=r"that is over; it is 2026-12-01 22:30 here$"):
         parse_until(text, NOW)
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        ("run job.yaml", "run job.yaml"),
+        ("run --until 07:00 job.yaml", "run --until 07:00 job.yaml"),
+        ("run job.yaml --until 8h", "run job.yaml --until 8h"),
+        ("run job.yaml --until 2026-12-02T07:00", "run job.yaml --until 2026-12-02T07:00"),
+        ("run --until 2026-12-01T22:00 job.yaml", "run job.yaml"),
+        ("run --until=2026-12-01T22:00 job.yaml --output a", "run job.yaml --output a"),
+        ("run job.yaml --until=07:00", "run job.yaml --until=07:00"),
+    ],
+)
+def test_the_command_that_goes_on_has_no_time_that_is_over(words: str, left: str):
+    assert without_past(words.split(), NOW) == left.split()
 
 
 def test_a_run_takes_no_other_thing_for_a_time(tmp_path: Path):
