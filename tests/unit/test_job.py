@@ -348,7 +348,7 @@ def test_a_bad_override_is_named(tmp_path: Path, override: str, message: str):
         ("merge.near.exact=false", "merge"),
         ("path=x", "source or model"),
         ("explode=a -> b", "a step"),
-        ("steps.0.template=x", "a step with task: text_generation"),
+        ("steps.0.template=x", "a step with task: fill_template, text_generation"),
         ("threshold=0.7", "merge.near or a step with task: drop_duplicates"),
         ("system_prompt=x", "a step of some tasks"),
         ("mutation_templates={}", "a step with task: evol_complexity, evol_instruct, evol_quality"),

@@ -353,6 +353,7 @@ def test_as_many_requests_as_the_limit_says_are_asked_at_once():
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal asked
+        answering.append(asyncio.current_task())
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -380,7 +381,9 @@ def test_as_many_requests_as_the_limit_says_are_asked_at_once():
         finally:
             await engine.stop()
             server.close()
+            await asyncio.gather(*filter(None, answering))
 
+    answering: list[asyncio.Task[None] | None] = []
     all_there = asyncio.Event()
     assert {completion.text for completion in asyncio.run(go())} == {"Yes."}
     assert asked == count
@@ -434,6 +437,8 @@ def test_why_a_server_is_not_reached_is_told(
             await reader.read()
         elif answer:
             writer.write(answer)
+            with contextlib.suppress(ConnectionError):
+                await reader.read()  # what is not read as it closes has the answer taken back
         else:
             reset = struct.pack("ii", 1, 0)
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
