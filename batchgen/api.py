@@ -29,7 +29,7 @@ from batchgen.models import check_models
 from batchgen.outage import outlast_store
 from batchgen.paths import expanded, resolved
 from batchgen.patience import stall_seconds
-from batchgen.plan import Plan, make_plan, settle_plan
+from batchgen.plan import Plan, make_plan
 from batchgen.problems import placed
 from batchgen.progress import Progress
 from batchgen.prospects import all_rejected, hopeless
@@ -38,6 +38,7 @@ from batchgen.remarks import remarks
 from batchgen.savedjob import check_vacant, save_job
 from batchgen.schedule import Scheduler
 from batchgen.seeds import Seeds, load_seeds
+from batchgen.settle import read_plan, settle_plan
 from batchgen.software import changes
 from batchgen.step import OwnTasks
 from batchgen.stopsignals import handled_in_loop, stopped_by_signals
@@ -89,6 +90,7 @@ def run(
     in_process: bool = False,
     tasks: OwnTasks | None = None,
     until: datetime | None = None,
+    extend: bool = False,
 ) -> Result:
     """Runs a job to its published dataset, or goes on with a run that was interrupted.
 
@@ -101,6 +103,7 @@ def run(
         tasks: entries for tasks of the caller's own, by the name that the job's steps use; see `own_task`.
         until: when nothing more is begun, in local time where it has no time zone: what is there then is merged and
             published (`Result.complete` is false), and the same call goes on with the rest.
+        extend: whether a run of the first of the job's seed rows is given the others.
 
     Raises:
         UserError: bad input; no engine was started.
@@ -109,30 +112,36 @@ def run(
     """
     if not isinstance(until, datetime | None):
         raise UserError(f"run: until: expected a datetime, got {type(until).__name__}")
-    deadline = Deadline(until) if until is not None else None
+    ways = _Ways(address, watch, trust_remote_code, in_process, Deadline(until) if until is not None else None, extend)
     with stopped_by_signals():
         if isinstance(job, Mapping):
             job = Job.of(job, tasks=tasks)
         elif isinstance(job, str | Path):
             try:
-                return _run(Job.load(job, tasks=tasks), address, watch, trust_remote_code, in_process, deadline)
+                return _run(Job.load(job, tasks=tasks), ways)
             except UserError as error:
                 raise type(error)(placed(str(error), job)) from error
         elif not isinstance(job, Job):
             raise JobError(f"run: expected a Job, its tree, or the path of its file, got {type(job).__name__}")
-        return _run(job, address, watch, trust_remote_code, in_process, deadline)
+        return _run(job, ways)
 
 
-def _run(
-    job: Job,
-    address: str | None,
-    watch: Watch,
-    trust_remote_code: bool,
-    in_process: bool,
-    deadline: Deadline | None,
-) -> Result:
-    plan, seeds = plan_run(job, trust_remote_code)
-    if in_process or not (address or os.environ.get("RAY_ADDRESS")):
+@dataclass(frozen=True)
+class _Ways:
+    """How a job is run, as `run` was told; nothing of it is part of the job."""
+
+    address: str | None
+    watch: Watch
+    trust_remote_code: bool
+    in_process: bool
+    deadline: Deadline | None
+    extend: bool
+
+
+def _run(job: Job, ways: _Ways) -> Result:
+    watch, deadline = ways.watch, ways.deadline
+    plan, seeds = plan_run(job, ways.trust_remote_code)
+    if ways.in_process or not (ways.address or os.environ.get("RAY_ADDRESS")):
         _check_installed(job)
     store = open_store(job.output)
     last = Status(plan.rows, Progress(), len(plan.shards), 0)
@@ -142,8 +151,13 @@ def _run(
 
     if noted := remarks(job, plan):
         watch(replace(last, engines=0, notes=tuple(noted)))
-    plan, manifests = outlast_store(lambda: _begin(job, store, plan), job.outage_seconds, partial(tell, "run"))
+    plan, manifests = outlast_store(
+        lambda: _begin(job, store, plan, seeds if ways.extend else None), job.outage_seconds, partial(tell, "run")
+    )
     last = Status(plan.rows, progress_of(manifests), len(plan.shards), len(manifests))
+    if plan.earlier:
+        began = plan.earlier[0].rows
+        watch(replace(last, engines=0, notes=(f"the run began with {began:,} seed rows and has {plan.rows:,} now",)))
     if len(manifests) < len(plan.shards) and (changed := changes(job, manifests.values())):
         note = f"of the shards that are there, some were made with {changed}; the run goes on with that"
         watch(replace(last, engines=0, notes=(note,)))
@@ -157,8 +171,8 @@ def _run(
     if len(manifests) < len(plan.shards):
         # What Ray prints from here on is kept where `watch` has it kept: its connection can end this process.
         watch(last)
-        config = HostConfig(job, plan, store.location, job.seed, trust_remote_code)
-        with _fleet(config, address, in_process) as (fleet, engines):
+        config = HostConfig(job, plan, store.location, job.seed, ways.trust_remote_code)
+        with _fleet(config, ways.address, ways.in_process) as (fleet, engines):
             try:
                 _generate(job, plan, seeds, store, manifests, fleet, engines, show, deadline)
             except Stopped as error:
@@ -169,11 +183,11 @@ def _run(
     return outlast_store(publish, job.outage_seconds, partial(tell, "merge"))
 
 
-def _begin(job: Job, store: ObjectStore, plan: Plan) -> tuple[Plan, dict[int, Manifest]]:
+def _begin(job: Job, store: ObjectStore, plan: Plan, extend: Seeds | None) -> tuple[Plan, dict[int, Manifest]]:
     """Settles a run in its store, or finds it there, with what is committed."""
     probe(store)
     check_vacant(store)
-    plan = settle_plan(store, plan)
+    plan = settle_plan(store, plan, extend)
     save_job(store, job)
     return plan, committed(store, plan)
 
@@ -183,6 +197,7 @@ def _publish(job: Job, store: ObjectStore, plan: Plan) -> Result:
     progress = progress_of(_all_committed(store, plan))
     if progress.ok == 0:
         raise all_rejected(job, progress, f"all {plan.rows} rows", "there is nothing to publish")
+    _check_newest(store, plan)
     return _published(job, store, progress, merge_run(store, plan, job))
 
 
@@ -195,7 +210,19 @@ def _publish_partly(job: Job, store: ObjectStore, plan: Plan, reason: str) -> Re
     progress = progress_of(committed(store, plan))
     if progress.ok == 0:
         raise Stopped(f"{reason}, before a good row was committed: there is nothing to publish")
+    _check_newest(store, plan)
     return _published(job, store, progress, merge_run(store, plan, job, partial=True))
+
+
+def _check_newest(store: ObjectStore, plan: Plan) -> None:
+    """Leaves the dataset to whoever extended the run meanwhile: without the rows that were added it would be older.
+
+    Raises:
+        Stopped: says so.
+    """
+    rows = read_plan(store).rows
+    if rows != plan.rows:
+        raise Stopped(f"the run was extended to {rows:,} seed rows while this command ran; go on with the job of those")
 
 
 def _published(job: Job, store: ObjectStore, progress: Progress, version: Version) -> Result:

@@ -37,12 +37,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--address", metavar="RAY", help="address of a running Ray cluster; by default a local Ray is started"
     )
     _until_argument(run)
+    _extend_argument(run)
     _trust_argument(run)
     plan = command(commands.plan, "check a job, its seeds and its model, and show the plan; starts nothing")
     _job_arguments(plan)
     plan.add_argument(
         "--prompt", type=_count, metavar="ROW", help="also show the first prompt of that row (0 is the first) in full"
     )
+    _extend_argument(plan)
     _trust_argument(plan)
     status = command(inspecting.status, "show how a run stands")
     status.add_argument("run", metavar="RUN", help=RUN_HELP)
@@ -92,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--address", required=True, metavar="URL", help="address of the cluster's dashboard, http://host:8265"
     )
     _until_argument(submit)
+    _extend_argument(submit)
     _trust_argument(submit)
     return parser
 
@@ -113,6 +116,14 @@ def _until_argument(parser: argparse.ArgumentParser) -> None:
         "--until",
         metavar="TIME",
         help="begin nothing more from then on (07:00, 2027-01-31T07:00, 8h, 90m), and publish what is there",
+    )
+
+
+def _extend_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--extend",
+        action="store_true",
+        help="give a run of the first of the job's seed rows the others, which have to stand behind them",
     )
 
 

@@ -14,6 +14,7 @@ from batchgen.plaintext import harmless, one_line
 
 if TYPE_CHECKING:
     from batchgen.job import Job
+    from batchgen.plan import Plan
     from batchgen.store import ObjectStore
 
 
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
                 keep()
                 display.show(status)
 
-            result = api.run(job, options.address, watch, options.trust_remote_code, until=until)
+            result = api.run(job, options.address, watch, options.trust_remote_code, until=until, extend=options.extend)
     except (Stopped, KeyboardInterrupt) as error:
         kind = type(error) if isinstance(error, Stopped) else Stopped
         raise kind(_to_go_on(str(error) or "interrupted")) from None
@@ -104,9 +105,10 @@ def plan(options: argparse.Namespace) -> int:
     from batchgen.display import describe_merge
     from batchgen.merge.conversations import chat_columns, settled
     from batchgen.models import user_turns
-    from batchgen.plan import PLAN_KEY, check_plan
+    from batchgen.plan import PLAN_KEY
     from batchgen.remarks import remarks
     from batchgen.savedjob import check_vacant
+    from batchgen.settle import check_plan
     from batchgen.store import open_store
 
     job = _load(options)
@@ -114,9 +116,11 @@ def plan(options: argparse.Namespace) -> int:
     if options.prompt is not None and options.prompt >= plan.rows:
         raise UserError(f"--prompt {options.prompt}: the job has rows 0 to {plan.rows - 1}")
     store = open_store(job.output)
+    goes_on = ""
     begun = store.read(PLAN_KEY) is not None
     if begun:
-        plan = check_plan(store, plan)
+        plan = check_plan(store, plan, seeds if options.extend else None)
+        goes_on = _goes_on(store, plan)
     else:
         check_vacant(store)
     commit = f" at commit {plan.commit_of(None)}" if plan.commit_of(None) else ""
@@ -133,7 +137,7 @@ def plan(options: argparse.Namespace) -> int:
     print(f"columns of a shard: {', '.join(map(one_line, plan.schema.names))}")
     chat = chat_columns(job, plan)
     print(f"merge: {describe_merge(settled(job, chat), chat)}")
-    print(f"output: {job.output}" + (" (holds a run of this job, which would continue)" if begun else ""))
+    print(f"output: {job.output}" + goes_on)
     for remark in remarks(job, plan):
         print(f"note: {remark}")
     if options.prompt is not None:
@@ -144,6 +148,16 @@ def plan(options: argparse.Namespace) -> int:
         preview = first_prompt(job, plan, store, seed, options.trust_remote_code)
         print("\n".join(describe_prompt(options.prompt, preview)))
     return 0
+
+
+def _goes_on(store: ObjectStore, plan: Plan) -> str:
+    """What a run in the job's output means for it."""
+    from batchgen.settle import read_plan
+
+    rows = read_plan(store).rows
+    if rows == plan.rows:
+        return " (holds a run of this job, which would continue)"
+    return f" (holds a run of its first {rows:,} rows, which would continue with the others)"
 
 
 def _report(store: ObjectStore) -> str:
@@ -170,8 +184,8 @@ def merge(options: argparse.Namespace) -> int:
     from batchgen.display import describe_version
     from batchgen.errors import JobError
     from batchgen.merge import merge_run
-    from batchgen.plan import read_plan
     from batchgen.savedjob import saved_job
+    from batchgen.settle import read_plan
     from batchgen.store import open_store
 
     store = open_store(options.run)
@@ -188,7 +202,7 @@ def merge(options: argparse.Namespace) -> int:
 
 def revoke(options: argparse.Namespace) -> int:
     """Has shards generated again."""
-    from batchgen.plan import read_plan
+    from batchgen.settle import read_plan
     from batchgen.store import open_store
     from batchgen.upkeep import revoke
 
@@ -202,7 +216,7 @@ def revoke(options: argparse.Namespace) -> int:
 
 def gc(options: argparse.Namespace) -> int:
     """Removes what nobody reads."""
-    from batchgen.plan import read_plan
+    from batchgen.settle import read_plan
     from batchgen.store import open_store
     from batchgen.upkeep import collect
 
@@ -216,8 +230,8 @@ def publish(options: argparse.Namespace) -> int:
     """Puts a run's newest version into a folder, or onto the Hub."""
     from batchgen.hub import hub_name, publish_hub
     from batchgen.merge import latest_version
-    from batchgen.plan import read_plan
     from batchgen.publish import check_target, check_writable, publish_folder, unwritable_is_told
+    from batchgen.settle import read_plan
     from batchgen.store import open_store
 
     name = hub_name(options.to)
@@ -273,4 +287,4 @@ def submit(options: argparse.Namespace) -> int:
 
     until = parse_until(options.until) if options.until is not None else None
     job = _load(options)
-    return submit(job, options.address, options.trust_remote_code, print, until)
+    return submit(job, options.address, options.trust_remote_code, print, until, options.extend)

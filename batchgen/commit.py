@@ -219,7 +219,7 @@ def _manifest(
         stop=shard.stop,
         attempt=attempt,
         key=attempt_key(shard, attempt),
-        fingerprint=plan.fingerprint,
+        fingerprint=plan.fingerprint_of(shard),
         rows=len(results),
         ok=len(ok),
         rejected=len(seeds) - len(ok),
@@ -260,7 +260,7 @@ def read_manifest(store: ObjectStore, plan: Plan, shard: Shard, generation: int 
 def parse_manifest(data: bytes, plan: Plan, shard: Shard) -> Manifest:
     """A shard's manifest from its bytes; raises as `read_manifest` does."""
     manifest = Manifest.parse(data, shard)
-    if manifest.fingerprint != plan.fingerprint:
+    if manifest.fingerprint != plan.fingerprint_of(shard):
         raise PlanMismatch(f"shard {shard.name} was committed by a run of another plan")
     return manifest
 

@@ -27,7 +27,7 @@ from batchgen.generate import Worker
 from batchgen.known import Texts
 from batchgen.models import named
 from batchgen.outage import Outage
-from batchgen.plan import PLAN_KEY, Plan
+from batchgen.plan import Plan
 from batchgen.progress import Progress
 from batchgen.store import ObjectStore, open_store
 
@@ -143,7 +143,7 @@ async def _check_shared(store: ObjectStore, plan: Plan, outage: Outage) -> None:
 
     async def read() -> bytes | None:
         try:
-            return await asyncio.to_thread(store.read, PLAN_KEY)
+            return await asyncio.to_thread(store.read, plan.key)
         except StoreError as error:
             if error.denied:  # this machine's keys, likely: the driver has been let in
                 raise EngineStartError(str(error)) from None
@@ -156,7 +156,7 @@ async def _check_shared(store: ObjectStore, plan: Plan, outage: Outage) -> None:
             await asyncio.sleep(1)
     except StoreError as error:
         raise EngineStartError(str(error), outage=True) from None
-    if data is None or Plan.parse(data).fingerprint != plan.fingerprint:
+    if data is None or Plan.parse(data, plan.key).fingerprint != plan.fingerprint:
         found = "holds another run" if data is not None else "is not there"
         raise EngineStartError(
             f"output: {store.location} {found} on the machine of this engine; it has to be a folder that all machines "

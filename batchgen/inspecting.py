@@ -16,8 +16,8 @@ def status(options: argparse.Namespace) -> int:
     from batchgen import api
     from batchgen.commit import committed
     from batchgen.merge import latest_version
-    from batchgen.plan import read_plan
     from batchgen.reasons import NOTES, explained
+    from batchgen.settle import read_plan
     from batchgen.store import open_store
 
     store = open_store(options.run)
@@ -60,7 +60,7 @@ def verify(options: argparse.Namespace) -> int:
     """Checks a run, byte by byte and row by row."""
     from dataclasses import asdict
 
-    from batchgen.plan import read_plan
+    from batchgen.settle import read_plan
     from batchgen.store import open_store
     from batchgen.upkeep import verify
 
@@ -102,9 +102,9 @@ def rejected(options: argparse.Namespace) -> int:
     from batchgen.api import progress_of
     from batchgen.commit import committed
     from batchgen.display import describe_rejected
-    from batchgen.plan import read_plan
     from batchgen.reasons import REASONS, explained, most_first
     from batchgen.rejected import rejected_rows
+    from batchgen.settle import read_plan
     from batchgen.store import open_store
 
     store = open_store(options.run)
@@ -132,9 +132,9 @@ def dropped(options: argparse.Namespace) -> int:
     from batchgen.job import Merge
     from batchgen.merge import latest_version
     from batchgen.merge.dropped import Dropped
-    from batchgen.plan import read_plan
     from batchgen.reasons import DROPPED, explained, most_first
     from batchgen.savedjob import saved_job
+    from batchgen.settle import read_plan
     from batchgen.store import open_store
 
     store = open_store(options.run)

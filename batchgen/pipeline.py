@@ -85,6 +85,7 @@ def from_pipeline(
     parameters: Mapping[str, Mapping[str, Any]] | None = None,
     dataset: Any = None,
     kinds: Mapping[str, str] | None = None,
+    extend: bool = False,
 ) -> PipelineResult:
     """Runs a pipeline's tasks on batchgen's engines, or goes on with a run of it that was interrupted.
 
@@ -105,6 +106,7 @@ def from_pipeline(
             `datasets.Dataset`, a pandas `DataFrame`, or a list of dictionaries.
         kinds: of the columns that tasks and steps of your own classes write, where they are no texts: `number`,
             `boolean`, `conversation`, or `list[...]` of a kind.
+        extend: whether a run of the first of the pipeline's rows is given the others.
 
     Raises:
         JobError: names the step that cannot be carried over, and why.
@@ -133,7 +135,7 @@ def from_pipeline(
         translated = jobs[segment]
         if (rows := rows_after[segment.parent]) is not None:
             _write_seeds(rows, translated.seeds, Path(str(translated.job.source.path)))
-        result = run(translated.job, address, watch, in_process=in_process)
+        result = run(translated.job, address, watch, in_process=in_process, extend=extend)
         if segment.leaf:
             results["default" if len(leaves) == 1 else segment.name] = result
         else:

@@ -1,25 +1,22 @@
-"""The plan of a run: which seed rows make which shard, and what the run depends on. Written once."""
+"""The plan of a run: which seed rows make which shard, and what the run depends on."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
 
 from batchgen.columns import trace_columns
 from batchgen.errors import PlanMismatch, SeedError
-from batchgen.faultpoints import reach
 from batchgen.job import Job
 from batchgen.records import OtherFormat, RecordError, seal, unseal
 from batchgen.rows import canonical_json, kind_of, shard_schema
 from batchgen.seeds import Seeds
-from batchgen.store.base import ObjectStore
 from batchgen.tasks.spec import is_required
 
 PLAN_KEY = "plan.json"
@@ -75,14 +72,23 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """A plan that another one extends, by its number of seed rows, which are the other's first."""
+
+    rows: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What `plan.json` says.
+    """What `plan.json` says, or `plans/NNNN.json` of a run that was extended.
 
     Args:
         inputs: everything that the generated rows depend on, as a flat mapping of field to value.
         shards: cover the seed rows without gap or overlap.
         schema: of every shard file.
         step_columns: name to kind.
+        earlier: the plans that the run had before, the first one first.
     """
 
     inputs: Mapping[str, Any]
@@ -90,6 +96,7 @@ class Plan:
     shards: tuple[Shard, ...]
     schema: pa.Schema
     step_columns: Mapping[str, str]
+    earlier: tuple[Earlier, ...] = ()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -99,6 +106,26 @@ class Plan:
         """
         bounds = [(shard.start, shard.stop) for shard in self.shards]
         return hashlib.blake2b(canonical_json([self.inputs, bounds]), digest_size=16).hexdigest()
+
+    @property
+    def key(self) -> str:
+        """Where the plan is."""
+        return f"plans/{len(self.earlier):04d}.json" if self.earlier else PLAN_KEY
+
+    def fingerprint_of(self, shard: Shard) -> str:
+        """The fingerprint of the plan that brought a shard: what its manifest has, whichever plan its driver knew."""
+        return next((plan.fingerprint for plan in self.earlier if shard.stop <= plan.rows), self.fingerprint)
+
+    def behind(self, earlier: tuple[Earlier, ...]) -> Plan:
+        """The plan of the same rows for a run that had other plans before, whose shards it keeps."""
+        ends = [*(plan.rows for plan in earlier), self.rows]
+        bounds = [
+            (start + first, start + last)
+            for start, stop in pairwise([0, *ends])
+            for first, last in shard_bounds(stop - start, self.inputs["shard_rows"])
+        ]
+        shards = tuple(Shard(index, *bound) for index, bound in enumerate(bounds))
+        return replace(self, shards=shards, earlier=earlier)
 
     def commit_of(self, model: str | None) -> str | None:
         """The commit of the job's model, or of a further one by name; None where it is not from the Hub."""
@@ -119,12 +146,16 @@ class Plan:
             "shards": [list(asdict(shard).values()) for shard in self.shards],
             "schema": self.schema.serialize().to_pybytes().hex(),
             "step_columns": self.step_columns,
+            **({"earlier": [asdict(plan) for plan in self.earlier]} if self.earlier else {}),
         }
         return seal(tree, FORMAT)
 
     @classmethod
-    def parse(cls, data: bytes) -> Plan:
-        """The plan from the bytes of `plan.json`.
+    def parse(cls, data: bytes, key: str = PLAN_KEY) -> Plan:
+        """The plan from its bytes.
+
+        Args:
+            key: where they are from.
 
         Raises:
             PlanMismatch: it is torn or changed, or of another version of batchgen.
@@ -132,15 +163,17 @@ class Plan:
         try:
             tree = unseal(data, FORMAT)
         except OtherFormat as error:
-            raise PlanMismatch(f"plan.json {error}; go on with that version, or choose another output") from error
+            raise PlanMismatch(f"{key} {error}; go on with that version, or choose another output") from error
         except RecordError as error:
-            raise PlanMismatch(f"plan.json {error}; remove it, and the job's own command writes it again") from error
+            again = "the job's own command" + (" with --extend" if key != PLAN_KEY else "")
+            raise PlanMismatch(f"{key} {error}; remove it, and {again} writes it again") from error
         return cls(
             inputs=tree["inputs"],
             rows=tree["rows"],
             shards=tuple(Shard(*shard) for shard in tree["shards"]),
             schema=pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(tree["schema"]))),
             step_columns=tree["step_columns"],
+            earlier=tuple(Earlier(**plan) for plan in tree.get("earlier", ())),
         )
 
 
@@ -242,65 +275,3 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(tree, list) and tree and any(isinstance(item, dict) for item in tree):
         return {k: v for i, value in enumerate(tree) for k, v in _flat(value, f"{prefix}[{i}]").items()}
     return {prefix: tree}
-
-
-def settle_plan(store: ObjectStore, plan: Plan) -> Plan:
-    """Writes the plan, or checks that the run's existing one is the same.
-
-    Raises:
-        PlanMismatch: names what changed.
-    """
-    reach("before the plan")
-    if not store.put_if_absent(PLAN_KEY, plan.dump()):
-        return check_plan(store, plan)
-    reach("after the plan")
-    return plan
-
-
-def check_plan(store: ObjectStore, plan: Plan) -> Plan:
-    """The run's existing plan, which has to be the same.
-
-    Raises:
-        PlanMismatch: names what changed.
-    """
-    existing = read_plan(store)
-    # A model on the Hub may have gone on since: the run stays with the commit that it began with.
-    then = existing.inputs
-    kept = {name for name in then if name.endswith(".commit") and f"{name.removesuffix('.commit')}.path" in then}
-    plan = replace(plan, inputs={name: then[name] if name in kept else now for name, now in plan.inputs.items()})
-    if existing.fingerprint != plan.fingerprint:
-        raise PlanMismatch(
-            f"{store.location} holds a run of another job; changed since then:\n{_changes(existing, plan)}\n"
-            "Resume with the job as it was, or give another --output."
-        )
-    return existing
-
-
-def read_plan(store: ObjectStore) -> Plan:
-    """The plan of a run.
-
-    Raises:
-        PlanMismatch: there is none, or it cannot be read.
-    """
-    data = store.read(PLAN_KEY)
-    if data is None:
-        hint = "; a run is the folder that its job has as `output`" * Path(store.location).is_file()
-        raise PlanMismatch(f"{store.location} is not a batchgen run: it has no {PLAN_KEY}{hint}")
-    return Plan.parse(data)
-
-
-def _changes(old: Plan, new: Plan) -> str:
-    lines = []
-    absent = object()
-    for name in dict.fromkeys((*old.inputs, *new.inputs)):
-        before, now = old.inputs.get(name, absent), new.inputs.get(name, absent)
-        if before == now:
-            continue
-        if name == "seeds":
-            lines.append(
-                f"  seeds: {old.rows} rows then, {new.rows} now" + (" (other content)" * (old.rows == new.rows))
-            )
-        else:
-            shown = ["absent" if v is absent else json.dumps(v, ensure_ascii=False)[:80] for v in (before, now)]
-            lines.append(f"  {name}: {shown[0]} then, {shown[1]} now")
-    return "\n".join(lines) or "  the shards' bounds (another version of batchgen)"

@@ -42,6 +42,10 @@ class Seeds:
         """The seed rows of a shard."""
         return list(_rows(self.table, start, min(stop, self.count)))
 
+    def fingerprint_of(self, rows: int) -> str:
+        """The fingerprint that the first `rows` rows would have by themselves."""
+        return _fingerprint(self.table, rows, self.place)
+
 
 def _rows(table: pa.Table, start: int, stop: int) -> Iterator[SeedRow]:
     records = table.slice(start, stop - start).to_pylist() if table.num_columns else [{}] * (stop - start)
@@ -71,14 +75,19 @@ def load_seeds(source: Source, base: Path | None = None, own: bool = True) -> Se
     if source.limit is not None and source.limit < count:
         count = source.limit
         table = table.slice(0, count) if table.num_columns else table
+    return Seeds(table, count, _fingerprint(table, count, part.place), part.place)
+
+
+def _fingerprint(table: pa.Table, count: int, place: Callable[[int], str]) -> str:
+    """128 bits over the ids of the first rows, in order."""
     digest = hashlib.blake2b(digest_size=16)
     for start in range(0, count, 10_000):
         try:
             for name in _ids(table, start, min(start + 10_000, count)):
                 digest.update(bytes.fromhex(name))
         except (OverflowError, ValueError) as error:  # a time that Python's own types do not reach to
-            raise SeedError(f"source: a value after {part.place(start)} cannot be read: {error}") from error
-    return Seeds(table, count, digest.hexdigest(), part.place)
+            raise SeedError(f"source: a value after {place(start)} cannot be read: {error}") from error
+    return digest.hexdigest()
 
 
 def read_source(source: Source, base: Path | None = None, own: bool = True) -> Part:

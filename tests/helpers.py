@@ -14,10 +14,11 @@ from batchgen.engines.base import Completion, Request
 from batchgen.engines.chat import byte_chat
 from batchgen.generate import Worker
 from batchgen.job import Job
-from batchgen.plan import Plan, make_plan, settle_plan
+from batchgen.plan import Plan, make_plan
 from batchgen.records import seal
 from batchgen.rows import SeedRow
 from batchgen.seeds import Seeds, load_seeds
+from batchgen.settle import settle_plan
 from batchgen.store import LocalStore
 from batchgen.tasks.llm import CallLog
 from batchgen.tasks.runner import TaskRunner

@@ -34,13 +34,19 @@ _IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
 def submit(
-    job: Job, address: str, trust_remote_code: bool, out: Callable[[str], Any], until: datetime | None = None
+    job: Job,
+    address: str,
+    trust_remote_code: bool,
+    out: Callable[[str], Any],
+    until: datetime | None = None,
+    extend: bool = False,
 ) -> int:
     """Submits a job, follows its log to the end and returns its exit code.
 
     Args:
         address: of the cluster's dashboard, `http://host:8265`.
         until: when nothing more is begun, see `api.run`.
+        extend: whether a run may be given more rows, see `api.run`.
 
     Raises:
         UserError: the job cannot run there, or nothing answers at the address.
@@ -70,7 +76,7 @@ def submit(
     logging.disable(logging.INFO)  # modules of Ray set levels of their own, and tell of every package and socket
     with tempfile.TemporaryDirectory(prefix="batchgen-submit-") as folder:
         _pack(job, Path(folder))
-        submission = _submit_patiently(client, _entrypoint(trust_remote_code, until), folder, job.name)
+        submission = _submit_patiently(client, _entrypoint(trust_remote_code, until, extend), folder, job.name)
     out(f"submitted {submission} to {address}")
     try:
         info = asyncio.run(follow(client, submission, sys.stdout))
@@ -88,9 +94,9 @@ def submit(
     return int(info.driver_exit_code)
 
 
-def _entrypoint(trust_remote_code: bool, until: datetime | None) -> str:
+def _entrypoint(trust_remote_code: bool, until: datetime | None, extend: bool) -> str:
     """The command there, whose clock may be that of another time zone."""
-    command = "python -m batchgen.cli run job.yaml" + (" --trust-remote-code" if trust_remote_code else "")
+    command = "python -m batchgen.cli run job.yaml" + " --trust-remote-code" * trust_remote_code + " --extend" * extend
     return command + (f" --until {until.astimezone().isoformat()}" if until is not None else "")
 
 

@@ -11,10 +11,10 @@ from batchgen.commit import committed
 from batchgen.errors import UserError
 from batchgen.merge.version import CARD, latest_version, read_file
 from batchgen.paths import expanded
-from batchgen.plan import read_plan
 from batchgen.report.figures import look
 from batchgen.report.page import MARK, render_report
 from batchgen.savedjob import saved_tree
+from batchgen.settle import read_plan
 from batchgen.store.base import ObjectStore
 
 __all__ = ["write_report"]

@@ -24,9 +24,10 @@ from batchgen.distributed.parcel import Parcel
 from batchgen.fleet import HostConfig, Placement
 from batchgen.host import EngineHost
 from batchgen.job import Job
-from batchgen.plan import make_plan, settle_plan
+from batchgen.plan import make_plan
 from batchgen.rows import random_seed
 from batchgen.seeds import load_seeds
+from batchgen.settle import settle_plan
 from batchgen.store import LocalStore
 from tests.bench.shapes import SHAPES, make_model
 from tests.bench.workload import CPU, SYSTEM_PROMPT, TURNS, FixedLengths, Lengths, Workload, raw

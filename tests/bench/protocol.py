@@ -19,11 +19,12 @@ from batchgen.commit import Manifest, attempt_key, commit_shard
 from batchgen.drive import Driver, Status
 from batchgen.fleet import HostConfig
 from batchgen.host import LocalFleet
-from batchgen.plan import make_plan, settle_plan
+from batchgen.plan import make_plan
 from batchgen.progress import Progress
 from batchgen.rows import OK
 from batchgen.schedule import Scheduler
 from batchgen.seeds import Seeds, load_seeds
+from batchgen.settle import settle_plan
 from batchgen.store import LocalStore
 from tests.bench.fill import BenchHost, _job
 from tests.bench.workload import CPU, ROWS, SLOTS

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from batchgen.commit import commit_shard, new_attempt
-from batchgen.plan import Plan, make_plan, settle_plan
+from batchgen.plan import Plan, make_plan
 from batchgen.rows import OK, ResultRow
 from batchgen.seeds import Seeds, load_seeds
+from batchgen.settle import settle_plan
 from batchgen.store import LocalStore
 from tests.helpers import chaos_job
 from tests.s3server import environment, s3_server

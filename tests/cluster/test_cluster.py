@@ -21,7 +21,7 @@ from ray._private.services import get_node_ip_address
 
 from batchgen.commit import committed
 from batchgen.embedded import MODEL_PATH
-from batchgen.plan import read_plan
+from batchgen.settle import read_plan
 from batchgen.store import LocalStore
 from tests.cluster.heads import ON_LOOPBACK, free_port, ray_head
 from tests.helpers import as_from_a_terminal

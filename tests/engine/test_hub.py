@@ -79,7 +79,7 @@ def test_a_run_stays_with_the_commit_that_it_began_with(hub: HubServer, python, 
     first = hub.add("models", MODEL, MODEL_PATH)
     python("""
         from batchgen.api import plan_run
-        from batchgen.plan import settle_plan
+        from batchgen.settle import settle_plan
         from batchgen.store import open_store
         job = Job.of({**JOB, "output": "run"})
         settle_plan(open_store(job.output), plan_run(job)[0])

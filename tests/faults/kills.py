@@ -2,7 +2,9 @@
 
 `python -m tests.faults.kills [--seed N] [--jobs M] [--bucket]` takes the jobs of `tests/contract/random_jobs.py` and
 runs each in processes of its own, without Ray. It kills them with SIGKILL up to five times, starts a second driver
-beside some, collects garbage and revokes shards in between, and then lets the job end. `verify` has to be content, and
+beside some, collects garbage and revokes shards in between, and then lets the job end. Some begin with their first
+rows, and are given the others between two kills, or beside a driver that does not know of these. `verify` has to be
+content, and
 the dataset has to be that of a run to which nothing was done, byte for byte; but where a gate drops duplicates: which
 of two is the first is a matter of timing. A job takes two or three seconds.
 """
@@ -14,6 +16,7 @@ import asyncio
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -29,12 +32,13 @@ from batchgen.api import plan_run, run
 from batchgen.engines.base import Completion, EngineSpec, Request
 from batchgen.errors import BatchgenError, UserError
 from batchgen.job import Job
+from batchgen.settle import read_plan
 from batchgen.store import open_store
 from batchgen.upkeep import collect, revoke, verify
 from tests.contract.random_jobs import Answering, Maker
 from tests.s3server import environment, s3_server
 
-ENDED, NO_GOOD_ROW, FAILED = 0, 3, 4
+ENDED, NO_GOOD_ROW, FAILED, EXTENDED = 0, 3, 4, 5
 # Long enough that a run can be killed in the midst of its rows.
 SECONDS_A_CALL = 0.01
 PATIENCE = 90
@@ -66,11 +70,13 @@ def work(tree: dict[str, Any], log: Path) -> None:
     with log.open("a") as sys.stdout, mock.patch("batchgen.host.build_engine", build):
         sys.stderr = sys.stdout
         try:
-            run(job, in_process=True)
+            run(job, in_process=True, extend=True)
         except BatchgenError as error:
             print(f"{type(error).__name__}: {error}")
             none = "were rejected" in str(error) or "left out all" in str(error)
-            sys.exit(NO_GOOD_ROW if none else FAILED)
+            # As it ends, or as it starts.
+            extended = "was extended" in str(error) or re.search(r"seeds: \d+ rows then, \d+ now", str(error))
+            sys.exit(NO_GOOD_ROW if none else EXTENDED if extended else FAILED)
 
 
 class Ordeal:
@@ -90,6 +96,11 @@ class Ordeal:
         # Raises where the job is one that is refused.
         self._plan, _ = plan_run(Job.of(self._killed))
         self._gated = any(step.spec.gate is not None for step in Job.of(tree).steps)
+        self._whole, self._rows = self._killed, self._plan.rows
+        if self._plan.rows > 1 and self._random.random() < 0.4:
+            few = {**source, "limit": self._random.randrange(1, self._plan.rows)}
+            self._killed = {**self._killed, "source": few}
+            self._plan, _ = plan_run(Job.of(self._killed))
 
     def suffer(self) -> int:
         """How the job ends after everything that is done to it.
@@ -103,14 +114,24 @@ class Ordeal:
         for _ in range(self._random.randint(1, 5)):
             self._kill(seconds)
             self._meddle()
+            if self._random.random() < 0.3:
+                self._killed = self._whole
+        self._killed = self._whole
         ended = self._outcome(self._start(self._killed))
         assert ended == expected or self._gated, f"it ended with {ended}, and left alone with {expected}"
+        self._plan = read_plan(self._store)
+        assert self._plan.rows == self._rows, f"the run has {self._plan.rows} of {self._rows} rows"
         self._check_rows()
         collect(self._store, self._plan)
         self._check_rows()
         if ended == ENDED and not self._gated:
             assert _files(self._killed) == _files(self._alone), "the datasets differ"
         return ended
+
+    @property
+    def extended(self) -> bool:
+        """Whether the run was given more rows than it had at first, by its plan at the end."""
+        return bool(self._plan.earlier)
 
     @property
     def _store(self) -> Any:
@@ -132,6 +153,8 @@ class Ordeal:
         drivers = [self._start(self._killed)]
         if self._random.random() < 0.25:
             time.sleep(self._random.uniform(0, seconds / 2))
+            if self._random.random() < 0.5:
+                self._killed = self._whole
             drivers.append(self._start(self._killed))
         time.sleep(self._random.uniform(0, 1.1 * seconds))
         for driver in drivers:
@@ -139,7 +162,7 @@ class Ordeal:
             driver.join()
             if driver.exitcode == -signal.SIGKILL:
                 self.kills += 1
-            else:
+            elif driver.exitcode != EXTENDED or len(drivers) == 1:
                 self._outcome(driver)
 
     def _meddle(self) -> None:
@@ -180,7 +203,7 @@ def main() -> int:
 
 
 def ordeals(seeds: Sequence[int], bucket: str | None) -> Counter[str]:
-    """What became of the jobs, and how many kills there were."""
+    """What became of the jobs, how many kills there were, and how many jobs were given more rows in between."""
     became = Counter[str]()
     for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
@@ -195,6 +218,7 @@ def ordeals(seeds: Sequence[int], bucket: str | None) -> Counter[str]:
                 became["wrong"] += 1
                 print(f"WRONG: job {seed}: {error}", flush=True)
             became["kills"] += ordeal.kills
+            became["extended"] += ordeal.extended
     return became
 
 

@@ -38,7 +38,7 @@ class Line:
 
 def objects_of(run: Path) -> dict[str, bytes]:
     """The files of a run's plan, manifests and attempts by key."""
-    kept = [run / "plan.json", *run.glob("commits/*/*"), *run.glob("attempts/*/*.parquet")]
+    kept = [run / "plan.json", *run.glob("plans/*.json"), *run.glob("commits/*/*"), *run.glob("attempts/*/*.parquet")]
     return {path.relative_to(run).as_posix(): path.read_bytes() for path in kept if not path.name.startswith(".")}
 
 

@@ -3,6 +3,7 @@
 `python -m tests.faults.soak [--seed N] [--minutes M] [--bucket]` starts a run on the chaos engine, with two rows that
 kill engines and one that hangs them, and does something to it every few seconds: kills and stops drivers, actors and
 nodes, pauses them, starts a second driver, takes the bucket away, damages and revokes shards, merges, collects garbage.
+The run begins with half of its rows, and is given the others on the way.
 After M minutes the run is left alone to end. Then every row has to be there once, and the dataset has to equal, byte
 for byte, that of a run to which nothing was done. Not among the tests: it takes about twice M minutes.
 """
@@ -58,7 +59,8 @@ class Soak:
         self.complaints: list[str] = []
         self.run = "s3://bucket/run" if bucket else str(folder / "run")
         self._bucket = bucket
-        self.job = self._job("job", self.run, latency=0.6, slots=8)
+        self.job = self._job("job", self.run, rows=ROWS // 2, latency=0.6, slots=8)
+        self._extended = False
         self._closing = ExitStack()
         server = self._closing.enter_context(s3_server())
         server.fault = self._fault
@@ -68,14 +70,14 @@ class Soak:
         for _ in range(NODES):
             self._cluster.add_node(num_cpus=1, num_gpus=1)
 
-    def _job(self, name: str, output: str, **engine: Any) -> Path:
+    def _job(self, name: str, output: str, rows: int = ROWS, **engine: Any) -> Path:
         seeds = self._folder / "seeds.jsonl"
-        rows = [{"instruction": f"Tell me about thing number {i}. {BAD_ROWS.get(i, '')}"} for i in range(ROWS)]
-        seeds.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        texts = [f"Tell me about thing number {i}. {BAD_ROWS.get(i, '')}" for i in range(ROWS)]
+        seeds.write_text("".join(json.dumps({"instruction": text}) + "\n" for text in texts))
         faults = {"crash_on": "POISON", "hang_on": "HANGS", "crash_mode": "exit"}
         tree = {
             "name": "soak",
-            "source": {"path": str(seeds)},
+            "source": {"path": str(seeds), "limit": rows},
             "model": {"path": "chaos", "engine": {**faults, **engine}},
             "steps": [
                 # No two texts are equal: whatever is run again, none may be taken for a duplicate of itself.
@@ -105,6 +107,7 @@ class Soak:
         """Starts a driver; there may be another."""
         log = (self._folder / f"driver-{time.monotonic_ns()}.log").open("w+b")
         command = [sys.executable, "-m", "batchgen.cli", "run", str(self.job), "--address", self._cluster.address]
+        command += ["--extend"] * self._extended
         driver = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         driver.log = log  # type: ignore[attr-defined]
         self._drivers.append(driver)
@@ -271,6 +274,15 @@ class Soak:
             return True
         return False
 
+    def rows_added(self) -> bool:
+        """To the run; a driver of its first rows goes on with those."""
+        if self._extended:
+            return False
+        self.job = self._job("extended", self.run, latency=0.6, slots=8)
+        self._extended = True
+        self.start()
+        return True
+
     def nothing(self) -> bool:
         return False
 
@@ -280,6 +292,7 @@ class Soak:
         return [
             *often,
             *often,
+            self.rows_added,
             self.driver_killed,
             self.driver_told_to_stop,
             self.driver_paused,
@@ -320,6 +333,7 @@ class Soak:
 
     def check(self) -> None:
         """Every row once, and the bytes of a run to which nothing was done."""
+        self.rows_added()
         # What was revoked after the last driver had begun, or was damaged, is generated now.
         self.start()
         while self._drivers:

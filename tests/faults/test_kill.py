@@ -20,7 +20,7 @@ import yaml
 from batchgen import run as run_job
 from batchgen.commit import committed
 from batchgen.faultpoints import WAIT_AT
-from batchgen.plan import read_plan
+from batchgen.settle import read_plan
 from batchgen.store import LocalStore
 from tests.faults import ledger
 from tests.helpers import as_from_a_terminal

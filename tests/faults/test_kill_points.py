@@ -13,7 +13,7 @@ import pytest
 
 import batchgen
 from batchgen.faultpoints import KILL_AT, POINTS
-from batchgen.plan import read_plan
+from batchgen.settle import read_plan
 from batchgen.store import LocalStore
 from batchgen.upkeep import collect, verify
 from tests.faults import ledger
@@ -21,9 +21,9 @@ from tests.faults import ledger
 RUN = """
 import sys
 from batchgen import run
-run({"name": "points", "source": {"count": 40}, "model": {"path": "chaos"}, "steps": [{"task": "magpie"}],
+run({"name": "points", "source": {"count": int(sys.argv[3])}, "model": {"path": "chaos"}, "steps": [{"task": "magpie"}],
      "output": sys.argv[1], "shard_rows": 10, "merge": {"near": {} if sys.argv[2] == "near" else False}},
-    in_process=True)
+    in_process=True, extend=True)
 """
 
 
@@ -37,9 +37,10 @@ time.time, time.time_ns = jumping, lambda: int(jumping() * 1e9)
 """
 
 
-def start(folder: Path, at: str | None = None, near: str = "far") -> int:
+def start(folder: Path, at: str | None = None, near: str = "far", rows: int = 40) -> int:
     environment = {**os.environ, **({KILL_AT: at} if at else {})}
-    return subprocess.run([sys.executable, "-c", RUN, str(folder), near], env=environment, timeout=300).returncode
+    command = [sys.executable, "-c", RUN, str(folder), near, str(rows)]
+    return subprocess.run(command, env=environment, timeout=300).returncode
 
 
 def dataset(folder: Path) -> dict[str, bytes]:
@@ -64,7 +65,9 @@ def test_every_point_is_in_the_code():
 def test_a_clock_that_jumps_changes_nothing(calm: dict[str, bytes], tmp_path: Path):
     folder = tmp_path / "run"
     code = CLOCK + RUN + "print(calls[0])"
-    done = subprocess.run([sys.executable, "-c", code, str(folder), "far"], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder), "far", "40"], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert dataset(folder) == calm
     ledger.record("clock jumps by up to a year", int(done.stdout.split()[-1]), folder, 40)
@@ -119,3 +122,20 @@ def test_a_run_that_is_killed_there_ends_in_the_same_bytes(point: str, calm: dic
     assert verify(store, plan).good
     leftovers = list((folder / "attempts").rglob("*.parquet"))
     assert len(leftovers) == len(plan.shards), "gc leaves one file a shard"
+
+
+@pytest.mark.parametrize("point", ["before the plan", "after the plan", "shard committed", "earlier dataset aside"])
+def test_a_run_that_is_killed_as_it_is_given_more_rows_ends_in_the_same_bytes(
+    point: str, calm: dict[str, bytes], tmp_path: Path
+):
+    folder = tmp_path / "run"
+    assert start(folder, rows=15) == 0
+    assert start(folder, at=point) == -signal.SIGKILL
+    assert start(folder) == 0
+    assert dataset(folder) == calm
+    store = LocalStore(folder)
+    plan = read_plan(store)
+    assert [earlier.rows for earlier in plan.earlier] == [15]
+    found = verify(store, plan)
+    assert (found.good, found.missing, found.ok) == (True, 0, 40)
+    ledger.record(f"driver killed as rows are added, at: {point}", 1, folder, 40)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from batchgen.commit import committed, read_shard
-from batchgen.plan import read_plan
+from batchgen.settle import read_plan
 from batchgen.store import LocalStore
 from tests.faults import ledger
 from tests.faults import test_kill as kill

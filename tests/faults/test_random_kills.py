@@ -16,3 +16,4 @@ def test_jobs_at_random_that_are_killed_at_random_end_in_the_same_dataset(place:
     became = dict(part.rsplit(" ", 1) for part in ended.stdout.strip().split(", "))
     assert int(became["ended"]) >= 2, became
     assert int(became["kills"]) >= 2, became
+    assert int(became["extended"]) >= 1, became

@@ -21,12 +21,13 @@ from datasets import load_dataset
 from batchgen import Stopped, run
 from batchgen.cli import main
 from batchgen.drive import Status
-from batchgen.errors import EngineStartError, StoreError, UserError
+from batchgen.errors import EngineStartError, PlanMismatch, StoreError, UserError
 from batchgen.fleet import HostConfig
 from batchgen.host import EngineHost
 from batchgen.job import Job
-from batchgen.plan import make_plan, read_plan, settle_plan
+from batchgen.plan import make_plan
 from batchgen.seeds import load_seeds
+from batchgen.settle import read_plan, settle_plan
 from batchgen.store import open_store
 from batchgen.upkeep import verify
 from tests.faults import ledger
@@ -138,7 +139,7 @@ def test_a_bucket_that_is_away_as_a_run_starts_is_waited_for(
     assert caught.value.exit_code == 75
     for command in ("status", "verify", "merge", "rejected", "gc"):
         assert main([command, RUN]) == 75
-        assert capsys.readouterr().err.startswith(f"batchgen: error: cannot read {RUN}/plan.json: GenericError: 503")
+        assert capsys.readouterr().err.startswith(f"batchgen: error: cannot list {RUN}/plans: GenericError: 503")
     # Keys that are refused are not waited for.
     server.fault = lambda method, key: 403
     with pytest.raises(UserError, match="403"):
@@ -229,3 +230,19 @@ def test_a_bucket_without_conditional_writes_is_refused_before_anything_starts(j
         assert "lets two writers create one object" in out
         assert time.monotonic() - started < 30
         assert not any("/plan.json" in key for key in server.objects)
+
+
+def test_a_run_in_a_bucket_is_given_more_rows(server: S3Server, job: Path):
+    few = Job.load(job, ["source.limit=50"])
+    run(few, in_process=True)
+    before = {key: data for key, data in objects(server).items() if key.startswith(("commits/", "attempts/"))}
+    with pytest.raises(PlanMismatch, match=r"seeds: 50 rows then, 120 now\n.*--extend"):
+        run(str(job), in_process=True)
+    result = run(str(job), in_process=True, extend=True)
+    assert result.complete
+    assert before.items() <= objects(server).items()
+    assert "plans/0001.json" in objects(server)
+    ledger.record("rows added, run in a bucket", 1, objects(server), 120)
+    store = open_store(RUN)
+    found = verify(store, read_plan(store))
+    assert (found.good, found.missing, found.rows) == (True, 0, 120)

@@ -11,7 +11,7 @@ import hashlib
 import io
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,20 @@ from batchgen.job import Job
 from batchgen.merge.version import merge_run, read_version
 from batchgen.plan import Plan, Shard, make_plan
 from batchgen.rows import ResultRow, SeedRow
-from batchgen.schedule import Dispatch, Finish, KillEngine, Recall, Scheduler, StartEngine
+from batchgen.schedule import Dispatch, Recall
 from batchgen.seeds import Seeds, load_seeds
+from batchgen.settle import settle_plan
 from tests.faults.ledger import committed_rows
 from tests.helpers import chaos_job
+from tests.simulation.driver import Driver
 from tests.simulation.store import AFTER, BEFORE, SimStore
 
 STEPS = 100
 FOUND, TWICE = "rows found", "rows twice"
 # One world in so many has merges.
 MERGING = 5
+# One in so many begins with the first rows, which cut a shard of the plan of all rows in two.
+GROWING, FIRST_ROWS = 3, 3
 
 
 class Violation(AssertionError):
@@ -61,49 +65,16 @@ class Process:
     shard: int | None = None
 
 
-class Driver:
-    """One driver with its scheduler: real code, fed with the simulation's events."""
-
-    def __init__(self, sim: Simulation, number: int) -> None:
-        self.sim, self.number, self.alive = sim, number, True
-        done = sim.outside(lambda: commit.committed(sim.store, sim.plan))
-        missing = [shard for shard in sim.plan.shards if shard.index not in done]
-        self.scheduler = Scheduler(missing, 2, max_attempts=50, max_engine_deaths=500)
-        self.finished = False
-        self.perform(self.scheduler.start())
-
-    def perform(self, actions: list[Any]) -> None:
-        """Carries out the scheduler's actions at once."""
-        for action in actions:
-            if isinstance(action, StartEngine):
-                self.perform(self.scheduler.engine_ready(action.engine, 1))
-            elif isinstance(action, Dispatch):
-                self.sim.begin(self, action)
-            elif isinstance(action, Recall):
-                self.sim.recall(self, action)
-            elif isinstance(action, KillEngine):
-                self.sim.lose_engine((self.number, action.engine))
-            elif isinstance(action, Finish):
-                self.finished = True
-
-    def told(self, action: Dispatch, outcome: str) -> None:
-        """An answer arrived."""
-        event = {
-            "done": self.scheduler.shard_done,
-            "unavailable": lambda e, s: self.scheduler.service_failed(e, s, "sim", self.sim.only_here()),
-        }[outcome]
-        if action.rows is not None and outcome == "done":
-            event = self.scheduler.probe_done
-        self.perform(event(action.engine, action.shard.index))
-
-
 class Simulation:
     """One seed's world."""
 
     def __init__(self, seed: int, job: Job, plan: Plan, seeds: Seeds) -> None:
         self.rng = random.Random(seed)
-        self.job, self.plan, self.seeds = job, plan, seeds
+        self.job, self.whole, self.seeds = job, plan, seeds
         self.store = SimStore()
+        first = {"rows": FIRST_ROWS, "inputs": {**plan.inputs, "seeds": seeds.fingerprint_of(FIRST_ROWS)}}
+        first_plan = replace(plan, **first).behind(()) if seed % GROWING == 1 else plan
+        self.plan = self.outside(lambda: settle_plan(self.store, first_plan))
         self.processes: list[Process] = []
         self.drivers: list[Driver] = []
         self.seen: dict[tuple[str, int], tuple[commit.Manifest, bytes]] = {}
@@ -142,7 +113,7 @@ class Simulation:
             if action.rows is not None:
                 return "done"
             try:
-                self.attempt(action.shard, attempt, action.quarantined)
+                self.attempt(driver.plan, action.shard, attempt, action.quarantined)
             except StoreError:
                 return "unavailable"
             return "done"
@@ -174,11 +145,11 @@ class Simulation:
 
         self.processes.append(Process(greenlet.greenlet(work), answer, engine))
 
-    def attempt(self, shard: Shard, attempt: str, quarantined: frozenset[int]) -> None:
+    def attempt(self, plan: Plan, shard: Shard, attempt: str, quarantined: frozenset[int]) -> None:
         """What a worker does once its rows are generated; no two attempts have the same rows."""
         rows = self.seeds.slice(shard.start, shard.stop)
         results = [self.result(row, attempt, row.index in quarantined) for row in rows]
-        commit.commit_shard(self.store, self.plan, shard, attempt, rows, results)
+        commit.commit_shard(self.store, plan, shard, attempt, rows, results)
 
     @staticmethod
     def result(row: SeedRow, attempt: str, rejected: bool) -> ResultRow:
@@ -202,8 +173,8 @@ class Simulation:
     def step(self) -> None:
         """One decision."""
         kind = self.rng.choices(
-            ("go on", "kill engine", "kill driver", "new driver", "collect", "look", "revoke", "merge"),
-            (80, 4, 2, 2, 3, 6, 1, self.merges) if self.faults else (1, 0, 0, 0, 0, 0, 0, 0),
+            ("go on", "kill engine", "kill driver", "new driver", "collect", "look", "revoke", "merge", "extend"),
+            (80, 4, 2, 2, 3, 6, 1, self.merges, 2 * self.grows) if self.faults else (1, 0, 0, 0, 0, 0, 0, 0, 0),
         )[0]
         if kind == "go on" and self.processes:
             self.go_on(self.rng.choice(self.processes))
@@ -235,6 +206,22 @@ class Simulation:
         elif kind == "merge":
             self.count("merge")
             self.processes.append(Process(greenlet.greenlet(self.merge), None))
+        elif kind == "extend":
+            self.count("rows added")
+            self.processes.append(Process(greenlet.greenlet(self.extend), None))
+
+    @property
+    def grows(self) -> bool:
+        """Whether the run is still to be given rows."""
+        return self.plan.rows < self.whole.rows
+
+    def extend(self) -> str:
+        """A user gives the run the other rows, interrupted by everybody else like any process."""
+        try:
+            self.plan = settle_plan(self.store, self.whole, self.seeds)
+        except StoreError:
+            return "failed"
+        return "done"
 
     def start_driver(self) -> None:
         """A driver with a number of its own."""
@@ -348,6 +335,7 @@ class Simulation:
     def finish(self) -> None:
         """No more faults: whatever is left has to end well."""
         self.faults = False
+        self.plan = self.outside(lambda: settle_plan(self.store, self.whole, self.seeds))
         for _ in range(20):
             if not self.drivers:
                 self.start_driver()
@@ -371,7 +359,12 @@ class Simulation:
                 raise Violation(f"the last version read {last.read} rows of {last.shards} shards")
             self.look()
         found = self.outside(lambda: upkeep.verify(self.store, self.plan))
-        if not found.good or found.missing or found.ok + found.rejected != self.plan.rows:
+        if (
+            not found.good
+            or found.missing
+            or found.rows != self.whole.rows
+            or found.ok + found.rejected != self.plan.rows
+        ):
             raise Violation(f"rows are not conserved: {found}")
         rows = committed_rows(self.store.objects)
         self.counts[FOUND] = len({index for index, _ in rows})

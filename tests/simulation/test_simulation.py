@@ -7,12 +7,14 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from batchgen import commit, upkeep
-from batchgen.errors import StoreError
+from batchgen.errors import CorruptShard, PlanMismatch, StoreError
+from batchgen.plan import Plan
 from tests.faults import ledger
 from tests.simulation import sim
 from tests.simulation.sim import Violation, simulate, world
@@ -54,7 +56,7 @@ def test_no_seed_breaks_a_promise(whole_world):
         "answer lost",
         "shard given back",
     }
-    wanted |= {"garbage collection", "revocation", "merge", f"store {BEFORE}", f"store {AFTER}"}
+    wanted |= {"garbage collection", "revocation", "merge", "rows added", f"store {BEFORE}", f"store {AFTER}"}
     assert set(injected) >= wanted
     # Counters that are added up leave out what is zero.
     found, twice = injected.pop(sim.FOUND), injected.pop(sim.TWICE, 0)
@@ -148,6 +150,16 @@ def collects_attempts_in_flight(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(upkeep, "garbage", garbage)
 
 
+def manifests_of_their_driver_s_plan(patch: pytest.MonkeyPatch) -> None:
+    """A manifest is of the plan that its driver knew, and not of the one that brought its shard."""
+    patch.setattr(Plan, "fingerprint_of", lambda self, shard: self.fingerprint)
+
+
+def rows_sliced_anew(patch: pytest.MonkeyPatch) -> None:
+    """A run that is given more rows gets the shards of a run that had them all from its beginning."""
+    patch.setattr(Plan, "behind", lambda self, earlier: replace(self, earlier=earlier))
+
+
 MUTANTS: list[Callable[[pytest.MonkeyPatch], None]] = [
     shared_data_path,
     overwriting_manifest,
@@ -155,12 +167,14 @@ MUTANTS: list[Callable[[pytest.MonkeyPatch], None]] = [
     delete_on_unknown_outcome,
     manifest_before_close,
     collects_attempts_in_flight,
+    manifests_of_their_driver_s_plan,
+    rows_sliced_anew,
 ]
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_a_mutant_of_the_protocol_is_caught(mutant, whole_world, monkeypatch: pytest.MonkeyPatch):
     mutant(monkeypatch)
-    with pytest.raises((Violation, KeyError, FileNotFoundError)):
+    with pytest.raises((Violation, KeyError, FileNotFoundError, PlanMismatch, CorruptShard)):
         for seed in range(MUTANT_SEEDS):
             simulate(seed, *whole_world)

@@ -65,8 +65,8 @@ def test_the_commands_and_their_options():
     (commands,) = (action.choices for action in build_parser()._actions if action.dest == "command")
     assert commands.keys() == set(COMMANDS)
     assert {name: options_of(name) for name in COMMANDS} == {
-        "run": sorted([*job, "--address", "--trust-remote-code", "--until"]),
-        "plan": sorted([*job, "--prompt", "--trust-remote-code"]),
+        "run": sorted([*job, "--address", "--extend", "--trust-remote-code", "--until"]),
+        "plan": sorted([*job, "--extend", "--prompt", "--trust-remote-code"]),
         "status": ["--help", "--json", "-h"],
         "merge": ["--help", "--partial", "--set", "-h"],
         "verify": ["--help", "--json", "-h"],
@@ -78,7 +78,7 @@ def test_the_commands_and_their_options():
         "publish": ["--help", "--private", "--to", "-h"],
         "draw": job,
         "tasks": ["--help", "--json", "--markdown", "-h"],
-        "submit": sorted([*job, "--address", "--trust-remote-code", "--until"]),
+        "submit": sorted([*job, "--address", "--extend", "--trust-remote-code", "--until"]),
     }
 
 

@@ -111,7 +111,7 @@ def test_a_run_whose_time_is_up_publishes_what_is_there_and_goes_on_by_the_same_
         def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
             return datetime.now(tz) + timedelta(hours=8)
 
-    def run(job: Job, address: str | None, watch: api.Watch, trust: bool, until: datetime) -> api.Result:
+    def run(job: Job, address: str | None, watch: api.Watch, trust: bool, until: datetime, extend: bool) -> api.Result:
         assert timedelta(hours=8) <= until - now < timedelta(hours=8, minutes=5)
 
         def look(status: Status) -> None:
@@ -361,7 +361,7 @@ def test_how_to_go_on_is_told_where_a_run_stops(
     again = "\nEvery committed row is safe. To go on, run the same command again:\n  batchgen run job.yaml\n"
     for error, reason in ((Stopped("a reason"), "a reason"), (KeyboardInterrupt(), "interrupted")):
 
-        def stops(*arguments: Any, error: BaseException = error, until: None = None) -> None:
+        def stops(*arguments: Any, error: BaseException = error, **named: Any) -> None:
             raise error
 
         monkeypatch.setattr(api, "run", stops)
@@ -375,7 +375,7 @@ def test_the_end_of_the_engine_s_log_is_shown_where_it_failed(
     log.parent.mkdir(parents=True)
     log.write_text("".join(f"line {number}\n" for number in range(100)))
 
-    def fails(*arguments: Any, until: None = None) -> None:
+    def fails(*arguments: Any, **named: Any) -> None:
         raise EngineStartError("it did not start")
 
     monkeypatch.setattr(api, "run", fails)
@@ -390,7 +390,7 @@ def test_a_dataset_in_a_bucket_is_fetched_before_it_is_opened(
     result = api.run(Job.load("job.yaml"))
     store = LocalStore("run")
     monkeypatch.setattr("batchgen.store.open_store", lambda location: store)
-    monkeypatch.setattr(api, "run", lambda *arguments, until: result)
+    monkeypatch.setattr(api, "run", lambda *arguments, **named: result)
     out = said(capsys, "run", "job.yaml", "--output", "s3://bucket/a b")
     assert "rejected rows: batchgen rejected 's3://bucket/a b'\n" in out
     assert "  batchgen publish 's3://bucket/a b' --to DIR, and then load_dataset('DIR')\n" in out

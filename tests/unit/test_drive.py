@@ -39,10 +39,11 @@ from batchgen.fleet import Answer, HostConfig, Work
 from batchgen.host import EngineHost, LocalFleet
 from batchgen.job import Job
 from batchgen.known import Texts
-from batchgen.plan import PLAN_KEY, read_plan
+from batchgen.plan import PLAN_KEY
 from batchgen.progress import Progress
 from batchgen.pulse import Pulse
 from batchgen.schedule import Scheduler
+from batchgen.settle import read_plan
 from batchgen.store import LocalStore
 from tests.faults import ledger
 from tests.helpers import chaos_job, planned, untimed

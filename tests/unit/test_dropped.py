@@ -13,8 +13,8 @@ from batchgen.cli import main
 from batchgen.commit import committed
 from batchgen.job import Job
 from batchgen.merge.dropped import Dropped
-from batchgen.plan import read_plan
 from batchgen.reasons import DROPPED
+from batchgen.settle import read_plan
 from batchgen.store import LocalStore
 
 LONG = "Please write a long and careful story about a river that runs through the old town"

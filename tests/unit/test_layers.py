@@ -50,7 +50,7 @@ LAYERS = [
     ["seeds", "columns"],
     ["benchmarks"],
     ["plan", "translation"],
-    ["actions", "branches", "commit", "models", "remarks", "starts", "suspects"],
+    ["actions", "branches", "commit", "models", "remarks", "settle", "starts", "suspects"],
     ["enginestate", "inflight", "known", "software"],
     ["schedule"],
     ["generate", "fleet"],

@@ -15,8 +15,8 @@ from batchgen.cli import main
 from batchgen.merge import merge_run
 from batchgen.merge.outlook import Outlook
 from batchgen.merge.version import latest_version
-from batchgen.plan import read_plan
 from batchgen.savedjob import saved_job
+from batchgen.settle import read_plan
 from batchgen.store import LocalStore
 
 Rows = list[dict[str, Any]]

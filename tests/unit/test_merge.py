@@ -35,9 +35,10 @@ from batchgen.merge.conversations import chat_columns, settled
 from batchgen.merge.rows import Reader
 from batchgen.merge.version import Version, copy_file
 from batchgen.minhash import normalise
-from batchgen.plan import make_plan, read_plan
+from batchgen.plan import make_plan
 from batchgen.publish import publish_folder, publish_store
 from batchgen.seeds import load_seeds
+from batchgen.settle import read_plan
 from batchgen.store import LocalStore
 from batchgen.tasks.spec import Chat
 from tests.helpers import chaos_job

@@ -28,11 +28,11 @@ from batchgen.distributed.parcel import Parcel
 from batchgen.errors import EngineStartError, UserError
 from batchgen.fleet import HostConfig
 from batchgen.merge import latest_version
-from batchgen.plan import read_plan
 from batchgen.publish import publish_folder
 from batchgen.records import seal, unseal
 from batchgen.report import write_report
 from batchgen.savedjob import JOB_FORMAT
+from batchgen.settle import read_plan
 from batchgen.store import LocalStore, open_store
 from batchgen.tasks.spec import TaskSpec
 from batchgen.upkeep import verify

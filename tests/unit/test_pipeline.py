@@ -74,8 +74,10 @@ from batchgen import JobError, from_pipeline
 from batchgen.columns import trace_columns
 from batchgen.engines.base import Completion, Request
 from batchgen.engines.chaos import ChaosEngine
-from batchgen.errors import SeedError, UserError
+from batchgen.errors import PlanMismatch, SeedError, UserError
 from batchgen.model import memory_shares
+from batchgen.settle import read_plan
+from batchgen.store import LocalStore
 from batchgen.translation.segments import segments_of
 from batchgen.translation.translate import translate
 
@@ -153,6 +155,28 @@ def test_the_same_call_goes_on(tmp_path: Path):
     second = from_pipeline(pipeline, tmp_path / "out", in_process=True)
     assert sorted((tmp_path / "out").rglob("attempts/*/*.parquet")) == before
     assert first["default"]["train"].to_list() == second["default"]["train"].to_list()
+
+
+def test_a_pipeline_is_given_more_rows_in_all_of_its_runs(tmp_path: Path):
+    def branching(rows: int) -> Pipeline:
+        with Pipeline("grown") as pipeline:
+            data = LoadDataFromDicts(data=[{"instruction": f"What is {number}?"} for number in range(rows)])
+            shared = TextGeneration(llm=llm(), name="shared", output_mappings={"generation": "text"})
+            leaves = [
+                TextGeneration(llm=llm(), name=name, input_mappings={"instruction": "text"}) for name in ("one", "two")
+            ]
+            data >> shared >> leaves
+        return pipeline
+
+    whole = from_pipeline(branching(12), tmp_path / "whole", in_process=True)
+    from_pipeline(branching(5), tmp_path / "grown", in_process=True)
+    with pytest.raises(PlanMismatch, match="seeds: 5 rows then, 12 now"):
+        from_pipeline(branching(12), tmp_path / "grown", in_process=True)
+    grown = from_pipeline(branching(12), tmp_path / "grown", in_process=True, extend=True)
+    rows = {name: grown[name]["train"].to_list() for name in grown}
+    assert rows == {name: whole[name]["train"].to_list() for name in whole}
+    assert {name: len(of_leaf) for name, of_leaf in rows.items()} == {"one": 12, "two": 12}
+    assert {len(read_plan(LocalStore(result.run)).earlier) for result in grown.runs.values()} == {1}
 
 
 def test_every_leaf_is_a_config_and_shared_tasks_run_once(tmp_path: Path):

@@ -16,8 +16,9 @@ from batchgen.engines import repository
 from batchgen.engines.arguments import engine_arguments
 from batchgen.errors import JobError, ModelError, PlanMismatch, SeedError
 from batchgen.job import Job, Source
-from batchgen.plan import _TEXT_ARGUMENTS, Plan, make_plan, read_plan, settle_plan, shard_bounds
+from batchgen.plan import _TEXT_ARGUMENTS, Plan, make_plan, shard_bounds
 from batchgen.seeds import load_seeds
+from batchgen.settle import read_plan, settle_plan
 from batchgen.store import LocalStore
 from tests.helpers import chaos_job, planned
 

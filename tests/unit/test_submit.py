@@ -188,11 +188,12 @@ def test_benchmarks_go_along_with_a_job(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_the_end_of_a_night_is_the_same_moment_on_machines_of_another_time_zone(monkeypatch: pytest.MonkeyPatch):
-    assert submission._entrypoint(False, None) == "python -m batchgen.cli run job.yaml"
+    assert submission._entrypoint(False, None, False) == "python -m batchgen.cli run job.yaml"
     until = datetime(2099, 1, 31, 7, tzinfo=timezone(timedelta(hours=-5)))
-    command = submission._entrypoint(True, until)
+    command = submission._entrypoint(True, until, True)
     options = build_parser().parse_args(command.split()[3:])
     assert options.trust_remote_code
+    assert options.extend
     assert parse_until(options.until) == until
 
 

@@ -23,8 +23,9 @@ from batchgen.drive import Status
 from batchgen.errors import CorruptShard, PlanMismatch, Stopped
 from batchgen.merge import latest_version, merge_run, version
 from batchgen.merge.version import Version
-from batchgen.plan import Plan, Shard, read_plan
+from batchgen.plan import Plan, Shard
 from batchgen.records import RecordError, read_record
+from batchgen.settle import read_plan
 from batchgen.store import LocalStore, open_store
 from batchgen.upkeep import collect, verify
 from tests.faults import ledger
