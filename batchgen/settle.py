@@ -63,10 +63,10 @@ def _continued(store: ObjectStore, plan: Plan, existing: Plan, extend: Seeds | N
         return existing
     has_more = plan.rows > existing.rows and {**plan.inputs, "seeds": None} == {**existing.inputs, "seeds": None}
     if extend is None or not has_more:
-        hint = ", or have the rows that were added at their end added to the run (--extend)" * has_more
+        hint = " If the new rows stand behind the old ones, --extend adds them to the run." * has_more
         raise PlanMismatch(
             f"{store.location} holds a run of another job; changed since then:\n{_changes(existing, plan)}\n"
-            f"Resume with the job as it was, or give another --output{hint}."
+            f"Resume with the job as it was, or give another --output.{hint}"
         )
     if extend.fingerprint_of(existing.rows) != existing.inputs["seeds"] or plan.schema != existing.schema:
         raise PlanMismatch(

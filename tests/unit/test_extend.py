@@ -112,7 +112,7 @@ def test_rows_are_added_behind_and_nothing_else_changes(tmp_path: Path, extend: 
 
 def test_whoever_adds_rows_without_saying_so_is_told_how(tmp_path: Path):
     planned(listed(tmp_path, ["a", "b", "c"]))
-    with pytest.raises(PlanMismatch, match=r"seeds: 3 rows then, 4 now\n.*, or .* were added .*\(--extend\)\.$"):
+    with pytest.raises(PlanMismatch, match=r"seeds: 3 rows then, 4 now\n.* --extend adds them to the run\.$"):
         run(listed(tmp_path, ["a", "b", "c", "d"]), in_process=True)
 
 
@@ -326,7 +326,7 @@ def test_plan_tells_what_a_run_would_be_given(job_file: Path, capsys: pytest.Cap
     assert "job more: 30 seed rows in 5 shards" in told
     assert "output: run (holds a run of its first 20 rows, which would continue with the others)" in told
     assert main(more) == 2
-    assert capsys.readouterr().err.endswith("(--extend).\n")
+    assert capsys.readouterr().err.endswith("--extend adds them to the run.\n")
     assert main(["plan", "job.yaml", "--extend"]) == 0
     assert "output: run (holds a run of this job, which would continue)" in capsys.readouterr().out
 
