@@ -2,7 +2,7 @@
 
 ```
 score: {min: 4}
-answer: {min_words: 5, not_matches: "(?i)as an ai"}
+answer: {min_words: 5, not_matches: "(?i)as an ai", language: en}
 label: [algebra, geometry]
 keep_row_after_semantic_check: true
 ```
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic_core import PydanticCustomError
 
+from batchgen.language import LANGUAGES, are_in
 from batchgen.plaintext import HALF
 
 if TYPE_CHECKING:
@@ -67,6 +68,15 @@ def _is_pattern(value: Any) -> bool:
         return False
 
 
+def _is_language(value: Any) -> bool:
+    codes = _listed(value)
+    return bool(codes) and all(isinstance(code, str) and code in LANGUAGES for code in codes)
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else [value]
+
+
 _BOUNDS: Mapping[str, _Bound] = {
     **{name: _Bound("number", "a number", _is_number) for name in ("min", "max")},
     **{
@@ -76,6 +86,9 @@ _BOUNDS: Mapping[str, _Bound] = {
     },
     "max_repeated": _Bound("text", "a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1),
     **{name: _Bound("text", "a regular expression that RE2 knows", _is_pattern) for name in ("matches", "not_matches")},
+    "language": _Bound(
+        "text", f"a language's code, such as en (`no` in quotes), or a list of some ({', '.join(LANGUAGES)})", _is_language
+    ),
 }
 _FORMS = f"a value, a list of values, or a mapping with {', '.join(_BOUNDS)}"
 
@@ -120,7 +133,7 @@ def _wrong(message: str, *path: str) -> PydanticCustomError:
 
 def _values(condition: Any) -> Sequence[Any]:
     """The values of a condition that is no mapping; none where one of them is no value."""
-    values = condition if isinstance(condition, list | tuple) else [condition]
+    values = _listed(condition)
     return values if all(isinstance(value, bool) or _is_text(value) or _is_number(value) for value in values) else ()
 
 
@@ -182,6 +195,8 @@ def _holds(items: pa.Array, name: str, value: Any) -> pa.Array:
     if name in ("matches", "not_matches"):
         found = pc.match_substring_regex(items, pattern=value)
         return found if name == "matches" else pc.invert(found)
+    if name == "language":
+        return pa.array(are_in(pc.fill_null(items, "").to_pylist(), _listed(value)), mask=np.asarray(pc.is_null(items)))
     if name == "max_repeated":
         from batchgen.repetition import repeated_shares  # numba
 

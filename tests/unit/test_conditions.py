@@ -49,7 +49,22 @@ SAID = [{"role": "user", "content": "What is two plus two?"}, {"role": "assistan
         ({"max_repeated": 0.5}, [LOOP, "It is 4.", "", None], [False, True, True, False]),
         ({"max_repeated": 0}, ["a b c d e f a b c d e", "a b c d e f a b c d"], [False, True]),
         ({"max_repeated": 1}, [LOOP], [True]),
+        (
+            {"language": "en"},
+            ["What is two plus two?", "Was ist zwei und zwei?", "4", "", None],
+            [True, False, True, True, False],
+        ),
+        (
+            {"language": ["de", "en"], "min_chars": 2},
+            ["What is two plus two?", "Was ist das?", "4"],
+            [True, True, False],
+        ),
         # Lists, and conversations, by each of their items.
+        (
+            {"language": "en"},
+            [SAID, [*SAID[:1], {"role": "assistant", "content": "Das sind vier, ganz ohne Zweifel."}]],
+            [True, False],
+        ),
         ({"max_repeated": 0.5, "min_words": 2}, [["It is.", LOOP], ["It is.", "It was."]], [False, True]),
         ({"min": 3}, [[3, 4], [2, 4], [], None], [True, False, True, False]),
         ("a", [["a", "a"], ["a", "b"]], [True, False]),
@@ -124,6 +139,14 @@ def test_a_condition_is_for_columns_of_its_kind(kind: str, fitting: set[str]):
         (f"{{q: {{max_chars: {10**40}}}}}", r"merge\.keep\.q\.max_chars: expected a whole number from 0 to"),
         (f"{{score: {{min: -{10**400}}}}}", r"merge\.keep\.score\.min: expected a number, got -1000"),
         (f"{{score: [1, {10**400}]}}", r"merge\.keep\.score: expected a value"),
+        (
+            "{q: {language: english}}",
+            r"merge\.keep\.q\.language: expected a language's code, such as en \(`no` in quotes\), or a list of some",
+        ),
+        ("{q: {language: [en, xx]}}", r"merge\.keep\.q\.language: expected .* zu\), got \['en', 'xx'\]"),
+        ("{q: {language: []}}", r"merge\.keep\.q\.language: expected a language's code, .* got \[\]"),
+        ("{q: {language: no}}", r"merge\.keep\.q\.language: expected a language's code, .* got False"),
+        ("{q: {language: {en: 1}}}", r"merge\.keep\.q\.language: expected a language's code, .* got {'en': 1}"),
         ("{q: {max_repeated: 1.5}}", r"merge\.keep\.q\.max_repeated: expected a number from 0 to 1, got 1\.5"),
         ("{q: {max_repeated: yes}}", r"merge\.keep\.q\.max_repeated: expected a number from 0 to 1, got True"),
         ("{q: {max_repeated: 0, max: 2}}", r"merge\.keep\.q: bounds of numbers and of texts do not go together"),

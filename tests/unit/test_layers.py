@@ -35,6 +35,7 @@ LAYERS = [
         "stopsignals",
         "minhash",
         "repetition",
+        "language",
         "conditions",
     ],
     ["engines"],
