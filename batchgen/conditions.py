@@ -87,7 +87,9 @@ _BOUNDS: Mapping[str, _Bound] = {
     "max_repeated": _Bound("text", "a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1),
     **{name: _Bound("text", "a regular expression that RE2 knows", _is_pattern) for name in ("matches", "not_matches")},
     "language": _Bound(
-        "text", f"a language's code, such as en (`no` in quotes), or a list of some ({', '.join(LANGUAGES)})", _is_language
+        "text",
+        f"a language's code, such as en (`no` in quotes), or a list of some ({', '.join(LANGUAGES)})",
+        _is_language,
     ),
 }
 _FORMS = f"a value, a list of values, or a mapping with {', '.join(_BOUNDS)}"
