@@ -302,12 +302,10 @@ def describe_prompt(row: int, preview: Preview) -> list[str]:
 
 def describe_rejected(row: Mapping[str, Any]) -> list[str]:
     """A rejected row: where it stands, then a line for each column that it reached, and for the last completion."""
-    from batchgen.rows import META_NAMES
+    from batchgen.rejected import described
 
-    columns = {name: value for name, value in row.items() if name not in META_NAMES}
-    said = {"the last completion": row["failed_completion"]} if "failed_completion" in row else {}
     return [f"row {_place(row)}: {row['reason']}"] + [
-        f"  {one_line(name)}: {_shortened(value)}" for name, value in (columns | said).items()
+        f"  {one_line(name)}: {_shortened(value)}" for name, value in described(row)
     ]
 
 

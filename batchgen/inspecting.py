@@ -114,7 +114,8 @@ def rejected(options: argparse.Namespace) -> int:
     counts = ", ".join(f"{one_line(reason)} {count:,}" for reason, count in most_first(reasons)) or "none"
     if options.reason not in (None, *reasons):
         raise UserError(f"--reason {options.reason}: no row was rejected for that; rejected: {counts}")
-    rows = rejected_rows(store, plan, manifests, options.reason, 0 if options.json else options.limit)
+    only = None if options.reason is None else [options.reason]
+    rows = rejected_rows(store, plan, manifests, only, 0 if options.json else options.limit)
     if options.json:
         for row in rows:
             print(json.dumps(row, ensure_ascii=False, default=str))

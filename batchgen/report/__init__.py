@@ -11,6 +11,7 @@ from batchgen.commit import committed
 from batchgen.errors import UserError
 from batchgen.merge.version import CARD, latest_version, read_file
 from batchgen.paths import expanded
+from batchgen.rejected import examples_of
 from batchgen.report.figures import look
 from batchgen.report.page import MARK, render_report
 from batchgen.savedjob import saved_tree
@@ -34,7 +35,7 @@ def write_report(store: ObjectStore, path: str | None = None) -> str:
 
     Raises:
         UserError: there is no run, or the file is no report, or cannot be written.
-        CorruptShard: a file of the dataset version cannot be read.
+        CorruptShard: a file of the dataset version cannot be read, or a shard that examples of rejected rows are in.
     """
     plan = read_plan(store)
     file = None if path is None else _free(path)
@@ -48,6 +49,7 @@ def write_report(store: ObjectStore, path: str | None = None) -> str:
         version,
         look(store, version) if version else None,
         read_file(store, version, CARD).decode("utf-8") if version else "",
+        examples_of(store, plan, manifests),
     )
     page = text.encode("utf-8")
     if file is None:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from batchgen.errors import CorruptShard
 from batchgen.merge.version import Version
+from batchgen.report.texts import Texts, figures_of
 from batchgen.rows import CLUSTER_SIZE, MESSAGES, META_NAMES, as_message, kind_of
 from batchgen.store.base import ObjectStore
 
@@ -30,6 +31,8 @@ _BINS = 30
 # Columns of one kind that are shown.
 _MOST_COLUMNS = 8
 _SAMPLES = 12
+# Rows whose texts are looked at together; always as many, as texts repeat each other the more the more there are.
+_TEXTS = 1000
 _OPENINGS = 15
 _WORDS = 3
 _REPEATED = 10
@@ -78,6 +81,7 @@ class Figures:
         histograms: of lengths and of numbers.
         openings: how questions begin, with how many do, the most frequent first.
         repeated: questions that stand for several rows, with how many, the most first.
+        texts: what the questions of some rows are like, and their answers.
         samples: rows from all over the dataset, each as (name, text): the messages, or else the columns.
     """
 
@@ -85,6 +89,7 @@ class Figures:
     histograms: list[Histogram] = field(default_factory=list)
     openings: list[tuple[str, int]] = field(default_factory=list)
     repeated: list[tuple[str, int]] = field(default_factory=list)
+    texts: list[Texts] = field(default_factory=list)
     samples: list[list[tuple[str, Any]]] = field(default_factory=list)
 
 
@@ -98,8 +103,10 @@ def look(store: ObjectStore, version: Version) -> Figures:
     chosen = [names[index] for index in _spread(len(names), _MOST_FILES)]
     rows = version.kept * len(chosen) // len(names)
     stride = -(-rows // _MOST_ROWS)
-    wanted = set(_spread(rows // stride, _SAMPLES))
+    shown, read = (np.array(_spread(rows // stride, most), np.int64) for most in (_SAMPLES, _TEXTS))
     found, values, openings = Figures(), _Values(), Counter[str]()
+    asked: list[str | None] = []
+    answered: list[str | None] = []
     for batch in _batches(store, version, chosen, stride):
         talks = {name: _talks(batch[name]) for name in _conversations(batch)}
         values.add(batch, talks)
@@ -112,10 +119,14 @@ def look(store: ObjectStore, version: Version) -> Figures:
         # Of equal numbers those that came first count.
         more = ((text, size) for text, size in zip(questions, sizes, strict=False) if text and size > 1)
         found.repeated = heapq.nlargest(_REPEATED, [*found.repeated, *more], key=lambda each: each[1])
-        here = sorted(row - found.rows for row in wanted if found.rows <= row < found.rows + batch.num_rows)
-        found.samples += [_shown(row) for row in batch.take(pa.array(here, pa.int64())).to_pylist()]
+        found.samples += [_shown(row) for row in batch.take(_within(shown, found.rows, batch)).to_pylist()]
+        here = _within(read, found.rows, batch)
+        asked += [questions[row] for row in here]
+        answered += _answers(batch.take(here))
         found.rows += batch.num_rows
     found.histograms = values.histograms()
+    of_texts = (figures_of("questions", asked), figures_of("answers", answered))
+    found.texts = [each for each in of_texts if each is not None]
     often = sorted(openings.items(), key=lambda item: (-item[1], item[0]))[:_OPENINGS]
     found.openings = [(opening, count) for opening, count in often if count > 1]
     return found
@@ -124,6 +135,12 @@ def look(store: ObjectStore, version: Version) -> Figures:
 def _spread(of: int, most: int) -> list[int]:
     """Some of the numbers below one, the first and the last among them."""
     return np.linspace(0, of - 1, min(of, most)).astype(int).tolist()  # type: ignore[no-any-return]
+
+
+def _within(rows: npt.NDArray[np.int64], start: int, batch: pa.Table) -> npt.NDArray[np.int64]:
+    """Those of some rows that are in a batch, by their places in it."""
+    first, end = np.searchsorted(rows, (start, start + batch.num_rows))
+    return rows[first:end] - start
 
 
 def _batches(store: ObjectStore, version: Version, names: Sequence[str], stride: int) -> Iterator[pa.Table]:
@@ -158,6 +175,16 @@ def _questions(table: pa.Table, talks: Mapping[str, Sequence[_Talk]]) -> list[st
     if not texts:
         return [None] * table.num_rows
     return list(table["instruction" if "instruction" in texts else texts[0]].to_pylist())
+
+
+def _answers(table: pa.Table) -> list[str | None]:
+    """What a row answers: the last message of an assistant, or the answer that is preferred."""
+    talks = _conversations(table)
+    if MESSAGES in talks:
+        return [_first_of(talk[::-1], "assistant") for talk in _talks(table[MESSAGES])]
+    if "chosen" in talks:
+        return [talk[-1]["content"] if talk else None for talk in _talks(table["chosen"])]
+    return list(table["chosen"].to_pylist()) if "chosen" in _texts(table) else [None] * table.num_rows
 
 
 def _first_of(messages: Sequence[Row], role: str) -> str | None:

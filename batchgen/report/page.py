@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -15,7 +16,9 @@ from batchgen.plaintext import harmless, one_line
 from batchgen.plan import Plan
 from batchgen.progress import Progress
 from batchgen.reasons import DROPPED, NOTES, REASONS, meaning, most_first
+from batchgen.rejected import Example
 from batchgen.report.figures import Figures, Histogram
+from batchgen.report.texts import Texts
 from batchgen.rows import REJECTED
 
 # By which a file is known as a report.
@@ -25,6 +28,8 @@ _RECIPE = re.compile(r"^(`{3,})yaml\n(.*?)^\1$", re.DOTALL | re.MULTILINE)
 _MOST_CHARACTERS = 4000
 _SHORT = 200
 _ROLES = {"system", "user", "assistant"}
+# That are named, of those that some texts are in.
+_LANGUAGES = 15
 # Of the drawing of a histogram, in CSS pixels.
 _WIDTH, _HEIGHT = 420, 96
 
@@ -48,6 +53,13 @@ class Bar(NamedTuple):
     title: str
 
 
+class Compared(NamedTuple):
+    """A line of a table with a column for each kind of texts."""
+
+    name: str
+    values: Sequence[str]
+
+
 def render_report(
     job: Mapping[str, Any],
     plan: Plan,
@@ -56,6 +68,7 @@ def render_report(
     version: Version | None,
     figures: Figures | None,
     card: str,
+    examples: Sequence[Example],
 ) -> str:
     """The page about a run.
 
@@ -67,6 +80,7 @@ def render_report(
         progress: of those.
         version: the newest one; None where there is none, and then there are no figures.
         card: of that version, which says how its rows were made.
+        examples: of rejected rows.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {"number": _number, "line": one_line, "text": _text, "role": _role}
@@ -91,6 +105,9 @@ def render_report(
         openings=[Counted(name, count, 100 * count / figures.rows, "") for name, count in figures.openings]
         if figures
         else [],
+        languages=_languages(figures.texts) if figures else [],
+        variety=_variety(figures.texts) if figures else [],
+        examples=examples,
         recipe=harmless(recipe[2]) if (recipe := _RECIPE.search(card)) else "",
     )
 
@@ -106,6 +123,30 @@ def _meaning(name: str, meanings: Mapping[str, str]) -> str:
     """What a name means; the merger counts rejected rows under theirs."""
     rejected = name.removeprefix("rejected: ")
     return meaning(name, meanings) if rejected == name else meaning(rejected, REASONS)
+
+
+def _languages(texts: Sequence[Texts]) -> list[Compared]:
+    """How much of each kind of texts is in which language, the most frequent first, and how much in none."""
+    counts = [dict(each.languages) for each in texts]
+    total = sum((Counter(each) for each in counts), Counter[str]())
+    codes = [code for code, _ in most_first(total) if code][:_LANGUAGES] + [""] * ("" in total)
+    return [
+        Compared(
+            code or "none clearly",
+            [_percent(count.get(code, 0) / each.number) for count, each in zip(counts, texts, strict=True)],
+        )
+        for code in codes
+    ]
+
+
+def _variety(texts: Sequence[Texts]) -> list[Compared]:
+    names = ("distinct words and signs", "distinct pairs of these", "distinct triples")
+    lines = [Compared(name, [_percent(each.distinct[size]) for each in texts]) for size, name in enumerate(names)]
+    return [*lines, Compared("length before and after compression", [f"{each.compression:.1f} : 1" for each in texts])]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def _bars(histogram: Histogram) -> list[Bar]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from datasets import load_dataset
 
@@ -17,8 +18,10 @@ from batchgen.commands import _report
 from batchgen.errors import CorruptShard, UserError
 from batchgen.merge import latest_version
 from batchgen.report import write_report
-from batchgen.report.figures import _histogram, look
+from batchgen.report.figures import _answers, _histogram, look
 from batchgen.report.page import Bar, _bars
+from batchgen.report.texts import figures_of
+from batchgen.rows import CONVERSATION
 from batchgen.store import LocalStore
 from tests.helpers import chaos_job
 
@@ -310,6 +313,116 @@ def test_one_long_text_does_not_hide_all_others():
     assert found.edges[-1] <= 120
     assert found.more
     assert max(found.counts) < 100
+
+
+def test_the_page_tells_languages_and_how_varied_texts_are(tmp_path: Path):
+    said = [
+        ("Which town is the capital of France?", "Paris."),
+        ("Could you tell me about Spain?", "Its capital is called Madrid."),
+    ]
+    said += [
+        ("Was ist die Hauptstadt von Frankreich?", "Die Hauptstadt ist Paris."),
+        ("2 + 2", "4"),
+        ("法国的首都是哪里？", "5"),
+    ]
+    rows = [
+        {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+        for question, answer in said
+    ]
+    page = page_of(made(tmp_path, rows, steps=[], merge={"near": False}))
+    told = page.sections["Languages"][-15:]
+    assert told[:3] == ["language", "5 questions", "5 answers"]
+    assert [told[at : at + 3] for at in range(3, 15, 3)] == [
+        ["en", "40.0 %", "20.0 %"],
+        ["de", "20.0 %", "20.0 %"],
+        ["zh", "20.0 %", "0.0 %"],
+        ["none clearly", "20.0 %", "60.0 %"],
+    ]
+    varied = page.sections["How varied texts are"]
+    assert varied[-12::3] == [
+        "distinct words and signs",
+        "distinct pairs of these",
+        "distinct triples",
+        "length before and after compression",
+    ]
+    assert re.fullmatch(r"\d\.\d : 1", varied[-1])
+
+
+def test_shares_of_what_is_distinct_are_those_of_a_count_by_hand():
+    found = figures_of("answers", ["a b a b", None, "A  b.", " \n", ""])
+    assert found is not None
+    assert (found.number, found.languages) == (2, [("", 2)])
+    assert found.distinct == pytest.approx([3 / 7, 3 / 5, 3 / 3])
+    assert figures_of("answers", [None, " "]) is None
+    single = figures_of("answers", ["a"])
+    assert single is not None
+    assert single.distinct == [1.0, 1.0, 1.0]
+
+
+def test_texts_that_are_alike_compress_better():
+    alike = figures_of("questions", [f"What is the colour of thing number {n}?" for n in range(300)])
+    rng = np.random.default_rng(5)
+    apart = figures_of("questions", ["".join(rng.choice(list("abcdefghij "), 40)) for _ in range(300)])
+    assert alike is not None
+    assert apart is not None
+    assert alike.compression > 2 * apart.compression > 2
+    assert alike.distinct[2] < 0.3 < apart.distinct[2]
+
+
+def test_texts_are_looked_at_from_all_over_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rows = [{"prompt": f"Question {n}", "chosen": f"Answer {n}", "rejected": "No."} for n in range(100)]
+    folder = made(tmp_path, rows, steps=[], merge={"near": False, "prompt": "prompt", "answer": "chosen"})
+    monkeypatch.setattr("batchgen.report.figures._TEXTS", 12)
+    monkeypatch.setattr("batchgen.report.figures._BATCH_ROWS", 7)
+    looked: dict[str, list[str]] = {}
+    monkeypatch.setattr("batchgen.report.figures.figures_of", lambda name, texts: looked.update({name: texts}))
+    version = latest_version(LocalStore(folder))
+    assert version is not None
+    look(LocalStore(folder), version)
+    wanted = [0, 9, 18, 27, 36, 45, 54, 63, 72, 81, 90, 99]
+    assert looked == {"questions": [f"Question {n}" for n in wanted], "answers": [f"Answer {n}" for n in wanted]}
+
+
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        ({"messages": [{"role": "assistant", "content": "Hm."}, {"role": "user", "content": "Why?"}]}, "Hm."),
+        ({"prompt": "Why?", "chosen": "Because.", "rejected": "No."}, "Because."),
+        ({"chosen": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]}, "So."),
+        ({"chosen": []}, None),
+        ({"messages": None, "chosen": "Because."}, None),
+        ({"instruction": "Why?", "chosen": 3}, None),
+    ],
+)
+def test_an_answer_is_a_conversation_s_last_or_the_one_that_is_preferred(row: dict[str, Any], answer: str | None):
+    schema = pa.schema([("messages", CONVERSATION)]) if "messages" in row else None
+    table = (
+        pa.Table.from_pylist([row])
+        if schema is None
+        else pa.table({"messages": pa.array([row["messages"]], CONVERSATION)})
+    )
+    assert _answers(table) == [answer]
+
+
+def test_a_rejected_row_of_each_kind_is_shown_the_most_frequent_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rows: list[dict[str, Any]] = [{"instruction": f"Tell me of {n}", "level": 5} for n in range(4)]
+    rows += [{"instruction": f"Tell me {n}", "level": 0} for n in range(6)]
+    rows += [{"instruction": " ", "level": 5}, {"instruction": None, "level": 5, ATTACK: ATTACK * 9}]
+    steps = [{"task": "filter", "keep": {"level": {"min": 1}}}, {"task": "text_generation"}]
+    folder = made(tmp_path, rows, steps=steps, shard_rows=1)
+    store = LocalStore(folder)
+    read: list[str] = []
+    monkeypatch.setattr(store, "read", lambda key: read.append(key) or LocalStore.read(store, key))
+    write_report(store)
+    page = Page((folder / "report.html").read_text("utf-8"))
+    assert len([key for key in read if key.endswith(".parquet")]) == 3, "of twelve shards"
+    shown = page.sections["Rejected rows, one of each kind"]
+    assert shown[:5] == ["filtered:level", "instruction", "Tell me 0", "level", "0"]
+    assert shown[5:8] == ["empty_input", "instruction", "level"]
+    assert shown[8:12] == ["5", "missing_input:instruction", "level", "5"]
+    assert shown[13].startswith(ATTACK[:20])
+    assert shown[13].endswith(" characters more)")
+    assert "script" not in page.tags
 
 
 def test_samples_are_from_all_over_the_dataset(tmp_path: Path):
