@@ -55,6 +55,83 @@ def test_the_order_of_a_mapping_is_of_no_account():
     assert drawn({"y": [2, 1], "x": dict(sorted(weights.items()))}) == ordered
 
 
+SKILLS = {
+    "topic": {"algebra": 1, "geometry": 3, "music": 0},
+    "skill": {"by": "topic", "of": {"algebra": ["factoring", "solving"], "geometry": {"proving": 3, "measuring": 1}}},
+    "tool": {
+        "by": "skill",
+        "of": {name: [f"{name} tool"] for name in ("factoring", "solving", "proving", "measuring")},
+    },
+    "age": {"by": "topic", "of": {"algebra": [10, 11], "geometry": [30], "music": [5]}},
+}
+
+
+def test_a_column_may_be_drawn_by_what_another_one_has():
+    rows = drawn(SKILLS)
+    pairs = Counter((row["topic"], row["skill"]) for row in rows)
+    shares = {("algebra", "factoring"): 1 / 8, ("algebra", "solving"): 1 / 8}
+    shares |= {("geometry", "proving"): 9 / 16, ("geometry", "measuring"): 3 / 16}
+    assert pairs.keys() == shares.keys()
+    assert all(abs(pairs[pair] / 4000 - share) < 0.04 for pair, share in shares.items())
+    assert all(row["tool"] == f"{row['skill']} tool" for row in rows)
+    assert {(row["topic"], row["age"]) for row in rows} == {("algebra", 10), ("algebra", 11), ("geometry", 30)}
+    assert drawn(dict(reversed(SKILLS.items()))) == rows, "in whatever order they stand"
+
+
+def test_by_and_of_may_be_texts_with_weights():
+    assert {row["word"] for row in drawn({"word": {"by": 1, "of": 2}})} == {"by", "of"}
+
+
+def test_columns_that_are_drawn_by_others_run(tmp_path: Path):
+    steps = [
+        {"task": "choose", "columns": SKILLS},
+        {"task": "text_generation", "template": "{{ topic }}: {{ skill }} with {{ tool }}, at {{ age }}"},
+    ]
+    engine = ScriptedEngine(lambda *_: "Done.")
+    rows, _ = run_all(chaos_job(tmp_path, source={"count": 20}, steps=steps), engine)
+    assert len({row["skill"] for row in rows}) > 2
+    for row in rows:
+        said = f"{row['topic']}: {row['skill']} with {row['tool']}, at {row['age']:.0f}"
+        assert any(said in prompt for prompt in engine.prompts)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"by": "topik", "of": {"a": [1]}}, r"x\.by: no column 'topik' is drawn in this step; it draws topic, n, x"),
+        ({"by": "x", "of": {"a": [1]}}, r"x\.by: columns depend on each other: x by x"),
+        ({"by": "n", "of": {"1": [1]}}, r"x\.by: column 'n' has no texts"),
+        ({"by": "topic", "of": {"a": [1]}}, r"x\.of: nothing to draw for 'b', of column 'topic'"),
+        (
+            {"by": "topic", "of": {"a": [1], "b": [2], "d": [3]}},
+            r"x\.of\.d: no value of column 'topic'; it has a, b, c",
+        ),
+        ({"by": "topic", "of": {"a": [1], "b": ["x"]}}, r"x: what is drawn must be of one kind"),
+        ({"by": "topic", "of": {"a": [1], "b": []}}, r"x: must be a list of texts"),
+        ({"by": "topic", "of": {"a": [1], "b": {"by": "topic", "of": {}}}}, r"x: `of` has texts, and for each of them"),
+        ({"by": "topic", "of": {1: [1]}}, r"x: `of` has texts, and for each of them"),
+        ({"by": "topic", "of": {}}, r"x: `by` is the name of a column, and `of` what"),
+        ({"by": 1, "of": {"a": [1]}}, r"x: `by` is the name of a column, and `of` what"),
+        ({"by": "topic"}, r"x: a mapping has texts and their weights, .* or `by` and `of`"),
+        ({"by": "topic", "of": {"a": [1]}, "if": 1}, r"x: a mapping has texts and their weights, .* or `by` and `of`"),
+    ],
+)
+def test_what_nothing_can_be_drawn_by_is_refused_by_column(tmp_path: Path, options: Any, message: str):
+    step = {"task": "choose", "columns": {"topic": {"a": 1, "b": 1, "c": 0}, "n": [1, 2], "x": options}}
+    with pytest.raises(JobError, match=rf"steps\[0\]\.columns\.{message}"):
+        chaos_job(tmp_path, steps=[step])
+
+
+def test_columns_that_are_drawn_by_each_other_are_refused(tmp_path: Path):
+    columns = {
+        "a": {"by": "b", "of": {"x": ["x"]}},
+        "b": {"by": "c", "of": {"x": ["x"]}},
+        "c": {"by": "b", "of": {"x": ["x"]}},
+    }
+    with pytest.raises(JobError, match=r"columns\.a\.by: columns depend on each other: a by b by c by b"):
+        chaos_job(tmp_path, steps=[{"task": "choose", "columns": columns}])
+
+
 def test_a_row_draws_the_same_at_every_attempt_and_another_seed_draws_others(tmp_path: Path):
     def rows(name: str, **changes: Any) -> list[Any]:
         job = chaos_job(
