@@ -112,22 +112,24 @@ def run(
     """
     if not isinstance(until, datetime | None):
         raise UserError(f"run: until: expected a datetime, got {type(until).__name__}")
-    ways = _Ways(address, watch, trust_remote_code, in_process, Deadline(until) if until is not None else None, extend)
+    options = _RunOptions(
+        address, watch, trust_remote_code, in_process, Deadline(until) if until is not None else None, extend
+    )
     with stopped_by_signals():
         if isinstance(job, Mapping):
             job = Job.of(job, tasks=tasks)
         elif isinstance(job, str | Path):
             try:
-                return _run(Job.load(job, tasks=tasks), ways)
+                return _run(Job.load(job, tasks=tasks), options)
             except UserError as error:
                 raise type(error)(placed(str(error), job)) from error
         elif not isinstance(job, Job):
             raise JobError(f"run: expected a Job, its tree, or the path of its file, got {type(job).__name__}")
-        return _run(job, ways)
+        return _run(job, options)
 
 
 @dataclass(frozen=True)
-class _Ways:
+class _RunOptions:
     """How a job is run, as `run` was told; nothing of it is part of the job."""
 
     address: str | None
@@ -138,10 +140,10 @@ class _Ways:
     extend: bool
 
 
-def _run(job: Job, ways: _Ways) -> Result:
-    watch, deadline = ways.watch, ways.deadline
-    plan, seeds = plan_run(job, ways.trust_remote_code)
-    if ways.in_process or not (ways.address or os.environ.get("RAY_ADDRESS")):
+def _run(job: Job, options: _RunOptions) -> Result:
+    watch, deadline = options.watch, options.deadline
+    plan, seeds = plan_run(job, options.trust_remote_code)
+    if options.in_process or not (options.address or os.environ.get("RAY_ADDRESS")):
         _check_installed(job)
     store = open_store(job.output)
     last = Status(plan.rows, Progress(), len(plan.shards), 0)
@@ -152,7 +154,7 @@ def _run(job: Job, ways: _Ways) -> Result:
     if noted := remarks(job, plan):
         watch(replace(last, engines=0, notes=tuple(noted)))
     plan, manifests = outlast_store(
-        lambda: _begin(job, store, plan, seeds if ways.extend else None), job.outage_seconds, partial(tell, "run")
+        lambda: _begin(job, store, plan, seeds if options.extend else None), job.outage_seconds, partial(tell, "run")
     )
     last = Status(plan.rows, progress_of(manifests), len(plan.shards), len(manifests))
     if plan.earlier:
@@ -171,8 +173,8 @@ def _run(job: Job, ways: _Ways) -> Result:
     if len(manifests) < len(plan.shards):
         # What Ray prints from here on is kept where `watch` has it kept: its connection can end this process.
         watch(last)
-        config = HostConfig(job, plan, store.location, job.seed, ways.trust_remote_code)
-        with _fleet(config, ways.address, ways.in_process) as (fleet, engines):
+        config = HostConfig(job, plan, store.location, job.seed, options.trust_remote_code)
+        with _fleet(config, options.address, options.in_process) as (fleet, engines):
             try:
                 _generate(job, plan, seeds, store, manifests, fleet, engines, show, deadline)
             except Stopped as error:

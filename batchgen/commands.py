@@ -105,10 +105,9 @@ def plan(options: argparse.Namespace) -> int:
     from batchgen.display import describe_merge
     from batchgen.merge.conversations import chat_columns, settled
     from batchgen.models import user_turns
-    from batchgen.plan import PLAN_KEY
     from batchgen.remarks import remarks
     from batchgen.savedjob import check_vacant
-    from batchgen.settle import check_plan
+    from batchgen.settle import continued_plan, newest_plan
     from batchgen.store import open_store
 
     job = _load(options)
@@ -116,11 +115,8 @@ def plan(options: argparse.Namespace) -> int:
     if options.prompt is not None and options.prompt >= plan.rows:
         raise UserError(f"--prompt {options.prompt}: the job has rows 0 to {plan.rows - 1}")
     store = open_store(job.output)
-    goes_on = ""
-    begun = store.read(PLAN_KEY) is not None
-    if begun:
-        plan = check_plan(store, plan, seeds if options.extend else None)
-        goes_on = _goes_on(store, plan)
+    if (existing := newest_plan(store)) is not None:
+        plan = continued_plan(store, plan, existing, seeds if options.extend else None)
     else:
         check_vacant(store)
     commit = f" at commit {plan.commit_of(None)}" if plan.commit_of(None) else ""
@@ -137,7 +133,7 @@ def plan(options: argparse.Namespace) -> int:
     print(f"columns of a shard: {', '.join(map(one_line, plan.schema.names))}")
     chat = chat_columns(job, plan)
     print(f"merge: {describe_merge(settled(job, chat), chat)}")
-    print(f"output: {job.output}" + goes_on)
+    print(f"output: {job.output}" + _holds(existing, plan))
     for remark in remarks(job, plan):
         print(f"note: {remark}")
     if options.prompt is not None:
@@ -150,14 +146,13 @@ def plan(options: argparse.Namespace) -> int:
     return 0
 
 
-def _goes_on(store: ObjectStore, plan: Plan) -> str:
+def _holds(existing: Plan | None, plan: Plan) -> str:
     """What a run in the job's output means for it."""
-    from batchgen.settle import read_plan
-
-    rows = read_plan(store).rows
-    if rows == plan.rows:
+    if existing is None:
+        return ""
+    if existing.rows == plan.rows:
         return " (holds a run of this job, which would continue)"
-    return f" (holds a run of its first {rows:,} rows, which would continue with the others)"
+    return f" (holds a run of its first {existing.rows:,} rows, which would continue with the others)"
 
 
 def _report(store: ObjectStore) -> str:

@@ -29,9 +29,9 @@ def settle_plan(store: ObjectStore, plan: Plan, extend: Seeds | None = None) -> 
     Raises:
         PlanMismatch: names what changed.
     """
-    existing = _newest(store)
+    existing = newest_plan(store)
     while True:
-        settled = plan if existing is None else _continued(store, plan, existing, extend)
+        settled = plan if existing is None else continued_plan(store, plan, existing, extend)
         if settled is existing:
             return settled
         reach("before the plan")
@@ -41,20 +41,17 @@ def settle_plan(store: ObjectStore, plan: Plan, extend: Seeds | None = None) -> 
         existing = _plan_at(store, settled.key)  # another command was faster
 
 
-def check_plan(store: ObjectStore, plan: Plan, extend: Seeds | None = None) -> Plan:
-    """The plan that the run has, which has to be the same; or the one that would extend it. Writes nothing.
+def continued_plan(store: ObjectStore, plan: Plan, existing: Plan, extend: Seeds | None = None) -> Plan:
+    """With which plan a run goes on: the one that it has, or one that extends it. Writes nothing.
 
     Args:
+        plan: the job's.
+        existing: the newest that the run has.
         extend: as of `settle_plan`.
 
     Raises:
         PlanMismatch: names what changed.
     """
-    return _continued(store, plan, read_plan(store), extend)
-
-
-def _continued(store: ObjectStore, plan: Plan, existing: Plan, extend: Seeds | None) -> Plan:
-    """A run's plan, given the job's and the newest that the run has: that one, or one that extends it."""
     # A model on the Hub may have gone on since: the run stays with the commit that it began with.
     then = existing.inputs
     kept = {name for name in then if name.endswith(".commit") and f"{name.removesuffix('.commit')}.path" in then}
@@ -82,13 +79,14 @@ def read_plan(store: ObjectStore) -> Plan:
     Raises:
         PlanMismatch: there is none, or it cannot be read.
     """
-    if (plan := _newest(store)) is None:
+    if (plan := newest_plan(store)) is None:
         hint = "; a run is the folder that its job has as `output`" * Path(store.location).is_file()
         raise PlanMismatch(f"{store.location} is not a batchgen run: it has no {PLAN_KEY}{hint}")
     return plan
 
 
-def _newest(store: ObjectStore) -> Plan | None:
+def newest_plan(store: ObjectStore) -> Plan | None:
+    """The newest plan of a run; None where there is no run."""
     further = {int(found[1]): key for key in store.list("plans") if (found := _FURTHER_KEY.fullmatch(key))}
     return _plan_at(store, further[max(further)] if further else PLAN_KEY)
 

@@ -21,7 +21,7 @@ from batchgen.job import Job
 from batchgen.merge.version import merge_run
 from batchgen.plan import Earlier, make_plan
 from batchgen.seeds import load_seeds
-from batchgen.settle import check_plan, read_plan, settle_plan
+from batchgen.settle import continued_plan, read_plan, settle_plan
 from batchgen.store import LocalStore
 from batchgen.upkeep import collect, revoke, verify
 from tests.faults import ledger
@@ -249,7 +249,7 @@ def test_looking_at_what_would_be_added_writes_nothing(tmp_path: Path):
     job = numbered(tmp_path, 30)
     seeds = load_seeds(job.source)
     before = files(tmp_path, "")
-    plan = check_plan(store, make_plan(job, seeds), seeds)
+    plan = continued_plan(store, make_plan(job, seeds), read_plan(store), seeds)
     assert (plan.rows, plan.key) == (30, "plans/0001.json")
     assert files(tmp_path, "") == before
 
