@@ -276,7 +276,10 @@ class Worker:
             for each in added:
                 check_text(each)
         except RowRejected as rejection:
-            return Generation(log, {}, rejection.reason)
+            reason = rejection.reason
+            if reason == "invalid_output" and branch.finish_reason == "length" and not log.calls:
+                reason = "truncated_output"  # of the step before, whose completion this one reads
+            return Generation(log, {}, reason)
         return Generation(log, added[0], None, added[1:])
 
     def _result(self, seed: SeedRow, branch: Branch) -> ResultRow:

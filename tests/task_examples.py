@@ -136,6 +136,12 @@ EXAMPLES: Mapping[str, Example] = {
     ),
     "math_shepherd_generator": Example(STEPS, {"golden_solution": STEPS.splitlines()}, {"instruction": "1 + 1 + 1?"}),
     "monolingual_triplet_generator": Example(TRIPLE, {"S1": "One.", "S2": "Two.", "S3": "Three."}),
+    "parse_json": Example(
+        "",
+        {"rationale": "It fits.", "score": 4.0},
+        {"generation": 'Sure: {"rationale": "It fits.", "score": 4}'},
+        {"columns": {"rationale": "text", "score": "number"}},
+    ),
     "preference_pair": Example(
         "",
         {

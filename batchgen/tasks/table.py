@@ -16,8 +16,9 @@ from batchgen.tasks.generation import GENERATION
 from batchgen.tasks.judging import JUDGING
 from batchgen.tasks.reshaping import RESHAPING
 from batchgen.tasks.spec import TaskSpec
+from batchgen.tasks.structure import STRUCTURE
 
-_FAMILIES = (GENERATION, EVOLUTION, JUDGING, DOMAIN, RESHAPING, GATES, CHANCE)
+_FAMILIES = (GENERATION, EVOLUTION, JUDGING, DOMAIN, RESHAPING, GATES, CHANCE, STRUCTURE)
 TASKS: Mapping[str, TaskSpec] = MappingProxyType(dict(sorted(entry for each in _FAMILIES for entry in each.items())))
 
 # Classes of `distilabel.steps.tasks` that are no entry, and why.
