@@ -22,10 +22,11 @@ from batchgen.errors import (
 )
 
 if TYPE_CHECKING:
-    from batchgen.api import Result, run
+    from batchgen.api import run
     from batchgen.display import show_progress
     from batchgen.job import Job
     from batchgen.pipeline import PipelineResult, from_pipeline
+    from batchgen.result import Result
     from batchgen.tasks.spec import own_task
 
 __all__ = [
@@ -53,7 +54,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "Job": "batchgen.job",
     "PipelineResult": "batchgen.pipeline",
-    "Result": "batchgen.api",
+    "Result": "batchgen.result",
     "from_pipeline": "batchgen.pipeline",
     "own_task": "batchgen.tasks.spec",
     "run": "batchgen.api",

@@ -35,6 +35,7 @@ from batchgen.progress import Progress
 from batchgen.prospects import all_rejected, hopeless
 from batchgen.publish import check_target, check_writable, publish_folder, publish_store, unwritable_is_told
 from batchgen.remarks import remarks
+from batchgen.result import Result
 from batchgen.savedjob import check_vacant, save_job
 from batchgen.schedule import Scheduler
 from batchgen.seeds import Seeds, load_seeds
@@ -45,27 +46,6 @@ from batchgen.stopsignals import handled_in_loop, stopped_by_signals
 from batchgen.store import ObjectStore, is_remote, log_folder, open_store, probe
 
 Watch = Callable[[Status], None]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run gave.
-
-    Args:
-        progress: of all committed rows.
-        run: location of the run.
-        dataset: the published dataset: a folder, which `load_dataset` opens, or a place in a bucket, which it does not.
-    """
-
-    run: str
-    progress: Progress
-    version: Version
-    dataset: str
-
-    @property
-    def complete(self) -> bool:
-        """Whether the dataset is of all rows; otherwise the same call goes on with the rest."""
-        return self.version.shards == self.version.of_shards
 
 
 def plan_run(job: Job, trust_remote_code: bool = False) -> tuple[Plan, Seeds]:

@@ -34,7 +34,9 @@ def hub_name(target: str) -> str | None:
     return name
 
 
-def publish_hub(store: ObjectStore, version: Version, name: str, private: bool = False) -> str:
+def publish_hub(
+    store: ObjectStore, version: Version, name: str, private: bool = False, token: str | None = None
+) -> str:
     """Puts a version's files into a dataset of the Hub, as `upload` does.
 
     Returns:
@@ -48,7 +50,7 @@ def publish_hub(store: ObjectStore, version: Version, name: str, private: bool =
         for path in version.files:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             copy_file(store, version, path, folder / path)
-        return upload(folder, name, private, message=f"{version.kept:,} rows by batchgen")
+        return upload(folder, name, private, token, f"{version.kept:,} rows by batchgen")
 
 
 def upload(
@@ -72,6 +74,8 @@ def upload(
             other data.
         StoreError: the Hub cannot be reached, or fails.
     """
+    if not is_hub_name(name):
+        raise UserError(f"{name!r}: no name of a dataset on the Hub, which is ORG/NAME")
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     place = f"{_SCHEME}{name}"

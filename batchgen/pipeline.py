@@ -12,11 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchgen.api import Result, Watch, check_output, run
+from batchgen.api import Watch, check_output, run
 from batchgen.errors import JobError
 from batchgen.hub import upload
 from batchgen.parquet import read_parquet
 from batchgen.publish import publish_configs
+from batchgen.result import Result
 from batchgen.rows import kind_of
 from batchgen.store import is_remote
 from batchgen.translation.loading import formats_of, rows_of_dataset, rows_of_step, side_by_side

@@ -9,11 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from batchgen.api import Result, plan_run, run
+from batchgen.api import plan_run, run
 from batchgen.errors import BatchgenError, UserError
 from batchgen.job import Job
 from batchgen.parquet import read_parquet
 from batchgen.preview import first_prompt
+from batchgen.result import Result
 from batchgen.store import open_store
 from batchgen.upkeep import revoke, verify
 from tests.contract.random_jobs import Maker, answering

@@ -239,10 +239,24 @@ def test_seeds_come_from_a_revision_and_go_back_as_the_readme_says(hub: HubServe
     hub.add(
         "datasets", "org/made", {".gitattributes": b"", "data/train-00000-of-00009.parquet": b"of an earlier upload"}
     )
-    python(f"""
+    said = python(f"""
+        from batchgen import UserError
         source, merge = {{"dataset": "{SEEDS}", "revision": "{first}"}}, {{"exact": False, "near": None}}
-        run({{**JOB, "source": source, "merge": merge, "output": "run"}}, in_process=True)
+        result = run({{**JOB, "source": source, "merge": merge, "output": "run"}}, in_process=True)
+        print(result.push_to_hub("org/python", private=True, token="hf_any"))
+        for name in ("hf://org/python", "no name"):
+            try:
+                result.push_to_hub(name)
+            except UserError as error:
+                print(error)
     """)
+    assert said.splitlines() == [
+        f"{hub.url}/datasets/org/python",
+        "'hf://org/python': no name of a dataset on the Hub, which is ORG/NAME",
+        "'no name': no name of a dataset on the Hub, which is ORG/NAME",
+    ]
+    (files,) = list(hub.repositories["datasets/org/python"].commits.values())[-1:]
+    assert {"README.md", "data/train-00000-of-00001.parquet"} <= files.keys()
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     command = next(line for line in readme.splitlines() if line.startswith(".venv/bin/batchgen publish"))
     command = command.replace("ORG/NAME", "org/made").replace("runs/magpie-math", "run")

@@ -19,6 +19,7 @@ from batchgen.drive import Status
 from batchgen.errors import EngineStartError, Stopped
 from batchgen.job import Job
 from batchgen.reasons import NOTES
+from batchgen.result import Result
 from batchgen.store import LocalStore
 from tests.helpers import resealed
 
@@ -111,7 +112,7 @@ def test_a_run_whose_time_is_up_publishes_what_is_there_and_goes_on_by_the_same_
         def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
             return datetime.now(tz) + timedelta(hours=8)
 
-    def run(job: Job, address: str | None, watch: api.Watch, trust: bool, until: datetime, extend: bool) -> api.Result:
+    def run(job: Job, address: str | None, watch: api.Watch, trust: bool, until: datetime, extend: bool) -> Result:
         assert timedelta(hours=8) <= until - now < timedelta(hours=8, minutes=5)
 
         def look(status: Status) -> None:

@@ -62,6 +62,7 @@ LAYERS = [
     ["merge"],
     ["publish", "rejected", "upkeep"],
     ["hub"],
+    ["result"],
     ["api"],
     ["display", "pipeline", "report"],
     ["commands", "inspecting"],
