@@ -7,19 +7,18 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from batchgen.errors import RowRejected
-from batchgen.tasks.spec import Row, TaskParameters, TaskSpec, bare, columns
+from batchgen.tasks.spec import OPTIONAL, Row, TaskParameters, TaskSpec, columns
 
 
 def _kind(given: Any) -> Any:
     from batchgen.rows import KINDS, is_kind
 
-    if not isinstance(given, str) or not is_kind(bare(given)):
-        legal = f"{KINDS}, with a `?` behind it where the key may be absent or null"
-        raise PydanticCustomError("kind", "expected {legal}, got {given}", {"legal": legal, "given": repr(given)})
+    if not isinstance(given, str) or not is_kind(given):
+        raise PydanticCustomError("kind", "expected {legal}, got {given}", {"legal": KINDS, "given": repr(given)})
     return given
 
 
@@ -28,10 +27,21 @@ class ParseJson(TaskParameters):
 
     columns: dict[str, Annotated[Any, AfterValidator(_kind)]] = Field(
         min_length=1,
-        description="the keys that are read, and what they hold, as in {rationale: text, score: number, tags: "
-        "'list[text]?'}: text, number, boolean, conversation, or list[...] of one of these, with a `?` behind it where "
-        "the key may be absent or null",
+        description="the keys that are read, and what they hold, as in {rationale: text, score: number}: text, number, "
+        "boolean, conversation, or list[...] of one of these",
     )
+    optional: list[str] = Field([], description="those of the keys that may be absent or null")
+
+    @field_validator("optional")
+    @classmethod
+    def _known(cls, optional: list[str], info: ValidationInfo) -> list[str]:
+        if unknown := [name for name in optional if name not in info.data.get("columns", optional)]:
+            raise PydanticCustomError("optional", "no column '{name}' is read", {"name": unknown[0]})
+        return optional
+
+
+def _outputs(parameters: ParseJson) -> Mapping[str, str]:
+    return {name: kind + OPTIONAL * (name in parameters.optional) for name, kind in parameters.columns.items()}
 
 
 def _finish(row: Row, parameters: ParseJson, notes: list[str]) -> Row:
@@ -42,7 +52,7 @@ def _finish(row: Row, parameters: ParseJson, notes: list[str]) -> Row:
         (data,) = data
     if not isinstance(data, dict):
         raise RowRejected("invalid_output")
-    return {name: _read(data.get(name), bare(kind)) for name, kind in parameters.columns.items()}
+    return {name: _read(data.get(name), kind) for name, kind in parameters.columns.items()}
 
 
 def _read(value: Any, kind: str) -> Any:
@@ -89,7 +99,7 @@ STRUCTURE: Mapping[str, TaskSpec] = {
         distilabel=None,
         parameters=ParseJson,
         inputs=columns(generation="text"),
-        outputs=lambda p: p.columns,
+        outputs=_outputs,
         calls="0",
         finish=_finish,
         single_call=False,

@@ -15,12 +15,12 @@ from batchgen.tasks.table import TASKS
 from tests.helpers import ScriptedEngine, chaos_job, planned
 from tests.unit.test_generate import run_all
 
-KINDS = {"why": "text", "score": "number", "good": "boolean", "tags": "list[text]", "more": "text?"}
+KINDS = {"why": "text", "score": "number", "good": "boolean", "tags": "list[text]", "more": "text"}
 WHOLE = {"why": "It fits.", "score": 4, "good": True, "tags": ["a", "b"]}
 
 
 def step(columns: dict[str, str], **more: Any) -> dict[str, Any]:
-    return {"task": "parse_json", "columns": columns, **more}
+    return {"task": "parse_json", "columns": columns, "optional": ["more"] if "more" in columns else [], **more}
 
 
 def parsed(tmp_path: Path, texts: list[str], columns: dict[str, str]) -> list[dict[str, Any]]:
@@ -139,14 +139,19 @@ def test_json_that_was_cut_says_so(tmp_path: Path):
             {"score": "int"},
             r"steps\[0\]\.columns\.score: expected text, number, boolean, conversation, or list\[\.\.\.\]",
         ),
-        ({"score": 5}, r"steps\[0\]\.columns\.score: expected text, number, .* or null, got 5"),
-        ({"score": "number??"}, r"steps\[0\]\.columns\.score: expected text, number"),
+        ({"score": 5}, r"steps\[0\]\.columns\.score: expected text, number, .* of one of these, got 5"),
+        ({"score": "number?"}, r"steps\[0\]\.columns\.score: expected text, number"),
         ({}, r"steps\[0\]\.columns: "),
     ],
 )
 def test_kinds_that_are_none_are_refused(tmp_path: Path, columns: dict[str, Any], message: str):
     with pytest.raises(JobError, match=message):
         chaos_job(tmp_path, steps=[step(columns)])
+
+
+def test_what_may_be_absent_has_to_be_a_key_that_is_read(tmp_path: Path):
+    with pytest.raises(JobError, match=r"steps\[0\]\.optional: no column 'scores' is read"):
+        chaos_job(tmp_path, steps=[step({"score": "number"}, optional=["score", "scores"])])
 
 
 def test_columns_that_are_there_or_taken_are_refused_by_the_plan(tmp_path: Path):
