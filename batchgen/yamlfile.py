@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from batchgen.errors import JobError
 Path = tuple[str | int, ...]
 # Values that stand in a document once and in what it says again; a few lines of aliases of aliases make billions.
 _MAX_REPEATED = 100_000
+# What YAML's reader says where `{tags: list[text]}` or `{when: now?}` goes on.
+_SIGN = re.compile(r"^expected ',' or '[]}]', but got '[][?{]'$")
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,9 @@ def load_yaml(text: str, name: str) -> YamlDocument:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}" if mark else name
-        raise JobError(f"{where}: not valid YAML: {error.problem or error.context}") from error
+        problem = error.problem or error.context or ""
+        hint = " (within braces or brackets, a text with such a sign in it needs quotes)" * bool(_SIGN.search(problem))
+        raise JobError(f"{where}: not valid YAML: {problem}{hint}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise JobError(f"{name}: not valid YAML: {str(error).splitlines()[0]}") from error
     places = _Places(name)

@@ -190,6 +190,16 @@ def test_a_job_cannot_be_changed(tmp_path: Path):
         ("name: magpie-math", "name: ''", "first a letter or digit; got ''"),
         ("seed: 42", "seed: 42\nseed: 43", "/job.yaml:3: seed: key given twice"),
         ("seed: 42", "seed: [42", "not valid YAML"),
+        (
+            "{count: 10000}",
+            "{rows: [{kind: list[text]}]}",
+            "/job.yaml:3: not valid YAML: expected ',' or '}', but got '[' (within",
+        ),
+        (
+            "{count: 10000}",
+            "{rows: [really?]}",
+            "but got '?' (within braces or brackets, a text with such a sign in it needs quotes)",
+        ),
         ("count: 10000", "rows: &a [*a]", "/job.yaml:3: an alias to a value that contains it"),
         ("seed: 42", f"seed: 42\n{ALIASES}", "/job.yaml: its aliases repeat more than 100,000 values"),
         ("output: runs/magpie-math", "", "/job.yaml:1: output: missing"),
