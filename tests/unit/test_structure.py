@@ -89,6 +89,13 @@ def test_conversations_and_lists_of_numbers_are_read_too(tmp_path: Path):
     assert (rows[0]["numbers"], rows[0]["pairs"], rows[0]["big"]) == ([1.0, 2.5], [[1.0], []], float(2**60))
 
 
+@pytest.mark.parametrize("kind", ["text", "number", "boolean", "conversation", "list[text]"])
+def test_what_may_be_absent_may_be_null_and_is_nothing_else(tmp_path: Path, kind: str):
+    rows = parsed(tmp_path, ["{}", '{"more": null}', '{"more": {"x": 1}}'], {"more": kind})
+    assert [(row["outcome"], row["reason"]) for row in rows] == [("ok", None)] * 2 + [("rejected", "invalid_output")]
+    assert [row["more"] for row in rows] == [None] * 3
+
+
 def test_half_a_surrogate_pair_rejects_its_row_alone(tmp_path: Path):
     first, second = parsed(tmp_path, ['{"why": "a\\ud800"}', '{"why": "\\u00e9"}'], {"why": "text"})
     assert (first["outcome"], first["reason"]) == ("rejected", "invalid_text")
