@@ -143,6 +143,11 @@ def _kind_of_value(value: _Scalar) -> str:
     return "boolean" if isinstance(value, bool) else "text" if isinstance(value, str) else "number"
 
 
+def tells_languages(conditions: Conditions) -> bool:
+    """Whether the language of texts has to be told for some conditions, which takes its time."""
+    return any(isinstance(condition, Mapping) and "language" in condition for condition in conditions.values())
+
+
 def kind_for(condition: Any) -> str:
     """The kind of column that a condition is for: of one, or of each item of a list, or of a message's text."""
     if isinstance(condition, Mapping):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from batchgen.commit import Manifest, committed
+from batchgen.conditions import tells_languages
 from batchgen.errors import CorruptShard, StoreError
 from batchgen.job import Job
 from batchgen.merge.conversations import chat_columns, settled
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 # Committed seed rows at which it looks. A look at 100,000 short rows took a second; a merge of a million takes half a
 # minute (`python -m tests.bench merge`), too much beside a run.
 LOOKS = (1_000, 10_000, 100_000)
+# Up to here where it has to tell languages, which takes most of a millisecond for a long text.
+_LAST_SLOW_LOOK = 10_000
 # Of the rows that it reads: so many duplicates are worth a word about what they cost.
 _MANY = 0.2
 # For a shard that is being read as a run ends: Arrow must not be at work when the process does.
@@ -45,7 +48,8 @@ class Outlook:
         self._store = store
         self._plan = plan
         self._job = job
-        self._looks = [look for look in LOOKS if look > rows]
+        last = _LAST_SLOW_LOOK if tells_languages(job.merge.keep) else max(LOOKS)
+        self._looks = [look for look in LOOKS if rows < look <= last]
         self._found: deque[str] = deque()
         self._closed = threading.Event()
         self._reader: threading.Thread | None = None

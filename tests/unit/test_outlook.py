@@ -108,6 +108,11 @@ def test_it_looks_once_at_each_tenfold(tmp_path: Path):
     assert len(told(Outlook(store, plan, job, 1000), 10_000)) == 1, "a resumed run looks again when it has come far"
     assert told(Outlook(store, plan, job, 1000), 9_999) == []
     assert told(Outlook(store, plan, job, 100_000), 1_000_000) == []
+    assert len(told(Outlook(store, plan, job, 10_000), 100_000)) == 1
+    slow = job.model_copy(update={"merge": job.merge.model_copy(update={"keep": {"instruction": {"language": "en"}}})})
+    assert told(Outlook(store, plan, slow, 10_000), 100_000) == [], "it would take a minute"
+    (line,) = told(Outlook(store, plan, slow, 1_000), 10_000)
+    assert "a merge would keep" in line
     closed = Outlook(store, plan, job, 0)
     closed.close()
     assert told(closed, 1000) == [], "nothing is read once the run has ended"
