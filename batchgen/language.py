@@ -40,7 +40,7 @@ _COMMON = tuple(
 _TIMES = 10
 # Characters that are looked at together, and how often in a text: at its beginning, in its middle and at its end, as a
 # model that slips into another language may do so on the way. All of a long text would take seconds for a thousand.
-_WINDOW = 400
+_WINDOW = 250
 _WINDOWS = 3
 # In Markdown; its words are English in every language.
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
