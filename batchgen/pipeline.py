@@ -6,6 +6,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen.api import Watch, check_output, run
-from batchgen.errors import JobError
+from batchgen.errors import JobError, Stopped
 from batchgen.hub import upload
 from batchgen.parquet import read_parquet
 from batchgen.publish import publish_configs
@@ -37,6 +38,11 @@ class PipelineResult(Mapping[str, Any]):
     def __init__(self, dataset: Path, runs: Mapping[str, Result]) -> None:
         self.dataset = dataset
         self.runs = runs
+
+    @property
+    def complete(self) -> bool:
+        """Whether the dataset is of all rows; otherwise the same call goes on with the rest."""
+        return all(result.complete for result in self.runs.values())
 
     def __getitem__(self, config: str) -> Any:
         if config not in self.runs:
@@ -87,6 +93,7 @@ def from_pipeline(
     dataset: Any = None,
     kinds: Mapping[str, str] | None = None,
     extend: bool = False,
+    until: datetime | None = None,
 ) -> PipelineResult:
     """Runs a pipeline's tasks on batchgen's engines, or goes on with a run of it that was interrupted.
 
@@ -108,6 +115,7 @@ def from_pipeline(
         kinds: of the columns that tasks and steps of your own classes write, where they are no texts: `number`,
             `boolean`, `conversation`, or `list[...]` of a kind.
         extend: whether a run of the first of the pipeline's rows is given the others.
+        until: when it is to be over, as of `run`; then the dataset is of what is there, if every leaf has rows by then.
 
     Raises:
         JobError: names the step that cannot be carried over, and why.
@@ -136,9 +144,12 @@ def from_pipeline(
         translated = jobs[segment]
         if (rows := rows_after[segment.parent]) is not None:
             _write_seeds(rows, translated.seeds, Path(str(translated.job.source.path)))
-        result = run(translated.job, address, watch, in_process=in_process, extend=extend)
+        result = run(translated.job, address, watch, in_process=in_process, until=until, extend=extend)
         if segment.leaf:
             results["default" if len(leaves) == 1 else segment.name] = result
+        elif not result.complete:
+            # What comes after would take these for all rows.
+            raise Stopped(f"its time was up before {segment.name!r} had all rows, from which other steps go on")
         else:
             rows_after[segment] = _rows_of(result).select(list(translated.columns))
             earlier.append(Path(result.dataset))

@@ -10,8 +10,12 @@ from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 
 import pytest
+from distilabel.models import vLLM
+from distilabel.pipeline import Pipeline
+from distilabel.steps import LoadDataFromDicts
+from distilabel.steps.tasks import TextGeneration
 
-from batchgen import Stopped, run
+from batchgen import Stopped, from_pipeline, run
 from batchgen import deadline as deadlines
 from batchgen.deadline import Deadline, parse_until, without_past
 from batchgen.drive import Status
@@ -174,6 +178,54 @@ def test_what_is_there_when_the_time_is_up_is_a_dataset_and_the_same_call_goes_o
     left_alone = run(slow_job(tmp_path / "other"), in_process=True)
     assert left_alone.complete
     assert files_of(second.dataset) == files_of(left_alone.dataset)
+
+
+def branching(leaves: int) -> Pipeline:
+    """A pipeline with a first step, and then leaves."""
+    slow = {"slots": 8, "latency": 0.3}
+    with Pipeline(name="night") as pipeline:
+        data = LoadDataFromDicts(data=[{"instruction": f"Name {n} things."} for n in range(120)])
+        names = ["first", *(f"leaf{n}" for n in range(leaves))]
+        first, *rest = (
+            TextGeneration(
+                name=name,
+                llm=vLLM(model="chaos", extra_kwargs=slow if name == "first" else {}),
+                output_mappings={"generation": "instruction" if name == "first" else "response"},
+            )
+            for name in names
+        )
+        data >> first >> rest if rest else data >> first
+    return pipeline
+
+
+def test_a_pipeline_whose_time_is_up_is_a_dataset_of_what_is_there(tmp_path: Path, set_clock):
+    def watch(status: Status) -> None:
+        if status.shards_done:
+            set_clock(NIGHT)
+
+    out = tmp_path / "out"
+    made = from_pipeline(branching(0), out, in_process=True, until=from_now(NIGHT), watch=watch)
+    assert not made.complete
+    assert 0 < len(made["default"]["train"]) < 120
+    set_clock(timedelta())
+    made = from_pipeline(branching(0), out, in_process=True, until=from_now(NIGHT))
+    assert made.complete
+    assert len(made["default"]["train"]) == 120
+
+
+def test_steps_of_a_pipeline_that_go_on_from_others_wait_for_all_of_their_rows(tmp_path: Path, set_clock):
+    def watch(status: Status) -> None:
+        if status.shards_done:
+            set_clock(NIGHT)
+
+    out = tmp_path / "out"
+    with pytest.raises(Stopped, match=r"^its time was up before 'first' had all rows, from which other steps go on$"):
+        from_pipeline(branching(2), out, in_process=True, until=from_now(NIGHT), watch=watch)
+    assert not (out / "dataset").exists()
+    set_clock(timedelta())
+    made = from_pipeline(branching(2), out, in_process=True)
+    assert made.complete
+    assert [len(made[f"leaf{n}"]["train"]) for n in range(2)] == [120, 120]
 
 
 def test_a_run_that_was_over_before_is_published_as_ever(tmp_path: Path):
