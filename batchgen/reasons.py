@@ -70,6 +70,7 @@ NOTES: Mapping[str, str] = MappingProxyType(
         "instruction_missing": "fewer instructions than num_instructions",
         "instruction_repeated": "an instruction was in its list twice",
         "line_left_out": "a line around a list of instructions",
+        "object_left_out": "an object in a list of JSON lacks a key, or holds something else there",
         "reasoning_dropped": "the model's thoughts are left out",
         "solution_missing": "fewer solutions than M",
         "truncated": "a good row with a text that was cut at max_tokens; the merger drops it by default",

@@ -96,6 +96,37 @@ def test_what_may_be_absent_may_be_null_and_is_nothing_else(tmp_path: Path, kind
     assert [row["more"] for row in rows] == [None] * 3
 
 
+@pytest.mark.parametrize("around", ["{}", '{{"items": {}}}', "Here they are:\n```json\n{}\n```"])
+def test_several_objects_are_lists_side_by_side_which_are_spread_over_rows(tmp_path: Path, around: str):
+    made = [{"question": f"What is {n}?", "answer": n, "hint": None if n else "none"} for n in range(3)]
+    broken: list[Any] = [{"question": "No answer?"}, {"question": "?", "answer": [1]}, "?", None]
+    text = around.format(json.dumps([made[0], *broken, *made[1:]]))
+    columns = {"question": "text", "answer": "text", "hint": "text"}
+    spread = [f"{name} -> {name}" for name in columns]
+    steps = [step(columns, optional=["hint"], several=True, explode=spread)]
+    rows, _ = run_all(chaos_job(tmp_path, source={"rows": [{"generation": text}]}, steps=steps))
+    assert [(row["question"], row["answer"], row["hint"]) for row in rows] == [
+        ("What is 0?", "0", "none"),
+        ("What is 1?", "1", None),
+        ("What is 2?", "2", None),
+    ]
+    assert rows[0]["notes"].count("object_left_out") == 4
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"items": []}', "None.", '[{"question": 5.5, "answer": null}]', "[1, 2"])
+def test_a_list_without_an_object_of_the_form_rejects_its_row(tmp_path: Path, text: str):
+    steps = [step({"question": "text", "answer": "text"}, several=True)]
+    (row,), _ = run_all(chaos_job(tmp_path, source={"rows": [{"generation": text}]}, steps=steps))
+    assert (row["outcome"], row["reason"], row["question"]) == ("rejected", "invalid_output", None)
+
+
+def test_one_object_is_a_list_of_one_where_several_are_asked_for(tmp_path: Path):
+    steps = [step({"tags": "list[text]"}, several=True)]
+    texts = ['{"tags": ["a"], "more": 1}', '[{"tags": ["a"]}, {"tags": []}]']
+    rows, _ = run_all(chaos_job(tmp_path, source={"rows": [{"generation": text} for text in texts]}, steps=steps))
+    assert [row["tags"] for row in rows] == [[["a"]], [["a"], []]]
+
+
 def test_half_a_surrogate_pair_rejects_its_row_alone(tmp_path: Path):
     first, second = parsed(tmp_path, ['{"why": "a\\ud800"}', '{"why": "\\u00e9"}'], {"why": "text"})
     assert (first["outcome"], first["reason"]) == ("rejected", "invalid_text")
