@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -135,7 +136,8 @@ def test_it_is_the_same_whenever_it_is_made_and_takes_an_earlier_one_s_place(tmp
     assert (folder / "report.html").exists()
 
 
-def test_a_run_without_a_version_says_how_to_get_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_run_without_a_version_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("batchgen.api.run", functools.partial(run, in_process=True))
     job = tmp_path / "job.yaml"
     job.write_text(
         "name: none\nsource: {rows: [{instruction: ' '}]}\nmodel: {path: chaos}\nsteps: [{task: text_generation}]\n"
