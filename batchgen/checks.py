@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
 
+from batchgen.complaint import complaint
 from batchgen.engines import arguments
 from batchgen.engines.transformers import SAMPLING as TRANSFORMERS_SAMPLING
 from batchgen.store import is_remote
@@ -28,11 +29,6 @@ Path = tuple[str | int, ...]
 def field_name(path: Path) -> str:
     """A path as it is written: `steps[0].task`."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
-
-
-def complaint(message: str, path: Path = ()) -> PydanticCustomError:
-    """An error with a message that says everything."""
-    return PydanticCustomError("complaint", "{message}", {"message": message, "path": path})
 
 
 def unknown(kind: str, name: str, legal: Iterable[str], path: Path = (), remark: str = "") -> PydanticCustomError:

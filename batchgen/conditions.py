@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydantic_core import PydanticCustomError
 
+from batchgen.complaint import complaint
 from batchgen.language import LANGUAGES, are_in
 from batchgen.plaintext import HALF
 
@@ -108,29 +108,25 @@ def checked_conditions(given: Conditions) -> dict[str, Any]:
         if isinstance(condition, Mapping):
             _check_bounds(column, condition)
         elif not _values(condition) or len({_kind_of_value(value) for value in _values(condition)}) > 1:
-            raise _wrong(f"expected {_FORMS}, got {condition!r}", column)
+            raise complaint(f"expected {_FORMS}, got {condition!r}", (column,))
     return dict(sorted(given.items()))
 
 
 def _check_bounds(column: str, bounds: Mapping[str, Any]) -> None:
     for name, value in bounds.items():
         if name not in _BOUNDS:
-            raise _wrong(f"unknown key; legal keys: {', '.join(_BOUNDS)}", column, name)
+            raise complaint(f"unknown key; legal keys: {', '.join(_BOUNDS)}", (column, name))
         if not _BOUNDS[name].is_legal(value):
-            raise _wrong(f"expected {_BOUNDS[name].legal}, got {value!r}", column, name)
+            raise complaint(f"expected {_BOUNDS[name].legal}, got {value!r}", (column, name))
     kinds = sorted({_BOUNDS[name].kind for name in bounds})
     if len(kinds) != 1:
         message = (
             f"expected {_FORMS}, got {bounds!r}" if not kinds else "bounds of numbers and of texts do not go together"
         )
-        raise _wrong(message, column)
+        raise complaint(message, (column,))
     for low, high in (("min", "max"), ("min_words", "max_words"), ("min_chars", "max_chars")):
         if low in bounds and high in bounds and bounds[low] > bounds[high]:
-            raise _wrong(f"{low} ({bounds[low]}) is more than {high} ({bounds[high]})", column)
-
-
-def _wrong(message: str, *path: str) -> PydanticCustomError:
-    return PydanticCustomError("complaint", "{message}", {"message": message, "path": path})
+            raise complaint(f"{low} ({bounds[low]}) is more than {high} ({bounds[high]})", (column,))
 
 
 def _values(condition: Any) -> Sequence[Any]:

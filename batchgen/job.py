@@ -23,9 +23,9 @@ from batchgen.checks import (
     check_secrets,
     check_transformers,
     check_varied,
-    complaint,
     unknown,
 )
+from batchgen.complaint import complaint
 from batchgen.conditions import checked_conditions
 from batchgen.errors import JobError
 from batchgen.keys import Keys

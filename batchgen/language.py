@@ -1,8 +1,8 @@
-"""Which language a text is in, of the about sixty that most texts are in, by py3langid (https://github.com/adbar/py3langid).
+"""Which language a text is in, of the about sixty that most texts are in.
 
-Its scores are of a text's bytes by naive Bayes. A single label is of little use for what a dataset is made of: of
-"42", of a line of code, of "Paris" all languages are about as likely. So what counts is how many times as likely one is
-as another.
+py3langid (https://github.com/adbar/py3langid) scores a text's bytes by naive Bayes. A single label is of little use for
+what a dataset is made of: of "42", of a line of code, of "Paris" all languages are about as likely. So what counts is
+how many times as likely one is as another.
 """
 
 from __future__ import annotations

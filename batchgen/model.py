@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from batchgen.checks import check_engine, check_options, complaint
+from batchgen.checks import check_engine, check_options
+from batchgen.complaint import complaint
 from batchgen.engines import arguments
 from batchgen.engines.chaos import ChaosScript
 from batchgen.engines.options import OPTIONS

@@ -18,7 +18,8 @@ from pydantic import (
     model_validator,
 )
 
-from batchgen.checks import check_columns, check_mapping, check_sampling, complaint, unknown, unknown_key
+from batchgen.checks import check_columns, check_mapping, check_sampling, unknown, unknown_key
+from batchgen.complaint import complaint
 from batchgen.tasks.spec import Reasoning, TaskParameters, TaskSpec, bare, is_required
 from batchgen.tasks.table import TASKS
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
-from pydantic_core import PydanticCustomError
 
+from batchgen.complaint import complaint
 from batchgen.tasks.spec import Row, TaskParameters, TaskSpec, always, columns
 
 _KINDS = {str: "text", bool: "boolean", int: "number", float: "number"}
@@ -31,26 +31,22 @@ def _options(given: Any) -> Any:
     """
     if _depends(given):
         if not isinstance(given["by"], str) or not isinstance(given["of"], dict) or not given["of"]:
-            raise _wrong("`by` is the name of a column, and `of` what is drawn for each of its values")
+            raise complaint("`by` is the name of a column, and `of` what is drawn for each of its values")
         for value, options in given["of"].items():
             if not isinstance(value, str) or _depends(options):
-                raise _wrong("`of` has texts, and for each of them a list, or a mapping of texts to weights")
+                raise complaint("`of` has texts, and for each of them a list, or a mapping of texts to weights")
             _options(options)
         if len({*map(_kind, given["of"].values())}) > 1:
-            raise _wrong("what is drawn must be of one kind: texts, numbers or booleans")
+            raise complaint("what is drawn must be of one kind: texts, numbers or booleans")
     elif isinstance(given, dict):
         weights = [weight for weight in given.values() if type(weight) in (int, float) and 0 <= weight <= _MOST]
         if len(weights) < len(given) or not all(isinstance(option, str) for option in given):
-            raise _wrong("a mapping has texts and their weights, numbers of 0 or more; or `by` and `of`")
+            raise complaint("a mapping has texts and their weights, numbers of 0 or more; or `by` and `of`")
         if not sum(weights) > 0:
-            raise _wrong("at least one weight must be above zero")
+            raise complaint("at least one weight must be above zero")
     elif not isinstance(given, list) or len({*map(_kind_of, given)}) != 1 or _kind_of(given[0]) is None:
-        raise _wrong("must be a list of texts, of numbers or of booleans, or a mapping of texts to weights")
+        raise complaint("must be a list of texts, of numbers or of booleans, or a mapping of texts to weights")
     return given
-
-
-def _wrong(message: str, *path: str) -> PydanticCustomError:
-    return PydanticCustomError("complaint", "{message}", {"message": message, "path": path})
 
 
 def _depends(options: Any) -> bool:
@@ -76,7 +72,7 @@ def _values(options: Any) -> tuple[set[str], set[str]]:
     return set(options), drawn
 
 
-def _depend_on_each_other(columns: dict[str, Any]) -> dict[str, Any]:
+def _checked_dependence(columns: dict[str, Any]) -> dict[str, Any]:
     """Checks that a column on which another one depends is there, and that nothing is missing for its values.
 
     Raises:
@@ -87,23 +83,31 @@ def _depend_on_each_other(columns: dict[str, Any]) -> dict[str, Any]:
         while _depends(columns[seen[-1]]):
             by = columns[seen[-1]]["by"]
             if by not in columns:
-                raise _wrong(f"no column {by!r} is drawn in this step; it draws {', '.join(columns)}", seen[-1], "by")
+                raise complaint(
+                    f"no column {by!r} is drawn in this step; it draws {', '.join(columns)}", (seen[-1], "by")
+                )
             if by in seen:
-                raise _wrong(f"columns depend on each other: {' by '.join([*seen, by])}", column, "by")
+                raise complaint(f"columns depend on each other: {' by '.join([*seen, by])}", (column, "by"))
             seen.append(by)
         if _depends(options):
             by = options["by"]
             if _kind(columns[by]) != "text":
-                raise _wrong(f"column {by!r} has no texts, and only by texts can another one be drawn", column, "by")
+                raise complaint(
+                    f"column {by!r} has no texts, and only by texts can another one be drawn", (column, "by")
+                )
             listed, drawn = _values(columns[by])
             if missing := sorted(drawn - options["of"].keys()):
-                raise _wrong(f"nothing to draw for {', '.join(map(repr, missing))}, of column {by!r}", column, "of")
+                raise complaint(
+                    f"nothing to draw for {', '.join(map(repr, missing))}, of column {by!r}", (column, "of")
+                )
             if unknown := sorted(options["of"].keys() - listed):
-                raise _wrong(f"no value of column {by!r}; it has {', '.join(sorted(listed))}", column, "of", unknown[0])
+                raise complaint(
+                    f"no value of column {by!r}; it has {', '.join(sorted(listed))}", (column, "of", unknown[0])
+                )
     return columns
 
 
-_Columns = Annotated[dict[str, Annotated[Any, AfterValidator(_options)]], AfterValidator(_depend_on_each_other)]
+_Columns = Annotated[dict[str, Annotated[Any, AfterValidator(_options)]], AfterValidator(_checked_dependence)]
 
 
 class Choose(TaskParameters):

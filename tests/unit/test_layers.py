@@ -36,6 +36,7 @@ LAYERS = [
         "minhash",
         "repetition",
         "language",
+        "complaint",
         "conditions",
     ],
     ["engines"],
