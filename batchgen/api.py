@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -44,6 +44,7 @@ from batchgen.software import changes
 from batchgen.step import OwnTasks
 from batchgen.stopsignals import handled_in_loop, stopped_by_signals
 from batchgen.store import ObjectStore, is_remote, log_folder, open_store, probe
+from batchgen.telling import Tell
 
 Watch = Callable[[Status], None]
 
@@ -128,28 +129,33 @@ def _run(job: Job, options: _RunOptions) -> Result:
     store = open_store(job.output)
     last = Status(plan.rows, Progress(), len(plan.shards), 0)
 
-    def tell(what: str, reason: str) -> None:
-        watch(replace(last, engines=0, engines_ready=0, tokens_per_second=0.0, notes=(f"the {what} waits: {reason}",)))
+    def tell(notes: Sequence[str] = (), merge: str = "") -> None:
+        watch(replace(last, engines=0, engines_ready=0, tokens_per_second=0.0, notes=tuple(notes), merge=merge))
+
+    def waits(what: str, reason: str) -> None:
+        tell([f"the {what} waits: {reason}"])
+
+    def merging(text: str) -> None:
+        tell(merge=text)
 
     if noted := remarks(job, plan):
-        watch(replace(last, engines=0, notes=tuple(noted)))
+        tell(noted)
     plan, manifests = outlast_store(
-        lambda: _begin(job, store, plan, seeds if options.extend else None), job.outage_seconds, partial(tell, "run")
+        lambda: _begin(job, store, plan, seeds if options.extend else None), job.outage_seconds, partial(waits, "run")
     )
     last = Status(plan.rows, progress_of(manifests), len(plan.shards), len(manifests))
     if plan.earlier:
         began = plan.earlier[0].rows
-        watch(replace(last, engines=0, notes=(f"the run began with {began:,} seed rows and has {plan.rows:,} now",)))
+        tell([f"the run began with {began:,} seed rows and has {plan.rows:,} now"])
     if len(manifests) < len(plan.shards) and (changed := changes(job, manifests.values())):
-        note = f"of the shards that are there, some were made with {changed}; the run goes on with that"
-        watch(replace(last, engines=0, notes=(note,)))
+        tell([f"of the shards that are there, some were made with {changed}; the run goes on with that"])
 
     def show(status: Status) -> None:
         nonlocal last
         last = status
         watch(status)
 
-    publish = partial(_publish, job, store, plan)
+    publish = partial(_publish, job, store, plan, merging)
     if len(manifests) < len(plan.shards):
         # What Ray prints from here on is kept where `watch` has it kept: its connection can end this process.
         watch(last)
@@ -160,9 +166,9 @@ def _run(job: Job, options: _RunOptions) -> Result:
             except Stopped as error:
                 if deadline is None or str(error) != deadline.reason:
                     raise
-                publish = partial(_publish_partly, job, store, plan, deadline.reason)
+                publish = partial(_publish_partly, job, store, plan, merging, deadline.reason)
 
-    return outlast_store(publish, job.outage_seconds, partial(tell, "merge"))
+    return outlast_store(publish, job.outage_seconds, partial(waits, "merge"))
 
 
 def _begin(job: Job, store: ObjectStore, plan: Plan, extend: Seeds | None) -> tuple[Plan, dict[int, Manifest]]:
@@ -174,16 +180,16 @@ def _begin(job: Job, store: ObjectStore, plan: Plan, extend: Seeds | None) -> tu
     return plan, committed(store, plan)
 
 
-def _publish(job: Job, store: ObjectStore, plan: Plan) -> Result:
+def _publish(job: Job, store: ObjectStore, plan: Plan, tell: Tell) -> Result:
     """Merges and publishes a run whose shards are all committed."""
     progress = progress_of(_all_committed(store, plan))
     if progress.ok == 0:
         raise all_rejected(job, progress, f"all {plan.rows} rows", "there is nothing to publish")
     _check_newest(store, plan)
-    return _published(job, store, progress, merge_run(store, plan, job))
+    return _published(job, store, progress, merge_run(store, plan, job, tell=tell))
 
 
-def _publish_partly(job: Job, store: ObjectStore, plan: Plan, reason: str) -> Result:
+def _publish_partly(job: Job, store: ObjectStore, plan: Plan, tell: Tell, reason: str) -> Result:
     """Merges and publishes those shards of a run that are committed.
 
     Raises:
@@ -193,7 +199,7 @@ def _publish_partly(job: Job, store: ObjectStore, plan: Plan, reason: str) -> Re
     if progress.ok == 0:
         raise Stopped(f"{reason}, before a good row was committed: there is nothing to publish")
     _check_newest(store, plan)
-    return _published(job, store, progress, merge_run(store, plan, job, partial=True))
+    return _published(job, store, progress, merge_run(store, plan, job, partial=True, tell=tell))
 
 
 def _check_newest(store: ObjectStore, plan: Plan) -> None:

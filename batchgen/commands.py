@@ -176,7 +176,7 @@ def report(options: argparse.Namespace) -> int:
 
 def merge(options: argparse.Namespace) -> int:
     """Merges a run again."""
-    from batchgen.display import describe_version
+    from batchgen.display import describe_version, show_steps
     from batchgen.errors import JobError
     from batchgen.merge import merge_run
     from batchgen.savedjob import saved_job
@@ -189,7 +189,7 @@ def merge(options: argparse.Namespace) -> int:
         if not override.startswith("merge."):
             raise JobError(f"--set {override}: only merge.* fields can change when a run is merged")
     job = saved_job(store, options.set)
-    version = merge_run(store, plan, job, options.partial)
+    version = merge_run(store, plan, job, options.partial, show_steps())
     print(describe_version(version, job))
     print(f"version {version.number}; publish it with: batchgen publish {shlex.quote(options.run)} --to DIR")
     return 0

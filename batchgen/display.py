@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from batchgen.errors import StoreError
 from batchgen.plaintext import harmless, one_line
 from batchgen.progress import TRUNCATED, cut_hint
+from batchgen.telling import Tell, paced
 
 if TYPE_CHECKING:
     from batchgen.drive import Status
@@ -78,11 +79,27 @@ def show_progress(every: float = _PLAIN_EVERY) -> Callable[[Status], None]:
             print(f"  {note}", flush=True)
         now, before = time.monotonic(), ended
         ended = status.shards_done == status.shards
+        if status.merge and now - printed >= every:
+            printed = now
+            print(f"[{_duration(now - started)}] {_merging(status)}", flush=True)
         if status.engines and (now - printed >= every or (ended and not before)):
             printed = now
             print(f"[{_duration(now - started)}] {describe(status)}", flush=True)
 
     return watch
+
+
+def _merging(status: Status) -> str:
+    return f"merge: {status.merge}"
+
+
+def show_steps(every: float = _PLAIN_EVERY) -> Tell:
+    """Prints to standard error now and then how far a command is, and nothing of one that takes less time.
+
+    Args:
+        every: seconds between two lines.
+    """
+    return paced(lambda text: print(f"  {text}", file=sys.stderr, flush=True), every)
 
 
 class Display:
@@ -122,26 +139,37 @@ class Display:
     ) -> None:
         if self._live is not None:
             self._live.__exit__(kind, error, trace)
+        self._print_last()
+
+    def _print_last(self) -> None:
+        """Ends the lines about the rows."""
         if self._last:
             self._console.print(self._last, highlight=False, markup=False)
+        self._last = ""
 
     def show(self, status: Status) -> None:
         """Takes a status, about once a second."""
-        from rich.console import Group
-        from rich.text import Text
-
         for note in status.notes:
             self._console.print(f"  {note}", style="yellow", highlight=False, markup=False)
+        if status.merge:
+            self._print_last()
+            self._shown(f"[{_duration(time.monotonic() - self._started)}] {_merging(status)}")
         if not status.engines:
             return  # no engine is wanted yet, or any more
         self._last = f"[{_duration(time.monotonic() - self._started)}] {describe(status)}"
         done = status.done.ok + status.done.rejected
         self._bar.update(self._row, total=status.rows, completed=done)
+        self._shown(self._last)
+
+    def _shown(self, line: str) -> None:
+        from rich.console import Group
+        from rich.text import Text
+
         if self._live is not None:
-            self._live.update(Group(self._bar, Text(self._last)))
+            self._live.update(Group(self._bar, Text(line)))
         elif time.monotonic() - self._printed >= _PLAIN_EVERY:
             self._printed = time.monotonic()
-            self._console.print(self._last, highlight=False, markup=False)
+            self._console.print(line, highlight=False, markup=False)
 
 
 @contextlib.contextmanager

@@ -40,6 +40,7 @@ class Status:
         rows_in_flight: that engines work on.
         tokens_per_second: output tokens, of completions that ended lately.
         eta: seconds until all rows are done, where that can be told.
+        merge: how far the merge is, in words; "" before and after it.
     """
 
     rows: int
@@ -52,6 +53,7 @@ class Status:
     tokens_per_second: float = 0.0
     eta: float | None = None
     notes: tuple[str, ...] = ()
+    merge: str = ""
 
 
 class Driver:

@@ -60,12 +60,13 @@ def verify(options: argparse.Namespace) -> int:
     """Checks a run, byte by byte and row by row."""
     from dataclasses import asdict
 
+    from batchgen.display import show_steps
     from batchgen.settle import read_plan
     from batchgen.store import open_store
     from batchgen.upkeep import verify
 
     store = open_store(options.run)
-    found = verify(store, read_plan(store))
+    found = verify(store, read_plan(store), show_steps())
     if options.json:
         print(json.dumps({"run": store.location, "good": found.good, **asdict(found)}, indent=2))
         return 0 if found.good else 1
@@ -129,7 +130,7 @@ def rejected(options: argparse.Namespace) -> int:
 def dropped(options: argparse.Namespace) -> int:
     """Shows ok rows that the merger left out."""
     from batchgen.commit import committed
-    from batchgen.display import describe_dropped
+    from batchgen.display import describe_dropped, show_steps
     from batchgen.job import Merge
     from batchgen.merge import latest_version
     from batchgen.merge.dropped import Dropped
@@ -142,7 +143,7 @@ def dropped(options: argparse.Namespace) -> int:
     plan = read_plan(store)
     version = latest_version(store)
     merge = Merge.model_validate(version.merge) if version is not None else None
-    found = Dropped(store, plan, saved_job(store), committed(store, plan), merge)
+    found = Dropped(store, plan, saved_job(store), committed(store, plan), merge, show_steps())
     counts = ", ".join(f"{one_line(reason)} {count:,}" for reason, count in most_first(found.counts)) or "none"
     if options.reason not in (None, *found.counts):
         raise UserError(f"--reason {options.reason}: no row was left out for that; left out: {counts}")

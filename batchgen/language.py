@@ -85,4 +85,6 @@ def _identifier(languages: tuple[str, ...]) -> LanguageIdentifier:
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
     identifier.set_languages(languages)
+    # It adds up rows of this table, which is by columns now, and of half precision: twice the time, for the same sums.
+    identifier.nb_ptc = np.ascontiguousarray(identifier.nb_ptc, np.float32)
     return identifier

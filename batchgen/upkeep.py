@@ -25,6 +25,7 @@ from batchgen.publish import leftovers
 from batchgen.rows import OK
 from batchgen.store import is_remote
 from batchgen.store.base import ObjectStore
+from batchgen.telling import Tell, untold
 
 _STAGED = re.compile(r"versions/(\d{4,})/")
 
@@ -67,16 +68,21 @@ class Verification:
         return not (self.corrupt or self.corrupt_versions or self.lost or self.twice or self.foreign or self.ids_differ)
 
 
-def verify(store: ObjectStore, plan: Plan) -> Verification:
+def verify(store: ObjectStore, plan: Plan, tell: Tell = untold) -> Verification:
     """Reads every committed byte and counts every row.
 
     The ids of all rows, in order, give the fingerprint of the seeds that the plan holds: where every shard is
     committed, the run has exactly the rows that it was planned with.
+
+    Args:
+        tell: told after every shard how far it is.
     """
     found = Verification(plan.rows, len(plan.shards))
     ids = hashlib.blake2b(digest_size=16)
     manifests = _sound_manifests(store, plan, found)
-    for manifest, data in zip(manifests, store.read_many([each.key for each in manifests]), strict=True):
+    objects = store.read_many([each.key for each in manifests])
+    for place, (manifest, data) in enumerate(zip(manifests, objects, strict=True)):
+        tell(f"{place:,} of {len(manifests):,} shards verified")
         shard = plan.shards[manifest.shard]
         try:
             table = check_shard(plan, manifest, data)

@@ -17,6 +17,7 @@ from batchgen.merge.selection import CONTAMINATED, Selection, Shards, contaminat
 from batchgen.plan import Plan
 from batchgen.rows import REJECTED
 from batchgen.store.base import ObjectStore
+from batchgen.telling import Tell, untold
 
 _Row = dict[str, Any]
 
@@ -42,6 +43,7 @@ class Dropped:
 
     Args:
         merge: its settings, as a version has them; by default those of the job.
+        tell: told about once a second how far it is.
 
     Attributes:
         counts: rows by reason.
@@ -52,10 +54,16 @@ class Dropped:
     """
 
     def __init__(
-        self, store: ObjectStore, plan: Plan, job: Job, manifests: Mapping[int, Manifest], merge: Merge | None = None
+        self,
+        store: ObjectStore,
+        plan: Plan,
+        job: Job,
+        manifests: Mapping[int, Manifest],
+        merge: Merge | None = None,
+        tell: Tell = untold,
     ) -> None:
         chat = chat_columns(job, plan)
-        self._shards = Shards(store, plan, manifests)
+        self._shards = Shards(store, plan, manifests, tell)
         merge = merge or settled(job, chat)
         self._contamination = contamination_of(merge.decontaminate)
         self._selection: Selection = select(self._shards, chat, merge, self._contamination)
@@ -96,7 +104,7 @@ class Dropped:
     def _at(self, indices: list[int]) -> Iterator[tuple[int, _Row, pa.Table]]:
         """Rows by their indices, which are in order, each also as a table."""
         start, wanted = 0, np.array(indices, np.int64)
-        for table in self._shards:
+        for table in self._shards.tables("read again"):
             here = wanted[slice(*np.searchsorted(wanted, (start, start + table.num_rows)))]
             found = table.take(pa.array(here - start))
             for place, (index, row) in enumerate(zip(here.tolist(), found.to_pylist(), strict=True)):

@@ -123,9 +123,9 @@ class _Closable(Shards):
         super().__init__(store, plan, manifests)
         self._closed = closed
 
-    def __iter__(self) -> Iterator[pa.Table]:
+    def tables(self, done: str) -> Iterator[pa.Table]:
         """Raises `_Closed` once it has."""
-        for table in super().__iter__():
+        for table in super().tables(done):
             if self._closed.is_set():
                 raise _Closed
             yield table

@@ -22,6 +22,7 @@ from batchgen.merge.selection import Selection, Shards, select
 from batchgen.plan import Plan
 from batchgen.rows import CLUSTER_SIZE, CONVERSATION, MESSAGES, META_NAMES, SHARD_ONLY
 from batchgen.store.base import ObjectStore
+from batchgen.telling import Tell
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Merged:
             CorruptShard: names the shard.
         """
         keep, start, at = self.selection.keep, 0, 0
-        for shard in self.shards:
+        for shard in self.shards.tables("written"):
             kept = shard.filter(pa.array(keep[start : start + shard.num_rows]))
             start += shard.num_rows
             for batch in batches(kept):
@@ -85,14 +86,14 @@ class Reader:
         return found.slice(0, rows)
 
 
-def merge_rows(store: ObjectStore, plan: Plan, job: Job, manifests: Mapping[int, Manifest]) -> Merged:
+def merge_rows(store: ObjectStore, plan: Plan, job: Job, manifests: Mapping[int, Manifest], tell: Tell) -> Merged:
     """Reads, filters and deduplicates the rows of all committed shards.
 
     Raises:
         CorruptShard: names the shard; nothing is written.
     """
     chat = chat_columns(job, plan)
-    shards = Shards(store, plan, manifests)
+    shards = Shards(store, plan, manifests, tell)
     merge = settled(job, chat)
     selection = select(shards, chat, merge)
     # A list of the seeds that was spread over rows is in none of them.

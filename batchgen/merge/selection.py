@@ -22,6 +22,7 @@ from batchgen.merge.conversations import ChatColumns
 from batchgen.plan import Plan
 from batchgen.rows import OK
 from batchgen.store.base import ObjectStore
+from batchgen.telling import Tell, paced, untold
 
 if TYPE_CHECKING:
     from batchgen.merge.contamination import Contamination
@@ -30,26 +31,41 @@ if TYPE_CHECKING:
 # The reason of rows with texts in common with a benchmark, before its name.
 CONTAMINATED = "contaminated"
 OVER_LIMIT = "over the limit"
+_TELL_SECONDS = 1.0
 
 
 class Shards:
     """The rows of committed shards, a shard at a time and in order, as often as they are asked for.
 
+    Args:
+        tell: told about once a second how many rows have been taken.
+
     Attributes:
         manifests: of the shards, in their order.
     """
 
-    def __init__(self, store: ObjectStore, plan: Plan, manifests: Mapping[int, Manifest]) -> None:
+    def __init__(self, store: ObjectStore, plan: Plan, manifests: Mapping[int, Manifest], tell: Tell = untold) -> None:
         self._store = store
         self._plan = plan
+        self._tell = tell
         self.manifests = [manifests[index] for index in sorted(manifests)]
         self.rows = sum(manifest.rows for manifest in self.manifests)
 
-    def __iter__(self) -> Iterator[pa.Table]:
-        """Raises `CorruptShard` where a byte is not what was committed."""
+    def tables(self, done: str) -> Iterator[pa.Table]:
+        """All rows.
+
+        Args:
+            done: what is done with them, to be told: `compared`.
+
+        Raises:
+            CorruptShard: a byte is not what was committed.
+        """
         keys = [manifest.key for manifest in self.manifests]
+        rows, tell = 0, paced(self._tell, _TELL_SECONDS)
         for manifest, data in zip(self.manifests, self._store.read_many(keys), strict=True):
             yield check_shard(self._plan, manifest, data)
+            rows += manifest.rows
+            tell(f"{rows:,} of {self.rows:,} rows {done}")
 
 
 class Fates:
@@ -144,7 +160,7 @@ def select(
     seen = Compared(shards.rows, chat, merge) if chat is not None else None
     values = np.full(shards.rows if merge.limit and merge.prefer else 0, np.nan)
     start = 0
-    for table in shards:
+    for table in shards.tables("compared"):
         stop = start + table.num_rows
         if len(values):
             values[start:stop] = numbers(table[merge.prefer])

@@ -29,6 +29,7 @@ from batchgen.records import RecordError, read_record, seal
 from batchgen.rows import canonical_json
 from batchgen.software import described
 from batchgen.store.base import ObjectStore
+from batchgen.telling import Tell, untold
 
 FORMAT = 1
 ROWS_PER_FILE = 250_000
@@ -82,11 +83,12 @@ def _version_key(number: int) -> str:
     return f"versions/{number:04d}.json"
 
 
-def merge_run(store: ObjectStore, plan: Plan, job: Job, partial: bool = False) -> Version:
+def merge_run(store: ObjectStore, plan: Plan, job: Job, partial: bool = False, tell: Tell = untold) -> Version:
     """Merges what is committed into a new version, or finds the version that it would be.
 
     Args:
         partial: merge even where shards are missing.
+        tell: told about once a second how far it is.
 
     Raises:
         UserError: shards are missing.
@@ -101,7 +103,7 @@ def merge_run(store: ObjectStore, plan: Plan, job: Job, partial: bool = False) -
             f"{store.location}: {len(manifests)} of {len(plan.shards)} shards are committed; resume the run, "
             "or merge what is there with --partial"
         )
-    merged = merge_rows(store, plan, job, manifests)
+    merged = merge_rows(store, plan, job, manifests, tell)
     if not merged.rows:
         # `dropped` shows what the newest version leaves out, which has other settings where there is one.
         look = "" if version_numbers(store) else f". To look at them: batchgen dropped {shlex.quote(job.output)}"

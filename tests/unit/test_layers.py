@@ -37,6 +37,7 @@ LAYERS = [
         "repetition",
         "language",
         "complaint",
+        "telling",
         "conditions",
     ],
     ["engines"],
