@@ -18,8 +18,8 @@ def mermaid(job: Job) -> str:
     for index, step in enumerate(job.steps):
         node = f"step{index}"
         columns = f"<br/>{_safe(', '.join(step.outputs))}" if step.outputs else ""
-        on = f" on {step.model}" if step.model is not None else ""
-        lines.append(f'  {node}["{step.task}{_safe(on)}{columns}"]')
+        on = f" on {_safe(step.model)}" if step.model is not None else ""
+        lines.append(f'  {node}["{step.task}{on}{columns}"]')
         lines.append(f"  {before} {edge} {node}")
         before = node
         edge = _edge(step, job.generations(step))

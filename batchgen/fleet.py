@@ -194,7 +194,7 @@ class HostConfig:
     def engine_spec(self, name: str | None = None) -> EngineSpec:
         """What an engine is built from: that of the job's model, or of one of its further models."""
         model = self.job.model if name is None else self.job.models[name]
-        calling = [(index, step) for index, step in enumerate(self.job.steps) if step.spec.calls_model]
+        asking = [(index, step) for index, step in enumerate(self.job.steps) if step.model == name]
         return EngineSpec(
             path=model.path,
             backend=model.backend,
@@ -207,6 +207,7 @@ class HostConfig:
             trust_remote_code=self.trust_remote_code,
             seed=self.seed,
             samplings={
-                f"steps[{index}]": self.job.step_sampling(step) for index, step in calling if step.model == name
+                f"steps[{index}]": self.job.step_sampling(step) for index, step in asking if step.spec.generates
             },
+            scores=any(step.spec.scored is not None for _, step in asking),
         )

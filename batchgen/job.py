@@ -226,12 +226,14 @@ class Job(Part):
             if model.backend == "transformers" and model.path != "chaos":
                 check_transformers(step.task, step.wants_structure, self.step_sampling(step), where)
             check_lengths(self.step_sampling(step), where)
-            if step.spec.calls_model and not step.spec.chooses(step.parameters):
+            if step.spec.scored is not None:
+                self._check_reward_model(step, where)
+            if step.spec.generates and not step.spec.chooses(step.parameters):
                 # Numbered rows are empty: they bring the first step the same prompt.
                 equal_rows = (self.source.count or 1) if index == 0 else 1
                 check_varied(self.step_sampling(step), equal_rows, self.generations(step), where)
         self._check_used()
-        if (many := self.sampling.get("n") or 1) > 1 and sum(step.spec.calls_model for step in self.steps) > 1:
+        if (many := self.sampling.get("n") or 1) > 1 and sum(step.spec.generates for step in self.steps) > 1:
             message = f"every step would run {many} times for each row; give num_generations to the one that is meant"
             raise complaint(message, ("sampling", "n"))
         return self
@@ -240,6 +242,18 @@ class Job(Part):
     def _gpus_have_room(self) -> Job:
         memory_shares(self.used_models, self.engines_per_gpu)
         return self
+
+    def _check_reward_model(self, step: Step, where: tuple[str | int, ...]) -> None:
+        """Refuses a model that gives no scores, or would have to write as well."""
+        model = self.model_of(step)
+        if model.path != "chaos" and model.backend != "vllm":
+            message = f"{step.task} reads the scores of a reward model on vLLM; the {model.backend} backend gives none"
+            raise complaint(message, (*where, "task"))
+        for index, other in enumerate(self.steps):
+            if other.spec.generates and other.model == step.model:
+                wanted = f"{step.task} needs a reward model of its own; name one of `models`"
+                message = f"{wanted}: this one writes, for steps[{index}] ({other.task})"
+                raise complaint(message, (*where, "task" if step.model is None else "model"))
 
     def _check_used(self) -> None:
         """Refuses a job that lacks its own model, or whose own model would be loaded for nothing."""
@@ -329,7 +343,7 @@ class Job(Part):
 
         Each is a request of its own, with randomness of its own; vLLM computes their common prompt once.
         """
-        if not step.spec.calls_model:
+        if not step.spec.generates:
             return 1
         number: int = step.sampling.get("n") or (self.sampling.get("n") if step.num_generations == 1 else None) or 1
         return max(number, step.num_generations)

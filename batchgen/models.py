@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from batchgen.engines.chat import TemplateChat, byte_chat
+from batchgen.engines.modelconfig import check_architecture, longest_context
 from batchgen.engines.repository import files_digest, find_folder, find_model, is_hub_name
 from batchgen.engines.structure import check_structure
-from batchgen.engines.tokenizer import chat_from_tokenizer, has_chat_template, load_tokenizer, longest_context
+from batchgen.engines.tokenizer import chat_from_tokenizer, has_chat_template, load_tokenizer
 from batchgen.errors import JobError, ModelError
 from batchgen.job import Job
 from batchgen.model import Model
@@ -68,6 +69,8 @@ def _check_model(model: Model, steps: Sequence[Step], trust_remote_code: bool) -
             raise ModelError(f"model.lora: there is no folder {model.lora!r}{hint}")
         raise ModelError(f"model.lora: the folder {model.lora!r} holds no LoRA adapter (it has no adapter_config.json)")
     repository = find_model(model.path, model.revision)
+    if "hf_overrides" not in model.engine:
+        check_architecture(repository, any(step.spec.scored is not None for step in steps))
     tokenizer = load_tokenizer(repository, trust_remote_code, model.engine)
     chatting = [step.task for step in steps if step.spec.calls_model and not step.spec.plain]
     if chatting and not has_chat_template(tokenizer):

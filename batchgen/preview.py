@@ -103,6 +103,10 @@ class _Noted:
         self.last = self._chat.prompt(messages, known)
         return self.last
 
+    def conversation(self, messages: Sequence[Message]) -> Prompt:
+        self.last = self._chat.conversation(messages)
+        return self.last
+
     def user_prompt(self, messages: Sequence[Message], known: Prompt | None = None) -> Prompt:
         self.last = self._chat.user_prompt(messages, known)
         return self.last

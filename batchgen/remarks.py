@@ -38,6 +38,8 @@ def remarks(job: Job, plan: Plan) -> list[str]:
             told += _alike(job, step, columns)
         if step.sampling and not step.spec.calls_model:
             told.append(f"sampling: means nothing, as {step.task} calls no model")
+        elif step.sampling and not step.spec.generates:
+            told.append(f"sampling: means nothing, as {step.task} generates nothing")
         lines += [f"steps[{index}].{line}" for line in told]
     return list(dict.fromkeys(lines))
 
@@ -71,11 +73,7 @@ def _alike(job: Job, step: Step, columns: set[str]) -> Iterator[str]:
     """Rows that are all the same, as a model without chance writes them to one prompt."""
     sampling = job.step_sampling(step)
     greedy = "temperature: 0" if sampling.get("temperature") == 0 else "top_k: 1" if sampling.get("top_k") == 1 else ""
-    if (
-        greedy
-        and step.spec.calls_model
-        and not (columns & {*step.reads.values()} or step.spec.chooses(step.parameters))
-    ):
+    if greedy and step.spec.generates and not (columns & {*step.reads.values()} or step.spec.chooses(step.parameters)):
         yield f"sampling: {greedy} has every row say the same, as {step.task} reads nothing of a row here"
 
 

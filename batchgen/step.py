@@ -100,20 +100,21 @@ class Step(Part):
                 )
         check_mapping(self.output_mappings, self._task_outputs, "output_mappings", f"an output of {self.task}")
         check_columns([self.output_mappings.get(name, name) for name in self._task_outputs], "output_mappings")
-        if not self.spec.calls_model and (
-            self.model
-            or self.model_name
-            or self.num_generations > 1
-            or self.group_generations
-            or self.reasoning != "drop"
-        ):
+        if not self.spec.calls_model and (self.model or self.model_name or self._asks_of_text):
             raise complaint(f"{self.task} calls no model and generates nothing")
+        if not self.spec.generates and self._asks_of_text:
+            raise complaint(f"{self.task} scores what others wrote and generates nothing")
         if self.num_generations > 1 and self.sampling.get("n", 1) not in (1, self.num_generations):
             raise complaint("num_generations and sampling.n are the same thing, and differ")
         for name, asked in (("logprobs: true", self.logprobs), ("reasoning: column", self.reasoning == "column")):
             if asked and not self.spec.single_call:
                 raise complaint(f"{self.task} makes several calls a row; {name} needs a task that makes one")
         return self
+
+    @property
+    def _asks_of_text(self) -> bool:
+        """Whether it says something of what a model is to write."""
+        return self.num_generations > 1 or self.group_generations or self.logprobs or self.reasoning != "drop"
 
     @property
     def spec(self) -> TaskSpec:

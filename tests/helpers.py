@@ -53,12 +53,19 @@ def untimed(note: str) -> str:
 
 
 class ScriptedEngine:
-    """An engine that answers from a list, or from a function of (prompt, number of the call)."""
+    """An engine that answers from a list, or from a function of (prompt, number of the call).
+
+    Args:
+        scores: whether the answers are numbers, and it is a reward model's.
+    """
 
     model_name = "scripted"
     slots = 8
 
-    def __init__(self, answers: Sequence[str] | Callable[[str, int], str], finish_reason: str = "stop") -> None:
+    def __init__(
+        self, answers: Sequence[str] | Callable[[str, int], str], finish_reason: str = "stop", scores: bool = False
+    ) -> None:
+        self._scores = scores
         self.chat = byte_chat()
         self.decode: Callable[[Sequence[int]], str] = lambda ids: bytes(ids).decode()
         self.prompts: list[str] = []
@@ -77,6 +84,8 @@ class ScriptedEngine:
         self.requests.append(request)
         await asyncio.sleep(0)
         text = self._answers(prompt, number) if callable(self._answers) else self._answers[number]
+        if self._scores:
+            return Completion("", "stop", len(request.token_ids), 0, score=float(text))
         return Completion(text, self._finish_reason, len(request.token_ids), len(text.split()))
 
     async def stop(self) -> None:
@@ -110,10 +119,10 @@ def run_with_log(
     return added, log.notes
 
 
-def worker_on(engine: Any, job: Job) -> tuple[Worker, Plan, Seeds, LocalStore]:
+def worker_on(engine: Any, job: Job, others: Mapping[str, Any] | None = None) -> tuple[Worker, Plan, Seeds, LocalStore]:
     """A worker for a job on an engine."""
     plan, seeds, store = planned(job)
-    return Worker(job, plan, store, engine), plan, seeds, store
+    return Worker(job, plan, store, engine, others), plan, seeds, store
 
 
 def as_from_a_terminal() -> None:

@@ -162,6 +162,9 @@ EXAMPLES: Mapping[str, Example] = {
     "quality_scorer": Example(
         "[1] score: 2\n[2] score: 5", {"scores": [2.0, 5.0]}, {"instruction": "Add.", "responses": ["a", "b"]}
     ),
+    "reward_scorer": Example(
+        "-1.25", {"reward": -1.25}, {"instruction": "Add 1 and 2.", "generation": "3", "system_prompt": "Be kind."}
+    ),
     "self_instruct": Example(
         "1. Add.\n2. Sort.", {"instructions": ["Add.", "Sort."]}, {"input": "Numbers."}, {"num_instructions": 2}
     ),

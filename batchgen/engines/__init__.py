@@ -17,6 +17,10 @@ def build_engine(spec: EngineSpec) -> Engine:
         from batchgen.engines.transformers import TransformersEngine
 
         return TransformersEngine(spec)
+    if spec.scores:
+        from batchgen.engines.vllm_scores import VllmScorer
+
+        return VllmScorer(spec)
     from batchgen.engines.vllm import VllmEngine
 
     return VllmEngine(spec)

@@ -25,7 +25,9 @@ OWNED_ENGINE = {
     "seed": "every engine start has its own; the job's seed is `seed`",
     "trust_remote_code": "a job is data; pass --trust-remote-code on the command line, with a pinned model.revision",
     **dict.fromkeys(("skip_tokenizer_init", "tokens_only"), "prompts are rendered with the model's own tokenizer"),
-    **dict.fromkeys(("convert", "pooler_config", "runner"), "an engine generates text"),
+    **dict.fromkeys(
+        ("convert", "pooler_config", "runner"), "an engine generates text, or scores it for the task reward_scorer"
+    ),
     **dict.fromkeys(
         ("max_num_queued_reqs", "max_num_queued_tokens"), "vLLM would refuse rows for which it has no room yet"
     ),

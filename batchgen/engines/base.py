@@ -61,6 +61,7 @@ class Completion:
         token_ids: of exactly `text`; empty where that is not known.
         logprobs: of the generated tokens, where `sampling` asks for them.
         reasoning: thoughts that a server told from the text.
+        score: that a reward model gave, which writes no text.
     """
 
     text: str
@@ -70,6 +71,7 @@ class Completion:
     token_ids: Sequence[int] = ()
     logprobs: Sequence[float] = ()
     reasoning: str | None = None
+    score: float | None = None
 
 
 class ChatFormat(Protocol):
@@ -84,6 +86,9 @@ class ChatFormat(Protocol):
 
     def user_prompt(self, messages: Sequence[Message], known: Prompt | None = None) -> Prompt:
         """Everything up to where the next user turn starts (Magpie)."""
+
+    def conversation(self, messages: Sequence[Message]) -> Prompt:
+        """A whole conversation, as a reward model reads it."""
 
     def continued(self, prompt: Prompt, completion: Completion) -> Prompt | None:
         """A prompt with its completion; None where the completion's text and tokens differ."""
@@ -119,6 +124,7 @@ class EngineSpec:
         trust_remote_code: set by a command-line flag only.
         seed: differs at every engine start.
         samplings: what the job's steps ask of it, by where they say so.
+        scores: whether its model is a reward model, of which steps ask nothing else.
     """
 
     path: str
@@ -132,10 +138,11 @@ class EngineSpec:
     trust_remote_code: bool = False
     seed: int = 0
     samplings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    scores: bool = False
 
 
 class Engine(Protocol):
-    """Turns requests into completions, many at a time.
+    """Turns requests into completions, many at a time; those of a reward model have a score in place of a text.
 
     `generate` raises `RowRejected` for a request that this engine can never serve (a prompt that is too long),
     `EngineDead` when the engine itself is gone and `EngineUnavailable` when a server elsewhere is; it is safe to call

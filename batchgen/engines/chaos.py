@@ -72,7 +72,7 @@ class ChaosScript(BaseModel):
     latency: float = Field(default=0.0, ge=0.0, description="mean seconds a completion, long-tailed")
     tokens: int = Field(default=12, ge=1, description="mean length of a completion in words")
     lines: int = Field(default=1, ge=1, description="lines a completion")
-    reply: str | None = Field(default=None, description="this text for every completion, instead of words")
+    reply: str | None = Field(default=None, description="this text for every completion, or score, instead of words")
     max_model_len: int = Field(default=100_000, ge=1, description="longest prompt in bytes")
     empty_on: str | None = None
     truncate_on: str | None = None
@@ -93,6 +93,7 @@ class ChaosEngine:
     def __init__(self, spec: EngineSpec) -> None:
         self.script = ChaosScript.model_validate(dict(spec.arguments))
         self.model_name = "chaos"
+        self._scores = spec.scores
         self.chat: TemplateChat = byte_chat()
         self.slots = self.script.slots
         self._free = Slots(self.slots)
@@ -127,8 +128,13 @@ class ChaosEngine:
                 raise ValueError(f"chaos: scripted failure of one request: {prompt}")
             rng = random.Random(f"{request.seed}\n{prompt}")
             text = "" if _in(script.empty_on, prompt) else self._text(rng)
-            words = len(text.split())
+            words = 0 if self._scores else len(text.split())
             await self._write(words, rng.expovariate(1 / script.latency) if script.latency else 0)
+        if self._scores:
+            # Of the prompt alone, as a model's are.
+            score = random.Random(prompt).gauss() if script.reply is None else float(script.reply)
+            given = None if _in(script.empty_on, prompt) else score
+            return Completion("", "stop", len(request.token_ids), 0, score=given)
         truncated = _in(script.truncate_on, prompt)
         return Completion(
             text,

@@ -93,6 +93,10 @@ class TemplateChat:
             return self._opening(*(message["content"] for message in messages))
         return self._tokenized(self._up_to_user_turn(messages), known)
 
+    def conversation(self, messages: Sequence[Message]) -> Prompt:
+        """A whole conversation, as a reward model reads it."""
+        return self._tokenized(self._render(messages, False), None)
+
     def _opened(self, *system_prompt: str) -> Prompt:
         messages = [{"role": "system", "content": text} for text in system_prompt]
         return self._tokenized(self._up_to_user_turn(messages), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -45,25 +44,6 @@ def load_tokenizer(
 def has_chat_template(tokenizer: Any) -> bool:
     """Whether a model is a chat model; a base model can only go on from a text."""
     return bool(getattr(tokenizer, "chat_template", None))
-
-
-def longest_context(model: Repository, trust_remote_code: bool = False) -> int | None:
-    """The most tokens that vLLM lets a model take, where its config says so plainly; None where only vLLM can tell."""
-    from transformers import AutoConfig
-
-    if os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0") not in ("0", ""):
-        return None
-    try:
-        config = AutoConfig.from_pretrained(
-            model.target, revision=model.revision, trust_remote_code=trust_remote_code
-        ).get_text_config()
-    except Exception:  # an architecture that only vLLM knows, files that are not there yet: vLLM will tell
-        return None
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") != "default":
-        return None  # stretched positions: by how much is vLLM's to work out
-    longest = getattr(config, "max_position_embeddings", None)
-    return longest if isinstance(longest, int) else None
 
 
 def chat_from_tokenizer(

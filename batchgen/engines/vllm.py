@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from functools import cache, cached_property
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any
 
-from batchgen.engines.arguments import GPU_ARGUMENTS
 from batchgen.engines.base import Completion, EngineSpec, Request
 from batchgen.engines.chat import TemplateChat
 from batchgen.engines.installed import check_installed
 from batchgen.engines.processlog import ProcessLog
-from batchgen.engines.repository import Repository, find_model, public_name
+from batchgen.engines.repository import find_model, public_name
 from batchgen.engines.tokenizer import chat_from_tokenizer, load_tokenizer
+from batchgen.engines.vllm_start import async_llm, not_started
 from batchgen.errors import EngineDead, EngineStartError, EngineStopped, RowRejected
 from batchgen.paths import expanded
 from batchgen.sockets import socket_folder
@@ -40,29 +38,11 @@ _ENVIRONMENT = {
 _TRIES = 3
 _PAUSE = 1.0
 # In every vocabulary.
-_SOME_TOKEN = 0
+SOME_TOKEN = 0
 # In which a process that was told to end does so.
 _ENDING_SECONDS = 20
 
-# Why another start on the same kind of machine would fail as well: what cannot be imported, and a KV cache that has no
-# room for one text of `max_model_len` (`_check_enough_kv_cache_memory`). Free memory that is short is not among them:
-# it may be that of an engine which is just ending.
-_FINAL_CAUSES = (
-    "ModuleNotFoundError:",
-    "ImportError:",
-    "ValueError: No available memory for the cache blocks.",
-    "ValueError: To serve at least one request with the model's max seq len",
-)
 _STOPPED = "vLLM's engine process was told to end"
-_NO_DEVICE = (
-    "vLLM finds no device here that it could run on: its build for GPUs is installed, and the driver shows it none; "
-    "does nvidia-smi list one? Without a GPU: make setup, which installs vLLM's CPU build"
-)
-# On a CPU what hands each draft token its request's temperature writes into a copy, which is thrown away.
-_SPECULATION = (
-    "model.engine: speculative_config: vLLM's CPU build accepts drafts that the model would not have written; "
-    "leave it out on a machine without a GPU"
-)
 
 
 class VllmEngine:
@@ -72,6 +52,9 @@ class VllmEngine:
     a GPU's sampler one launch a row, and on the CPU vLLM 0.32 dies of it as soon as a prefill is chunked ("CPU
     Generator does not use offset").
     """
+
+    # Tokens for which a prompt has to leave room in the model's context.
+    _least_written = 1
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
@@ -115,14 +98,11 @@ class VllmEngine:
         tokenizer = load_tokenizer(model, spec.trust_remote_code, spec.arguments)
         self._chat = chat_from_tokenizer(tokenizer, spec.pre_query_template, spec.chat_template_kwargs)
         try:
-            self._llm = _async_llm(spec, model)
+            self._llm = async_llm(spec, model)
         except EngineStartError:
             raise
         except Exception as error:
-            if (cause := self._log.cause()) is not None:
-                # Of a process of vLLM's own there is the text alone.
-                raise EngineStartError(f"vLLM did not start: {cause}", cause.startswith(_FINAL_CAUSES)) from error
-            raise EngineStartError(f"vLLM did not start: {_reason(error)}", _is_final(error)) from error
+            raise not_started(error, self._log.cause()) from error
         if spec.lora is not None:
             from vllm.lora.request import LoRARequest
 
@@ -130,7 +110,11 @@ class VllmEngine:
         config = self._llm.vllm_config
         self.slots = slots_of(config.scheduler_config)
         self._max_model_len = config.model_config.max_model_len
-        for where, sampling in spec.samplings.items():
+        await self._check()
+
+    async def _check(self) -> None:
+        """Raises `EngineStartError` where the model does not do what the job asks of it."""
+        for where, sampling in self.spec.samplings.items():
             await self._try(where, sampling)
 
     async def _try(self, where: str, sampling: Mapping[str, Any]) -> None:
@@ -143,7 +127,7 @@ class VllmEngine:
         """
         shortest = {**sampling, "max_tokens": max(1, sampling.get("min_tokens") or 0)}
         try:
-            await self.generate(Request((_SOME_TOKEN,), shortest, seed=0, key=where))
+            await self.generate(Request((SOME_TOKEN,), shortest, seed=0, key=where))
         except EngineDead as error:
             raise EngineStartError(f"vLLM did not start: {error}") from error
         except Exception as error:
@@ -158,11 +142,9 @@ class VllmEngine:
         vllm, llm = _names(), self._llm
         if llm is None:
             raise EngineDead("the engine is stopped")
-        if len(request.token_ids) >= self._max_model_len:
+        if len(request.token_ids) + self._least_written > self._max_model_len:
             raise RowRejected("prompt_too_long")
-        options = _sampling_options(request)
-        # Made for this request alone: a deep copy of them took twice as long as making them.
-        params = vllm.SamplingParams(**options, output_kind=vllm.RequestOutputKind.FINAL_ONLY, skip_clone=True)
+        params = self._parameters(request)
         try:
             answer = await self._answer(llm, request, params)
         except vllm.VLLMValidationError as error:
@@ -174,12 +156,31 @@ class VllmEngine:
         if answer.finish_reason == "abort":
             raise await self._aborted(llm)
         self._answered += 1
+        return self._completion(request, answer)
+
+    def _parameters(self, request: Request) -> Any:
+        """What vLLM is told of a request besides its prompt."""
+        vllm = _names()
+        # Made for this request alone: a deep copy of them took twice as long as making them.
+        return vllm.SamplingParams(
+            **_sampling_options(request), output_kind=vllm.RequestOutputKind.FINAL_ONLY, skip_clone=True
+        )
+
+    def _outputs(self, llm: Any, prompt: Any, params: Any, request: Request) -> Any:
+        """What vLLM has for a request as it comes, an asynchronous iterator."""
+        return llm.generate(prompt, params, request.key, lora_request=self._lora, priority=request.priority)
+
+    def _answer_of(self, output: Any) -> Any:
+        """The part of vLLM's last output that answers the request; it has a `finish_reason`."""
+        return output.outputs[0]
+
+    def _completion(self, request: Request, answer: Any) -> Completion:
         return Completion(
             text=answer.text,
             finish_reason=str(answer.finish_reason),
             input_tokens=len(request.token_ids),
             output_tokens=len(answer.token_ids),
-            token_ids=_tokens_of_text(answer, options),
+            token_ids=_tokens_of_text(answer, request.sampling),
             logprobs=[
                 step[token].logprob for token, step in zip(answer.token_ids, answer.logprobs or (), strict=False)
             ],
@@ -233,12 +234,11 @@ class VllmEngine:
         final = None
         # Marked as tokens; a prompt that vLLM takes for raw makes a detour through a thread.
         prompt = _names().tokens_input(list(request.token_ids))
-        outputs = llm.generate(prompt, params, request.key, lora_request=self._lora, priority=request.priority)
-        async for output in outputs:
+        async for output in self._outputs(llm, prompt, params, request):
             final = output
         if final is None:
             raise EngineDead("vLLM ended a request without an output")
-        return final.outputs[0]
+        return self._answer_of(final)
 
     async def stop(self) -> None:
         """Ends the engine's processes."""
@@ -253,100 +253,11 @@ def slots_of(scheduler: Any) -> int:
     return slots
 
 
-def _async_llm(spec: EngineSpec, model: Repository) -> Any:
-    """vLLM's engine; raises whatever vLLM does."""
-    import vllm
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.platforms import current_platform
-    from vllm.usage.usage_lib import UsageContext
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    if not current_platform.device_type:
-        raise EngineStartError(_NO_DEVICE, final=True)
-    arguments: dict[str, Any] = {
-        "enable_log_requests": False,
-        "disable_log_stats": True,
-        "scheduling_policy": "priority",
-        # The tokenizer that prompts are written with; of Mistral's models vLLM would take another.
-        "tokenizer_mode": "hf",
-        # Small models fill a JSON object with white space until they are cut, where any is allowed.
-        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
-    }
-    if current_platform.is_cpu():
-        if spec.arguments.get("speculative_config") is not None:
-            raise EngineStartError(_SPECULATION, final=True)
-        # Has one process less, which starts 15 s earlier and needs no 400 MB in /dev/shm, of which a container
-        # has 64. `nobind` above is what makes a worker of its own unnecessary.
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        # Nothing is captured or compiled on a CPU that would pay for the time it takes.
-        arguments["enforce_eager"] = True
-        # In bfloat16 the CPU build's workers now and then died of SIGILL on a virtual machine with AMX.
-        arguments["dtype"] = "float32"
-    elif spec.gpu_memory is not None:
-        arguments["gpu_memory_utilization"] = spec.gpu_memory
-    if spec.lora is not None:
-        arguments |= _lora_arguments(spec.lora)
-    arguments |= spec.arguments
-    if any(spec.arguments.get(name, 1) > 1 for name in GPU_ARGUMENTS):
-        # Within Ray vLLM may take Ray for it, and would look for GPUs beside those that the actor has.
-        arguments["distributed_executor_backend"] = "mp"
-    arguments |= {
-        "model": model.target,
-        "revision": model.revision,
-        "trust_remote_code": spec.trust_remote_code,
-        "seed": spec.seed % 2**31,
-    }
-    if unknown := sorted(arguments.keys() - {field.name for field in dataclasses.fields(AsyncEngineArgs)}):
-        message = f"model.engine: the vLLM that is installed here ({vllm.__version__}) has no argument {unknown[0]!r}"
-        raise EngineStartError(message, final=True)
-    # vLLM's sizes for offline batches: on an H100 1,024 requests at once, where it would take 128 otherwise.
-    given = AsyncEngineArgs(**_with_configs(arguments, AsyncEngineArgs))
-    return AsyncLLM.from_engine_args(given, usage_context=UsageContext.LLM_CLASS)
-
-
-def _with_configs(arguments: dict[str, Any], kind: Any) -> dict[str, Any]:
-    """Arguments with vLLM's config objects where a job has mappings: vLLM makes only some of them itself."""
-    made = dict(arguments)
-    for field in dataclasses.fields(kind):
-        config = next((part for part in (field.type, *get_args(field.type)) if dataclasses.is_dataclass(part)), None)
-        if isinstance(config, type) and isinstance(value := made.get(field.name), dict):
-            made[field.name] = config(**value)
-    return made
-
-
-def _reason(error: Exception) -> str:
-    """Why vLLM did not start; of what pydantic complains about, without the arguments it quotes."""
-    if hasattr(error, "errors"):
-        return "; ".join(str((item.get("ctx") or {}).get("error") or item["msg"]) for item in error.errors())
-    return f"{type(error).__name__}: {error}"
-
-
-def _is_final(error: Exception) -> bool:
-    """Whether another start here would fail as well.
-
-    So it is where vLLM cannot be imported, built for another CUDA, say; where a text has no room in its KV cache; and
-    where its configuration does not take what it got, which is pydantic's and made before anything is loaded. What came
-    of something else, such as a Hub that did not answer, may be otherwise the next time.
-    """
-    if not hasattr(error, "errors"):
-        return _reason(error).startswith(_FINAL_CAUSES)
-    complaints = [(item.get("ctx") or {}).get("error") for item in error.errors()]
-    return all(complaint is None or complaint.__cause__ is None for complaint in complaints)
-
-
-def _lora_arguments(folder: str) -> dict[str, Any]:
-    """The engine arguments that an adapter needs."""
-    rank = json.loads((expanded(folder) / "adapter_config.json").read_text())["r"]
-    # vLLM takes a few ranks only, and keeps room for the largest.
-    ranks = (8, 16, 32, 64, 128, 256, 320, 512)
-    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": next((r for r in ranks if r >= rank), rank)}
-
-
 # With these the text is not what the tokens before the stop token say.
 _TEXT_OPTIONS = ("include_stop_str_in_output", "spaces_between_special_tokens")
 
 
-def _tokens_of_text(answer: Any, options: dict[str, Any]) -> list[int]:
+def _tokens_of_text(answer: Any, options: Mapping[str, Any]) -> list[int]:
     """The tokens of exactly the completion's text; none where a stop text was cut off or options change the text."""
     ids = list(answer.token_ids)
     if any(name in options for name in _TEXT_OPTIONS) or isinstance(answer.stop_reason, str):

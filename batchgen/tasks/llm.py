@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import PrivateAttr
 
@@ -19,6 +19,8 @@ from batchgen.rows import random_seed
 from batchgen.tasks import completions
 from batchgen.tasks.distilabel_api import LLM, MagpieChatTemplateMixin
 from batchgen.tasks.spec import Reasoning
+
+Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
@@ -62,13 +64,17 @@ class CallLog:
     watch: Callable[[Completion], None] = lambda completion: None
 
     def add(self, completion: Completion) -> None:
-        """Counts one completion."""
-        self.input_tokens += completion.input_tokens
-        self.output_tokens += completion.output_tokens
+        """Takes in one completion."""
         self.logprobs = list(completion.logprobs)
         self.last = completion.text or completion.reasoning or ""
         self.ended = completion.finish_reason
         self.cuts += completion.finish_reason == "length"
+        self.count(completion)
+
+    def count(self, completion: Completion) -> None:
+        """Counts what one completion cost, whatever is in it."""
+        self.input_tokens += completion.input_tokens
+        self.output_tokens += completion.output_tokens
         self.watch(completion)
 
     @property
@@ -142,7 +148,7 @@ class EngineLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]  # distilab
             raise RowRejected(TRUNCATED)
         calls = [self._complete(given, log, *_split(item)) for item in inputs for _ in range(num_generations)]
         try:
-            completions = [bridge.wait(calls[0])] if len(calls) == 1 else bridge.wait(_all(calls))
+            completions = [bridge.wait(calls[0])] if len(calls) == 1 else bridge.wait(all_of(calls))
         except EngineError as error:
             log.lost = error
             raise
@@ -277,8 +283,8 @@ def vllm_structure(wanted: Mapping[str, Any]) -> Mapping[str, Any]:
     return wanted
 
 
-async def _all(calls: list[Any]) -> list[Completion]:
-    """The completions of all calls; where one rejects the row, nobody wants the others any more."""
+async def all_of(calls: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """What all calls of a row give; where one rejects the row, nobody wants the others any more."""
     running = [asyncio.ensure_future(call) for call in calls]
     try:
         return list(await asyncio.gather(*running))

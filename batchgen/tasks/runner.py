@@ -18,6 +18,7 @@ from batchgen.tasks import completions
 from batchgen.tasks.fixes import task_class
 from batchgen.tasks.llm import CallLog, EngineLLM
 from batchgen.tasks.plainstep import PlainStep
+from batchgen.tasks.scorer import Scorer
 from batchgen.tasks.spec import PRINTABLE, Reasoning, Row, TaskParameters, TaskSpec, bare, is_required
 
 _TEXT_LISTS = ("list[text]", "list[list[text]]")
@@ -66,7 +67,7 @@ class TaskRunner:
         self.gate = spec.gate(parameters) if spec.gate is not None else None
         llm = EngineLLM.over(engine, sampling, reasoning, end_cut_rows and not isinstance(spec.distilabel, type))
         try:
-            self._task = _set_up(name, spec, parameters, llm)
+            self._task = _set_up(name, spec, parameters, llm, engine)
         except Exception as error:
             place = own_place_of(error)
             why = f"{type(error).__name__}: {' '.join(str(error).split())}" + (f" ({place})" if place else "")
@@ -85,7 +86,9 @@ class TaskRunner:
                 (text,) = inputs.values()
                 if (reason := self.gate.reason(text, log.seed)) is not None:
                     raise RowRejected(reason)
-            if isinstance(self._task, PlainStep):
+            if isinstance(self._task, Scorer):
+                made = await self._task.run(inputs, log)
+            elif isinstance(self._task, PlainStep):
                 made = await self._task.run(inputs, log, log.seed if self._chooses else None)
             else:
                 made = [self._uncalled(inputs, log)] if self._task is None else await self._called(inputs, log)
@@ -181,9 +184,11 @@ class TaskRunner:
         return [dict(row) for row in made]
 
 
-def _set_up(name: str, spec: TaskSpec, parameters: TaskParameters, llm: EngineLLM) -> Any:
+def _set_up(name: str, spec: TaskSpec, parameters: TaskParameters, llm: EngineLLM, engine: Engine) -> Any:
     """What runs a task's rows; None for an entry of the table that needs no class."""
     name = re.sub(r"[^A-Za-z0-9_-]", "_", name)  # distilabel takes no others
+    if (conversations := spec.scored) is not None:
+        return Scorer(lambda row: conversations(row, parameters), engine)
     if spec.distilabel is None:
         return None
     return _build(name, spec, parameters, llm) if spec.calls_model else PlainStep(name, spec, parameters)

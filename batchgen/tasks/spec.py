@@ -12,6 +12,7 @@ from batchgen.conditions import Conditions
 from batchgen.errors import JobError
 
 Row = dict[str, Any]
+Conversation = Sequence[Mapping[str, str]]
 OPTIONAL = "?"
 # What a parameter `system_prompt` is where distilabel's task has one.
 OWN_SYSTEM_PROMPT = "in place of the task's own"
@@ -127,6 +128,8 @@ class TaskSpec:
         gate: of an entry that reads one text and writes nothing; made once for every engine.
         draw: of an entry that makes its outputs by chance: out of its parameters and the row's seed.
         keep: of an entry that ends rows which do not meet conditions: those, by its inputs.
+        scored: of an entry whose model is a reward model: the conversations of a row that it scores, out of the inputs
+            and parameters. Its `finish` gets the scores, in their order, as `scores`.
         threads: on which rows of a class that uses no model run beside the engine's requests; 0: between them.
         example: parameters with which the columns are listed, where some have no default.
     """
@@ -152,6 +155,7 @@ class TaskSpec:
     gate: Callable[[Any], Gate] | None = None
     draw: Callable[[Any, int], Row] | None = None
     keep: Callable[[Any], Conditions] = _no_conditions
+    scored: Callable[[Row, Any], Sequence[Conversation]] | None = None
     threads: int = 0
     example: Mapping[str, Any] = field(default_factory=dict)
 
@@ -159,6 +163,11 @@ class TaskSpec:
     def calls_model(self) -> bool:
         """Whether it uses a model at all."""
         return self.calls != "0"
+
+    @property
+    def generates(self) -> bool:
+        """Whether a model writes something for it."""
+        return self.calls_model and self.scored is None
 
     @property
     def may_spread(self) -> bool:

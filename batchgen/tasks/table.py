@@ -15,10 +15,11 @@ from batchgen.tasks.gates import GATES
 from batchgen.tasks.generation import GENERATION
 from batchgen.tasks.judging import JUDGING
 from batchgen.tasks.reshaping import RESHAPING
+from batchgen.tasks.rewards import REWARDS
 from batchgen.tasks.spec import TaskSpec
 from batchgen.tasks.structure import STRUCTURE
 
-_FAMILIES = (GENERATION, EVOLUTION, JUDGING, DOMAIN, RESHAPING, GATES, CHANCE, STRUCTURE)
+_FAMILIES = (GENERATION, EVOLUTION, JUDGING, REWARDS, DOMAIN, RESHAPING, GATES, CHANCE, STRUCTURE)
 TASKS: Mapping[str, TaskSpec] = MappingProxyType(dict(sorted(entry for each in _FAMILIES for entry in each.items())))
 
 # Classes of `distilabel.steps.tasks` that are no entry, and why.

@@ -65,9 +65,9 @@ class Maker:
         chance = self._random.random
         made: dict[str, Any] = {"name": "random", "seed": self._random.randrange(100), "model": {"path": "chaos"}}
         made |= {"source": self._source(), "output": str(output), "models": {"other": {"path": "chaos"}}}
+        made["models"]["rewards"] = {"path": "chaos"}
         made["steps"] = self._steps(self._random.randint(1, 4))
-        if all("model" not in step for step in made["steps"]):
-            del made["models"]
+        made["models"] = {name: made["models"][name] for step in made["steps"] if (name := step.get("model"))}
         made["merge"] = self._merge()
         return made | ({"shard_rows": self._random.randint(1, 4)} if chance() < 0.5 else {})
 
@@ -113,7 +113,9 @@ class Maker:
         outputs = {column: bare(kind) for column, kind in spec.outputs(parameters).items()}
         renamed = {each: f"{each}_{index}" for each in outputs if each in self._columns or self._random.random() < 0.3}
         step = {"task": name, **given, "input_mappings": mappings, "output_mappings": renamed}
-        if spec.calls_model:
+        if spec.scored is not None:
+            step |= {"model": "rewards"} if others else {}
+        elif spec.calls_model:
             step |= self._options(spec.single_call, others)
         kinds = {renamed.get(each, each): kind for each, kind in outputs.items()}
         if step.get("group_generations"):
@@ -129,6 +131,8 @@ class Maker:
         if name == "filter":
             return {"keep": {self._random.choice(self._of("text")): {"max_words": self._random.randint(3, 7)}}}
         fields = TASKS[name].parameters.model_fields
+        if name == "reward_scorer":
+            given["of"] = self._random.choice(["generation", "generations"])
         given |= {each: chance() < 0.5 for each in _SWITCHES if each in fields and chance() < 0.5}
         given |= {
             each: self._random.randint(*among) for each, among in _COUNTS.items() if each in fields and chance() < 0.5
@@ -208,6 +212,7 @@ class Answering:
     def __init__(self, spec: EngineSpec, tasks: Sequence[str]) -> None:
         self.model_name = spec.path
         self.chat = byte_chat()
+        self._scores = spec.scores
         self.slots = 8
         self.tokens_in_flight = 0
         self._tasks = tasks
@@ -219,6 +224,9 @@ class Answering:
         """An example's answer, one that another task wants, or something odd; now and then it is cut."""
         chosen = random.Random(f"{request.seed} {request.token_ids!r}")
         await asyncio.sleep(0)
+        if self._scores:
+            score = chosen.choice([0.5, -1.25, 3.0, None])
+            return Completion("", "stop", len(request.token_ids), 0, score=score)
         text = EXAMPLES[chosen.choice(self._tasks)].answer
         if chosen.random() < 0.2:
             text = chosen.choice(_ODD)

@@ -94,7 +94,12 @@ def test_parameters_are_those_of_distilabel(name: str):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_good_completion_gives_the_declared_columns(name: str):
     example, spec = EXAMPLES[name], TASKS[name]
-    added = run_task(name, example.row, ScriptedEngine(lambda *_: example.answer), **example.parameters)
+    added = run_task(
+        name,
+        example.row,
+        ScriptedEngine(lambda *_: example.answer, scores=spec.scored is not None),
+        **example.parameters,
+    )
     assert added == example.outputs
     kinds = spec.outputs(spec.parameters.model_validate(example.parameters))
     assert set(added) == set(kinds)
@@ -133,7 +138,8 @@ def rows_of(name: str, output: Any, order: list[int], slots: int) -> dict[str, d
         steps=[{"task": name, **example.parameters}],
         shard_rows=10,
     )
-    engine = ChaosEngine(EngineSpec("chaos", arguments=dict(job.model.engine)))
+    scores = TASKS[name].scored is not None
+    engine = ChaosEngine(EngineSpec("chaos", arguments=dict(job.model.engine), scores=scores))
     worker, plan, seeds, store = worker_on(engine, job)
     (shard,) = plan.shards
     asyncio.run(worker.shard(shard, "a", seeds.slice(0, 6)))
@@ -148,7 +154,7 @@ def test_rows_in_are_rows_out_and_a_bad_one_is_rejected_alone(name: str, tmp_pat
     found = rows_of(name, tmp_path / "run", list(range(6)), slots=3)
     assert len(found) == 6
     rejected = {tag for tag, row in found.items() if row["outcome"] == "rejected"}
-    poisonable = bool(example.row) and spec.distilabel is not None
+    poisonable = bool(example.row) and spec.calls_model
     assert rejected == ({"row 2"} if poisonable else set())
     for tag, row in found.items():
         source = poisoned(name) if tag == "row 2" and example.row else example.row
@@ -156,7 +162,7 @@ def test_rows_in_are_rows_out_and_a_bad_one_is_rejected_alone(name: str, tmp_pat
             assert row[column] == value, "a column of the seed was lost or changed"
         assert not any("distilabel" in column for column in row)
         if tag in rejected:
-            assert row["reason"] == "empty_completion"
+            assert row["reason"] == ("empty_completion" if spec.generates else "no_score")
             assert all(row[column] is None for column in example.outputs)
         elif tag != "row 2":
             assert {column: row[column] for column in example.outputs} == example.outputs

@@ -27,9 +27,9 @@ from batchgen.publish import publish_folder
 from tests.helpers import worker_on
 
 pytestmark = pytest.mark.engine
-# The recipes with a model on a server are in test_serve.py.
+# The recipes with a second model are in test_serve.py and test_rewards.py.
 RECIPES = sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))
-JOBS = [path for path in RECIPES if "backend: openai" not in path.read_text()]
+JOBS = [path for path in RECIPES if "\nmodels:" not in path.read_text()]
 
 
 def test_the_frozen_arguments_are_those_of_the_installed_vllm():

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,12 +30,12 @@ CHAIN = [
 ]
 
 
-def run_all(job: Job, engine: object = None) -> tuple[list[dict], Worker]:
+def run_all(job: Job, engine: object = None, others: Mapping[str, Any] | None = None) -> tuple[list[dict], Worker]:
     """All rows of a job's shards, in order, and the worker that made them."""
     engine = engine or ChaosEngine(EngineSpec("chaos", arguments=job.model.engine))
 
     async def go() -> tuple[list[dict], Worker]:
-        worker, plan, seeds, store = worker_on(engine, job)
+        worker, plan, seeds, store = worker_on(engine, job, others)
         await asyncio.gather(
             *(worker.shard(shard, new_attempt(), seeds.slice(shard.start, shard.stop)) for shard in plan.shards)
         )

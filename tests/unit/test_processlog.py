@@ -13,7 +13,7 @@ import pytest
 
 from batchgen.embedded import MODEL_PATH
 from batchgen.engines.processlog import ProcessLog, root_cause
-from batchgen.engines.vllm import _is_final
+from batchgen.engines.vllm_start import is_final
 
 # Of vLLM 0.24 on a GPU, cut.
 CORE = """\
@@ -52,13 +52,13 @@ def test_there_is_none_where_no_process_said_one(log: str):
 
 
 def test_a_vllm_that_cannot_be_imported_is_not_started_again():
-    assert _is_final(ImportError("libcudart.so.13: cannot open shared object file"))
-    assert not _is_final(RuntimeError("CUDA out of memory"))
+    assert is_final(ImportError("libcudart.so.13: cannot open shared object file"))
+    assert not is_final(RuntimeError("CUDA out of memory"))
 
 
 def test_memory_that_another_process_has_for_now_may_be_there_at_the_next_start():
-    assert _is_final(ValueError("No available memory for the cache blocks. Try increasing `gpu_memory_utilization`"))
-    assert not _is_final(ValueError("Free memory on device cuda:0 (3.1/79.2 GiB) on startup is less than desired"))
+    assert is_final(ValueError("No available memory for the cache blocks. Try increasing `gpu_memory_utilization`"))
+    assert not is_final(ValueError("Free memory on device cuda:0 (3.1/79.2 GiB) on startup is less than desired"))
 
 
 def test_a_log_that_cannot_be_read_has_no_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
