@@ -33,7 +33,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "no_question": "the conversation has no message of the user's, or a blank one",
         "no_score": "the reward model gave no number",
         "nothing_to_explode": "the list that is spread over rows is empty",
-        "prompt_too_long": "the prompt leaves no room for an answer in max_model_len",
+        "prompt_too_long": "the prompt leaves no room for an answer in max_model_len, or what is scored is longer",
         "refused_by_server": "the server refuses it, or fails at it while it answers others",
         "repetitive_completion": "the model repeated itself, and repetition_detection ended it",
         "structure_ignored": "the server did not keep to structured_outputs, which it may not know",

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import threading
+from collections import Counter
 from collections.abc import Coroutine, Iterator
 from typing import Any
 
@@ -21,19 +22,49 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 # xdist's own groups do nothing here: pytest 9.2 and xdist 3.8 lose the group's name on the way.
-ON_ONE_ENGINE = {"tests/contract/test_engine.py", "tests/engine/test_serve.py", "tests/engine/test_vllm.py"}
+ON_ONE_ENGINE = {
+    "tests/contract/test_engine.py",
+    "tests/engine/test_rewards.py",
+    "tests/engine/test_serve.py",
+    "tests/engine/test_vllm.py",
+}
 # Ten runs of a minute that share nothing: in one process they would go on alone when all others have ended.
 EACH_ALONE = {"tests/faults/test_kill.py"}
+# A minute and more with few tests. Begun last, as files with few are, they would go on alone at the end.
+BEGUN_FIRST = (
+    "tests/faults/test_kill_vllm.py",
+    "tests/cluster/test_nodes.py",
+    "tests/contract/test_distilabel.py",
+    "tests/engine/test_hub.py",
+    "tests/faults/test_random_kills.py",
+    "tests/engine/test_two_engines.py",
+    "tests/cluster/test_autoscaling.py",
+)
+
+
+def scope_of(nodeid: str) -> str:
+    """What a test runs in one process with: its file, mostly."""
+    file = nodeid.partition("::")[0]
+    if file in EACH_ALONE:
+        return nodeid
+    return "one engine" if file in ON_ONE_ENGINE else file
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    sizes = Counter(scope_of(item.nodeid) for item in items)
+    place = {file: number for number, file in enumerate(BEGUN_FIRST)}
+    items.sort(key=lambda item: (place.get(item.nodeid.partition("::")[0], len(place)), -sizes[scope_of(item.nodeid)]))
 
 
 class ByFile(LoadFileScheduling):
     """A file's tests run in one process, most files'; so do all tests that share the session's vLLM engine."""
 
+    def __init__(self, config: pytest.Config, log: Any) -> None:
+        super().__init__(config, log)
+        config.option.loadscopereorder = False  # tests are in their order already
+
     def _split_scope(self, nodeid: str) -> str:
-        file: str = super()._split_scope(nodeid)
-        if file in EACH_ALONE:
-            return nodeid
-        return "one engine" if file in ON_ONE_ENGINE else file
+        return scope_of(nodeid)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -192,14 +192,14 @@ def test_a_store_that_fails_or_a_defect_ends_no_run(tmp_path: Path, monkeypatch:
     plan, _, store = planned(job)
 
     def raising(error: Exception) -> Any:
-        def read(self: Shards) -> Iterator[Any]:
+        def read(self: Shards, done: str) -> Iterator[Any]:
             raise error
 
         return read
 
-    monkeypatch.setattr(Shards, "__iter__", raising(StoreError("away")))
+    monkeypatch.setattr(Shards, "tables", raising(StoreError("away")))
     assert told(Outlook(store, plan, job, 0), 1200) == []
-    monkeypatch.setattr(Shards, "__iter__", raising(ValueError("a secret text")))
+    monkeypatch.setattr(Shards, "tables", raising(ValueError("a secret text")))
     assert told(Outlook(store, plan, job, 0), 1200) == ["what a merge would keep cannot be told: ValueError"]
 
 

@@ -40,9 +40,9 @@ def test_a_run_is_stopped_while_it_plans_and_while_it_merges(
 ):
     job, real = chaos_job(tmp_path / "run"), getattr(api, at)
 
-    def told(*arguments):
+    def told(*arguments, **named):
         send(number)
-        return real(*arguments)
+        return real(*arguments, **named)
 
     with monkeypatch.context() as patched:
         patched.setattr(api, at, told)
