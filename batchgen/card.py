@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
+from batchgen.conditions import Conditions, languages_of
 from batchgen.engines.repository import is_hub_name, public_name
 from batchgen.job import Job
 from batchgen.model import Model
@@ -64,6 +65,7 @@ def render_card(
     """
     front = {
         "pretty_name": job.name,
+        **_languages(job, details["merge"].get("keep", {})),
         "size_categories": [_size_category(details["kept"])],
         "tags": _TAGS,
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
@@ -107,6 +109,13 @@ def render_card(
 | column | type | holds |
 | --- | --- | --- |
 {columns}""")
+
+
+def _languages(job: Job, kept: Conditions) -> dict[str, list[str]]:
+    """The languages that a job asked its texts to be in, for the Hub; nothing where it asked for none."""
+    asked = [kept, *(step.spec.keep(step.parameters) for step in job.steps)]
+    found = sorted({code for conditions in asked for code in languages_of(conditions)})
+    return {"language": found} if found else {}
 
 
 def _explained(reason: str) -> str:

@@ -139,9 +139,10 @@ def _kind_of_value(value: _Scalar) -> str:
     return "boolean" if isinstance(value, bool) else "text" if isinstance(value, str) else "number"
 
 
-def tells_languages(conditions: Conditions) -> bool:
-    """Whether the language of texts has to be told for some conditions, which takes its time."""
-    return any(isinstance(condition, Mapping) and "language" in condition for condition in conditions.values())
+def languages_of(conditions: Conditions) -> Sequence[str]:
+    """The codes of all languages that some conditions ask for, sorted; where there are any, telling them takes time."""
+    asked = [each["language"] for each in conditions.values() if isinstance(each, Mapping) and "language" in each]
+    return sorted({code for codes in asked for code in _listed(codes)})
 
 
 def kind_for(condition: Any) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from batchgen.commit import Manifest, committed
-from batchgen.conditions import tells_languages
+from batchgen.conditions import languages_of
 from batchgen.errors import CorruptShard, StoreError
 from batchgen.job import Job
 from batchgen.merge.conversations import chat_columns, settled
@@ -48,7 +48,7 @@ class Outlook:
         self._store = store
         self._plan = plan
         self._job = job
-        last = _LAST_SLOW_LOOK if tells_languages(job.merge.keep) else max(LOOKS)
+        last = _LAST_SLOW_LOOK if languages_of(job.merge.keep) else max(LOOKS)
         self._looks = [look for look in LOOKS if rows < look <= last]
         self._found: deque[str] = deque()
         self._closed = threading.Event()

@@ -247,6 +247,30 @@ def test_how_many_rows_there_are_is_told_in_the_hub_s_words(tmp_path: Path, rows
     assert "\n```yaml\n" in card
 
 
+@pytest.mark.parametrize(
+    ("keep", "filtered", "languages"),
+    [
+        ({}, {"instruction": {"min_words": 1}}, None),
+        ({"generation": {"language": "no"}}, None, ["no"]),
+        ({"generation": {"language": ["pt", "es"]}, "instruction": {"language": "es"}}, None, ["es", "pt"]),
+        ({"generation": {"min_words": 2}}, {"instruction": {"language": "de"}}, ["de"]),
+    ],
+)
+def test_the_languages_that_were_asked_for_are_told_to_the_hub(
+    tmp_path: Path, keep: dict[str, Any], filtered: dict[str, Any] | None, languages: list[str] | None
+):
+    steps = [{"task": "filter", "keep": filtered}] if filtered else []
+    rows = [{"instruction": "Add."}]
+    job = chaos_job(
+        tmp_path / "run",
+        source={"rows": rows},
+        steps=[*steps, {"task": "text_generation"}],
+        merge={"keep": keep},
+    )
+    card = card_of(job, merge={**DETAILS["merge"], "keep": keep})
+    assert yaml.safe_load(card.split("---\n")[1]).get("language") == languages
+
+
 def test_one_card_for_several_datasets_has_what_they_go_on_from(tmp_path: Path):
     cards = {name: card_of(chaos_job(tmp_path / name, name=name)) for name in ("one", "two", "before")}
     card = render_configs("both", {name: cards[name] for name in ("one", "two")}, [cards["before"]])
