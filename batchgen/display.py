@@ -58,8 +58,10 @@ def describe(status: Status) -> str:
     else:
         parts.append(f"engines {status.engines_ready}/{status.engines}")
         # Of a server's completions nothing is known until the first has ended, which may take minutes.
-        work = f"{status.tokens_per_second:,.0f} tok/s" if status.tokens_per_second else ""
-        parts.append(work or f"{status.rows_in_flight:,} rows in flight")
+        if status.tokens_per_second:
+            parts.append(f"{status.tokens_per_second:,.0f} tok/s")
+        elif status.rows_in_flight:
+            parts.append(f"{status.rows_in_flight:,} rows in flight")
     if status.eta is not None and done.ok + done.rejected < status.rows:
         parts.append(f"ETA {_duration(status.eta)}")
     return ", ".join(parts)

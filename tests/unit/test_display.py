@@ -69,6 +69,8 @@ def test_rows_that_the_merger_will_drop_are_told_as_they_come():
 def test_where_no_completion_has_ended_yet_the_rows_at_work_are_told():
     status = replace(STATUS, done=Progress(), engines_ready=4, rows_in_flight=2048, tokens_per_second=0.0, eta=None)
     assert describe(status) == "0/1,000 rows, shards 12/50, engines 4/4, 2,048 rows in flight"
+    ended = replace(status, done=Progress(ok=1000), shards_done=50, rows_in_flight=0)
+    assert describe(ended) == "1,000/1,000 rows, shards 50/50, engines 4/4", "scores have no tokens"
 
 
 def test_plain_lines_where_the_output_is_no_terminal():
