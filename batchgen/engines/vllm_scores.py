@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,10 +47,8 @@ class VllmScorer(VllmEngine):
             raise EngineStartError(_refusal(self.spec.path, "it gives several"), True)
 
     def _parameters(self, request: Request) -> Any:
-        from vllm import PoolingParams
-
         # A score as it is: an activation would squeeze those of good answers together, below 1.
-        return PoolingParams(task=_TASK, use_activation=False)
+        return _pooling_params()(task=_TASK, use_activation=False)
 
     def _outputs(self, llm: Any, prompt: Any, params: Any, request: Request) -> Any:
         return llm.encode(prompt, params, request.key, lora_request=self._lora, priority=request.priority)
@@ -62,6 +61,14 @@ class VllmScorer(VllmEngine):
     def _completion(self, request: Request, answer: Any) -> Completion:
         score = answer.scores[0] if len(answer.scores) == 1 else None
         return Completion("", "stop", len(request.token_ids), 0, score=score)
+
+
+@cache
+def _pooling_params() -> Any:
+    """vLLM's class, which is not looked up for every request."""
+    from vllm import PoolingParams
+
+    return PoolingParams
 
 
 def _refusal(path: str, why: str) -> str:
