@@ -153,15 +153,16 @@ class Display:
         """Takes a status, about once a second."""
         for note in status.notes:
             self._console.print(f"  {note}", style="yellow", highlight=False, markup=False)
+        if not (status.engines or status.merge):
+            return  # no engine is wanted yet, or any more
+        elapsed = f"[{_duration(time.monotonic() - self._started)}]"
+        self._bar.update(self._row, total=status.rows, completed=status.done.ok + status.done.rejected)
         if status.merge:
             self._print_last()
-            self._shown(f"[{_duration(time.monotonic() - self._started)}] {_merging(status)}")
-        if not status.engines:
-            return  # no engine is wanted yet, or any more
-        self._last = f"[{_duration(time.monotonic() - self._started)}] {describe(status)}"
-        done = status.done.ok + status.done.rejected
-        self._bar.update(self._row, total=status.rows, completed=done)
-        self._shown(self._last)
+            self._shown(f"{elapsed} {_merging(status)}")
+        else:
+            self._last = f"{elapsed} {describe(status)}"
+            self._shown(self._last)
 
     def _shown(self, line: str) -> None:
         from rich.console import Group

@@ -92,6 +92,14 @@ def test_what_is_shown_of_a_merge_comes_after_the_rows(monkeypatch: pytest.Monke
         ]
 
 
+def test_of_a_run_that_was_done_already_the_merge_is_shown_with_its_rows():
+    out = io.StringIO()
+    with Display(Console(file=out, width=120, force_terminal=True)) as display:
+        display.show(MERGING)
+    assert "64/64" in out.getvalue()
+    assert "merge: 32 of 64 rows compared" in out.getvalue()
+
+
 def test_a_script_is_told_of_a_merge_now_and_then(capsys: pytest.CaptureFixture[str]):
     for every in (0.0, 60.0):
         watch = show_progress(every)
