@@ -34,9 +34,6 @@ EACH_ALONE = {"tests/faults/test_kill.py"}
 BEGUN_FIRST = (
     "tests/faults/test_kill_vllm.py",
     "tests/cluster/test_nodes.py",
-    "tests/contract/test_distilabel.py",
-    "tests/engine/test_hub.py",
-    "tests/faults/test_random_kills.py",
     "tests/engine/test_two_engines.py",
     "tests/cluster/test_autoscaling.py",
 )
